@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "base/budget.h"
+#include "base/checked.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+// Lies directly before every block; what was asked from the system and how to return it.
+struct header {
+    void *base;
+    uint64_t bytes; // taken from the budget and from the system, header included
+    uint64_t mapped;
+};
+
+enum { SMALL_ALIGN = 64, PAGE_ALIGN = 4096, MAP_FROM = 64 * 1024 };
+
+void budget_init(struct budget *budget, uint64_t limit_bytes)
+{
+    budget->limit = limit_bytes;
+    atomic_init(&budget->used, 0);
+    atomic_init(&budget->peak, 0);
+}
+
+int budget_take(struct budget *budget, uint64_t bytes, const char *what, struct inst_msg *msg)
+{
+    uint64_t used = atomic_load(&budget->used), next;
+    do {
+        if (!checked_add(used, bytes, &next) || next > budget->limit)
+            return inst_fail(msg, INST_ENOMEM,
+                             "%s needs %llu bytes, but only %llu of the memory budget of %llu "
+                             "are left",
+                             what, (unsigned long long)bytes,
+                             (unsigned long long)(budget->limit - min_u64(used, budget->limit)),
+                             (unsigned long long)budget->limit);
+    } while (!atomic_compare_exchange_weak(&budget->used, &used, next));
+    uint64_t peak = atomic_load(&budget->peak);
+    while (peak < next && !atomic_compare_exchange_weak(&budget->peak, &peak, next))
+        ;
+    return 0;
+}
+
+void budget_give(struct budget *budget, uint64_t bytes)
+{
+    atomic_fetch_sub(&budget->used, bytes);
+}
+
+static void *alloc_aligned(struct budget *budget, uint64_t bytes, size_t align, const char *what,
+                           struct inst_msg *msg)
+{
+    uint64_t total;
+    if (!checked_add(bytes, align + sizeof(struct header), &total) || total > PTRDIFF_MAX) {
+        inst_fail(msg, INST_ENOMEM, "%s needs %llu bytes, more than can be addressed", what,
+                  (unsigned long long)bytes);
+        return NULL;
+    }
+    if (budget_take(budget, total, what, msg))
+        return NULL;
+    bool mapped = total >= MAP_FROM;
+    void *base = mapped
+                     ? mmap(NULL, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+                     : calloc(1, total);
+    if (!base || base == MAP_FAILED) {
+        budget_give(budget, total);
+        inst_fail(msg, INST_ENOMEM, "%s: the system refused %llu bytes", what,
+                  (unsigned long long)total);
+        return NULL;
+    }
+    uintptr_t user =
+        ((uintptr_t)base + sizeof(struct header) + align - 1) & ~(uintptr_t)(align - 1);
+    struct header *header = (struct header *)user - 1;
+    *header = (struct header){.base = base, .bytes = total, .mapped = mapped};
+    return (void *)user;
+}
+
+void *budget_alloc(struct budget *budget, uint64_t count, uint64_t size, const char *what,
+                   struct inst_msg *msg)
+{
+    uint64_t bytes;
+    if (!checked_mul(count, size, &bytes)) {
+        inst_fail(msg, INST_ENOMEM, "%s: the size of %llu x %llu bytes overflows", what,
+                  (unsigned long long)count, (unsigned long long)size);
+        return NULL;
+    }
+    return alloc_aligned(budget, bytes, bytes >= MAP_FROM ? PAGE_ALIGN : SMALL_ALIGN, what, msg);
+}
+
+void *budget_alloc_pages(struct budget *budget, uint64_t bytes, const char *what,
+                         struct inst_msg *msg)
+{
+    return alloc_aligned(budget, bytes, PAGE_ALIGN, what, msg);
+}
+
+void budget_free(struct budget *budget, void *p)
+{
+    if (!p)
+        return;
+    struct header header = *((struct header *)p - 1);
+    if (header.mapped)
+        munmap(header.base, header.bytes);
+    else
+        free(header.base);
+    budget_give(budget, header.bytes);
+}

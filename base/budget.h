@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+// The memory budget: every sizeable allocation asks here first, so that an engine stays inside
+// --memory and a refusal is an error message instead of an OOM kill. Large pieces are mapped
+// directly, so freeing them gives the memory back to the system. Thread-safe.
+#ifndef INST_BASE_BUDGET_H
+#define INST_BASE_BUDGET_H
+
+#include "base/status.h"
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct budget {
+    uint64_t limit; // bytes
+    _Atomic uint64_t used, peak;
+};
+
+void budget_init(struct budget *budget, uint64_t limit_bytes);
+
+// Accounts for memory that somebody else allocates (stacks, a library's buffers).
+int budget_take(struct budget *budget, uint64_t bytes, const char *what, struct inst_msg *msg);
+void budget_give(struct budget *budget, uint64_t bytes);
+
+// count * size bytes, zeroed, aligned to at least 64 (to 4096 from 64 KiB on, as direct I/O wants).
+// NULL with *msg filled (code INST_ENOMEM) when the budget or the system refuses. `what` names the
+// thing for the message.
+void *budget_alloc(struct budget *budget, uint64_t count, uint64_t size, const char *what,
+                   struct inst_msg *msg);
+// The same with 4096-byte alignment whatever the size.
+void *budget_alloc_pages(struct budget *budget, uint64_t bytes, const char *what,
+                         struct inst_msg *msg);
+void budget_free(struct budget *budget, void *p); // NULL is fine
+
+#endif

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "base/budget.h"
+#include "base/checked.h"
+#include "base/le.h"
+#include "base/status.h"
+
+#include <stdarg.h>
+#include <setjmp.h>
+#include <stddef.h>
+#include <cmocka.h>
+#include <string.h>
+
+static void test_status(void **state)
+{
+    (void)state;
+    struct inst_msg msg = {0};
+    assert_int_equal(inst_fail(&msg, INST_EIO, "file %s at %d", "a", 7), INST_EIO);
+    assert_string_equal(msg.text, "file a at 7");
+    inst_fail(&msg, INST_EINVAL, "a later failure"); // the first failure is the cause
+    assert_string_equal(msg.text, "file a at 7");
+    assert_int_equal(inst_fail(NULL, INST_ENOMEM, "nobody listens"), INST_ENOMEM);
+    assert_string_equal(inst_status_text(0), "success");
+    assert_string_equal(inst_status_text(-12345), "unknown status");
+#define CHECK(name, number, text, nvme)                                                            \
+    assert_int_equal(inst_status_from_nvme(inst_status_to_nvme(name)), name);                      \
+    assert_string_equal(inst_status_text(name), text);
+    INST_STATUS_MAP(CHECK)
+#undef CHECK
+    assert_int_equal(inst_status_from_nvme(0x123), INST_EINTERNAL);
+}
+
+static void test_checked(void **state)
+{
+    (void)state;
+    uint64_t r = 5;
+    assert_false(checked_add(UINT64_MAX, 1, &r));
+    assert_int_equal(r, 5);
+    assert_true(checked_add(UINT64_MAX - 1, 1, &r));
+    assert_true(r == UINT64_MAX);
+    assert_false(checked_mul(1ull << 32, 1ull << 32, &r));
+    assert_true(checked_mul(1ull << 32, (1ull << 32) - 1, &r));
+    assert_false(checked_round_up(UINT64_MAX - 3, 64, &r));
+    assert_true(checked_round_up(65, 64, &r));
+    assert_int_equal(r, 128);
+    assert_int_equal(div_round_up(0, 7), 0);
+    assert_true(div_round_up(UINT64_MAX, 2) == 1ull << 63);
+}
+
+static void test_little_endian(void **state)
+{
+    (void)state;
+    uint8_t b[16] = {0};
+    le_put64(b + 1, 0x0102030405060708u);
+    assert_int_equal(b[1], 8);
+    assert_int_equal(b[8], 1);
+    assert_true(le_get64(b + 1) == 0x0102030405060708u);
+    assert_int_equal(le_get32(b + 1), 0x05060708);
+    assert_int_equal(le_get16(b + 2), 0x0607);
+}
+
+static void test_budget(void **state)
+{
+    (void)state;
+    struct budget budget;
+    struct inst_msg msg = {0};
+    budget_init(&budget, 1 << 20);
+    uint8_t *small = budget_alloc(&budget, 10, 100, "small", &msg);
+    uint8_t *large = budget_alloc(&budget, 1, 500000, "large", &msg);
+    assert_non_null(small);
+    assert_non_null(large);
+    assert_int_equal((uintptr_t)small % 64, 0);
+    assert_int_equal((uintptr_t)large % 4096, 0);
+    for (int i = 0; i < 1000; i++)
+        assert_int_equal(small[i], 0);
+    large[499999] = 1;
+    assert_null(budget_alloc(&budget, 1, 600000, "the third thing", &msg));
+    assert_non_null(strstr(msg.text, "the third thing needs"));
+    msg.text[0] = 0;
+    assert_null(budget_alloc(&budget, UINT64_MAX / 2, 3, "an overflow", &msg));
+    assert_non_null(strstr(msg.text, "overflows"));
+    assert_null(budget_alloc(&budget, UINT64_MAX, 1, "an overflow", NULL));
+    uint64_t used = budget.used;
+    budget_free(&budget, large);
+    budget_free(&budget, NULL);
+    assert_true(budget.used < used - 500000 + 8192);
+    assert_true(budget.peak == used);
+    void *page = budget_alloc_pages(&budget, 100, "a page", NULL);
+    assert_int_equal((uintptr_t)page % 4096, 0);
+    budget_free(&budget, page);
+    budget_free(&budget, small);
+    assert_int_equal(budget.used, 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_status),
+        cmocka_unit_test(test_checked),
+        cmocka_unit_test(test_little_endian),
+        cmocka_unit_test(test_budget),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
