@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+// The AVX2 set (with FMA and F16C): vector operations here, algorithms in body.h. A 16-lane
+// accumulator is two registers.
+#include "kernels/sets.h"
+
+#include <immintrin.h>
+
+#define SET_TABLE kernels_avx2
+#define SET_NAME  "avx2"
+#define OP        static inline __attribute__((always_inline))
+
+typedef __m256 vn;
+enum {
+    VN = 8,
+    // Blocking: 16 registers.
+    PANEL_MR = 3,
+    PANEL_NR = 2,
+    PV_ACC = 8,
+};
+#define DIRECT_JR(mr) ((mr) == 1 ? 4 : (mr) == 2 ? 2 : 1)
+
+typedef struct {
+    vn p[2];
+} v16;
+
+OP vn vn_set1(float x)
+{
+    return _mm256_set1_ps(x);
+}
+OP vn vn_load(const void *p)
+{
+    return _mm256_loadu_ps(p);
+}
+OP void vn_store(float *p, vn v)
+{
+    _mm256_storeu_ps(p, v);
+}
+OP vn vn_fma(vn a, vn b, vn c)
+{
+    return _mm256_fmadd_ps(a, b, c);
+}
+OP vn vn_add(vn a, vn b)
+{
+    return _mm256_add_ps(a, b);
+}
+OP vn vn_sub(vn a, vn b)
+{
+    return _mm256_sub_ps(a, b);
+}
+OP vn vn_mul(vn a, vn b)
+{
+    return _mm256_mul_ps(a, b);
+}
+OP vn vn_div(vn a, vn b)
+{
+    return _mm256_div_ps(a, b);
+}
+// a > b ? a : b
+OP vn vn_max(vn a, vn b)
+{
+    return _mm256_max_ps(a, b);
+}
+// a < b ? yes : no
+OP vn vn_if_less(vn a, vn b, vn yes, vn no)
+{
+    return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
+// 2^n of the n in the low bits of t.
+OP vn vn_exp2_low_bits(vn t)
+{
+    __m256i n = _mm256_add_epi32(_mm256_castps_si256(t), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(n, 23));
+}
+OP vn vn_f16(const void *p)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128(p));
+}
+OP vn vn_f16_set1(uint16_t h)
+{
+    return _mm256_cvtph_ps(_mm_set1_epi16((short)h));
+}
+OP vn vn_bf16(const void *p)
+{
+    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+OP vn vn_i8(const void *p)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p)));
+}
+OP void vn_to_f16(uint16_t *p, vn v)
+{
+    _mm_storeu_si128((void *)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+// Splits 2 * VN interleaved floats.
+OP void vn_load2(const float *p, vn *even, vn *odd)
+{
+    vn a = vn_load(p), b = vn_load(p + VN);
+    __m256d e = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88));
+    __m256d o = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0xdd));
+    *even = _mm256_castpd_ps(_mm256_permute4x64_pd(e, 0xd8));
+    *odd = _mm256_castpd_ps(_mm256_permute4x64_pd(o, 0xd8));
+}
+OP void vn_store2(float *p, vn even, vn odd)
+{
+    vn lo = _mm256_unpacklo_ps(even, odd), hi = _mm256_unpackhi_ps(even, odd);
+    vn_store(p, _mm256_permute2f128_ps(lo, hi, 0x20));
+    vn_store(p + VN, _mm256_permute2f128_ps(lo, hi, 0x31));
+}
+
+// The first two levels of the tree for two accumulators: four lanes of a, four of b. A blend and a
+// shuffle: which of two summands comes first does not change a sum.
+OP vn fold4(const v16 *a, const v16 *b)
+{
+    vn s = vn_add(a->p[0], a->p[1]), t = vn_add(b->p[0], b->p[1]);
+    return vn_add(_mm256_blend_ps(s, t, 0xf0), _mm256_permute2f128_ps(s, t, 0x21));
+}
+OP vn fold2(vn s, vn t)
+{
+    return vn_add(_mm256_blend_ps(s, t, 0xcc), _mm256_shuffle_ps(s, t, 0x4e));
+}
+// Lane i of the result is the tree sum of acc[i]: all trees at once, transposing on the way.
+OP vn vn_reduce(const v16 *acc)
+{
+    vn s = fold2(fold4(acc, acc + 4), fold4(acc + 1, acc + 5));
+    vn t = fold2(fold4(acc + 2, acc + 6), fold4(acc + 3, acc + 7));
+    return vn_add(_mm256_shuffle_ps(s, t, 0x88), _mm256_shuffle_ps(s, t, 0xdd));
+}
+
+// The tree sum of one accumulator.
+OP float v16_sum(v16 acc)
+{
+    vn s = fold4(&acc, &acc);
+    s = fold2(s, s);
+    return _mm256_cvtss_f32(vn_add(s, _mm256_shuffle_ps(s, s, 0xb1)));
+}
+// The greatest lane; no lane is NaN.
+OP float vn_greatest(vn v)
+{
+    v = vn_max(v, _mm256_permute2f128_ps(v, v, 0x01));
+    v = vn_max(v, _mm256_shuffle_ps(v, v, 0x4e));
+    return _mm256_cvtss_f32(vn_max(v, _mm256_shuffle_ps(v, v, 0xb1)));
+}
+
+#include "kernels/body.h"

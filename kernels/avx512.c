@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+// The AVX-512 set (F, BW, VL, DQ): vector operations here, algorithms in body.h.
+#include "kernels/sets.h"
+
+#include <immintrin.h>
+
+#define SET_TABLE kernels_avx512
+#define SET_NAME  "avx512"
+#define PANEL_MR_IS_4 1
+#define OP        static inline __attribute__((always_inline))
+
+typedef __m512 vn;
+enum {
+    VN = 16,
+    // Blocking, in accumulators of 32 registers.
+    PANEL_MR = 4,
+    PANEL_NR = 6,
+    PV_ACC = 16,
+};
+#define DIRECT_JR(mr) ((mr) == 1 ? 8 : 4)
+
+typedef struct {
+    vn p[1];
+} v16;
+
+OP vn vn_set1(float x)
+{
+    return _mm512_set1_ps(x);
+}
+OP vn vn_load(const void *p)
+{
+    return _mm512_loadu_ps(p);
+}
+OP void vn_store(float *p, vn v)
+{
+    _mm512_storeu_ps(p, v);
+}
+OP vn vn_fma(vn a, vn b, vn c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+OP vn vn_add(vn a, vn b)
+{
+    return _mm512_add_ps(a, b);
+}
+OP vn vn_sub(vn a, vn b)
+{
+    return _mm512_sub_ps(a, b);
+}
+OP vn vn_mul(vn a, vn b)
+{
+    return _mm512_mul_ps(a, b);
+}
+OP vn vn_div(vn a, vn b)
+{
+    return _mm512_div_ps(a, b);
+}
+// a > b ? a : b
+OP vn vn_max(vn a, vn b)
+{
+    return _mm512_max_ps(a, b);
+}
+// a < b ? yes : no
+OP vn vn_if_less(vn a, vn b, vn yes, vn no)
+{
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes);
+}
+// 2^n of the n in the low bits of t.
+OP vn vn_exp2_low_bits(vn t)
+{
+    __m512i n = _mm512_add_epi32(_mm512_castps_si512(t), _mm512_set1_epi32(127));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(n, 23));
+}
+OP vn vn_f16(const void *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256(p));
+}
+OP vn vn_f16_set1(uint16_t h)
+{
+    return _mm512_cvtph_ps(_mm256_set1_epi16((short)h));
+}
+OP vn vn_bf16(const void *p)
+{
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+OP vn vn_i8(const void *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p)));
+}
+OP void vn_to_f16(uint16_t *p, vn v)
+{
+    _mm256_storeu_si256((void *)p,
+                        _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+// Splits 2 * VN interleaved floats.
+OP void vn_load2(const float *p, vn *even, vn *odd)
+{
+    const __m512i index =
+        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    vn a = vn_load(p), b = vn_load(p + VN);
+    *even = _mm512_permutex2var_ps(a, index, b);
+    *odd = _mm512_permutex2var_ps(a, _mm512_add_epi32(index, _mm512_set1_epi32(1)), b);
+}
+OP void vn_store2(float *p, vn even, vn odd)
+{
+    const __m512i index =
+        _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    vn_store(p, _mm512_permutex2var_ps(even, index, odd));
+    vn_store(p + VN,
+             _mm512_permutex2var_ps(even, _mm512_add_epi32(index, _mm512_set1_epi32(8)), odd));
+}
+
+// Tree levels of several accumulators at once. Each takes half of its pairs from a blend and half
+// from a shuffle; which of two summands comes first does not change a sum.
+// Lanes i + i + 8 of a in the low half, of b in the high half.
+OP vn fold8(vn a, vn b)
+{
+    return vn_add(_mm512_mask_blend_ps(0xff00, a, b), _mm512_shuffle_f32x4(a, b, 0x4e));
+}
+// Of [a | b] and [c | d]: quarters of a, c, b, d.
+OP vn fold4(vn ab, vn cd)
+{
+    const __m512i index =
+        _mm512_setr_epi32(4, 5, 6, 7, 16, 17, 18, 19, 12, 13, 14, 15, 24, 25, 26, 27);
+    return vn_add(_mm512_mask_blend_ps(0xf0f0, ab, cd), _mm512_permutex2var_ps(ab, index, cd));
+}
+OP vn fold2(vn s, vn t)
+{
+    return vn_add(_mm512_mask_blend_ps(0xcccc, s, t), _mm512_shuffle_ps(s, t, 0x4e));
+}
+OP vn fold1(vn s, vn t)
+{
+    return vn_add(_mm512_shuffle_ps(s, t, 0x88), _mm512_shuffle_ps(s, t, 0xdd));
+}
+// Lane i of the result is the tree sum of acc[i]: all trees at once, transposing on the way.
+OP vn vn_reduce(const v16 *acc)
+{
+    vn s[4];
+    for (int i = 0; i < 4; i++)
+        s[i] = fold4(fold8(acc[i].p[0], acc[i + 8].p[0]), fold8(acc[i + 4].p[0], acc[i + 12].p[0]));
+    return fold1(fold2(s[0], s[1]), fold2(s[2], s[3]));
+}
+// The tree sum of one accumulator.
+OP float v16_sum(v16 acc)
+{
+    vn s = fold8(acc.p[0], acc.p[0]);
+    s = vn_add(s, _mm512_shuffle_f32x4(s, s, 0xb1));
+    s = vn_add(s, _mm512_shuffle_ps(s, s, 0x4e));
+    return _mm512_cvtss_f32(vn_add(s, _mm512_shuffle_ps(s, s, 0xb1)));
+}
+// The greatest lane; no lane is NaN.
+OP float vn_greatest(vn v)
+{
+    return _mm512_reduce_max_ps(v);
+}
+
+#include "kernels/body.h"

@@ -1,0 +1,774 @@
+// SPDX-License-Identifier: Apache-2.0
+// The algorithms of a kernel set, once for all instruction sets. The file that includes this one
+// has defined vn (a register of VN floats), v16 (the 16 lanes of an accumulator as registers), the
+// vn_* operations, its blocking constants and the name of its table.
+//
+// Why bits are equal everywhere: an output's value is a chain of fused operations per lane and one
+// tree, both fixed by kernels.h. Blocking only chooses which outputs are in registers together; no
+// chain is ever split, reordered or shared.
+//
+// Padding: a chain is left alone by fma(+0, -0, lane), whatever the lane holds (a product of -0
+// changes neither zero), so short vectors are filled up with +0 on one side and -0 on the other.
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum {
+    PARTS = KERNEL_LANES / VN,
+    // From this many rows of x on, dequantising weights to a panel pays.
+    PANEL_MIN_ROWS = 7,
+    // From this many queries on, converting the tile to fp32 first pays.
+    TILE_MIN_QUERIES = 9,
+    // Queries whose scores are held at once.
+    QUERY_BLOCK = 32,
+    // Queries that share one pass over V.
+    PV_QUERIES = 4,
+};
+
+static inline vn vn_load_part(const float *p, size_t n, float fill)
+{
+    float t[VN];
+    for (size_t i = 0; i < VN; i++)
+        t[i] = i < n ? p[i] : fill;
+    return vn_load(t);
+}
+
+static inline void vn_store_part(float *p, vn v, size_t n)
+{
+    float t[VN];
+    vn_store(t, v);
+    memcpy(p, t, n * sizeof t[0]);
+}
+
+INLINE v16 v16_zero(void)
+{
+    v16 v;
+    for (int p = 0; p < PARTS; p++)
+        v.p[p] = vn_set1(0);
+    return v;
+}
+
+// kernel_exp of each lane.
+INLINE vn vn_exp(vn x)
+{
+    vn t = vn_fma(x, vn_set1(EXP_LOG2E), vn_set1(EXP_ROUND));
+    vn n = vn_sub(t, vn_set1(EXP_ROUND));
+    vn r = vn_fma(n, vn_set1(-EXP_LN2_HI), x);
+    r = vn_fma(n, vn_set1(-EXP_LN2_LO), r);
+    vn p = vn_fma(vn_set1(EXP_C6), r, vn_set1(EXP_C5));
+    p = vn_fma(p, r, vn_set1(EXP_C4));
+    p = vn_fma(p, r, vn_set1(EXP_C3));
+    p = vn_fma(p, r, vn_set1(EXP_C2));
+    p = vn_fma(p, r, vn_set1(1.0f));
+    p = vn_fma(p, r, vn_set1(1.0f));
+    p = vn_mul(p, vn_exp2_low_bits(t));
+    p = vn_if_less(x, vn_set1(EXP_MIN), vn_set1(0), p);
+    return vn_if_less(vn_set1(EXP_MAX), x, vn_set1(INFINITY), p);
+}
+
+// ---- stored types ----------------------------------------------------------------------------
+
+// Bytes of 32 elements.
+INLINE size_t bytes_of_32(uint32_t type)
+{
+    return type == TENSOR_F32 ? 128 : type == TENSOR_Q8_0 ? 34 : 64;
+}
+
+// VN weights at element `sub` (< 32) of the 32 elements at p.
+INLINE vn weight_vn(uint32_t type, const uint8_t *p, size_t sub)
+{
+    if (type == TENSOR_F32)
+        return vn_load(p + 4 * sub);
+    if (type == TENSOR_F16)
+        return vn_f16(p + 2 * sub);
+    if (type == TENSOR_BF16)
+        return vn_bf16(p + 2 * sub);
+    uint16_t scale;
+    memcpy(&scale, p, sizeof scale);
+    return vn_mul(vn_f16_set1(scale), vn_i8(p + 2 + sub)); // exact
+}
+
+// Copies the last n < 16 elements of a row to 16 elements filled up with -0.
+INLINE void weight_tail(uint32_t type, const uint8_t *p, size_t n, uint8_t *out)
+{
+    if (type == TENSOR_F32) {
+        for (int i = 0; i < KERNEL_LANES; i++)
+            memcpy(out + 4 * i, &(float){-0.0f}, 4);
+        memcpy(out, p, 4 * n);
+    } else {
+        for (int i = 0; i < KERNEL_LANES; i++)
+            memcpy(out + 2 * i, &(uint16_t){0x8000}, 2);
+        memcpy(out, p, 2 * n);
+    }
+}
+
+// Calls code(v) style loops need the same walk over a row everywhere: whole 32s, a 16, a tail.
+// Writes the row, filled up with -0 to a multiple of 16, as vectors of 16 floats `stride` apart.
+INLINE void expand_row(uint32_t type, const uint8_t *row, size_t cols, float *out, size_t stride)
+{
+    size_t c = 0;
+    for (; c + 32 <= cols; c += 32, row += bytes_of_32(type), out += 2 * stride) {
+        for (size_t p = 0; p < PARTS; p++)
+            vn_store(out + p * VN, weight_vn(type, row, p * VN));
+        for (size_t p = 0; p < PARTS; p++)
+            vn_store(out + stride + p * VN, weight_vn(type, row, 16 + p * VN));
+    }
+    uint8_t tail[4 * KERNEL_LANES];
+    for (size_t sub = 0; c < cols; c += KERNEL_LANES, sub += KERNEL_LANES, out += stride) {
+        const uint8_t *from = row;
+        size_t at = sub;
+        if (cols - c < KERNEL_LANES) {
+            weight_tail(type, row + bytes_of_32(type) / 32 * sub, cols - c, tail);
+            from = tail;
+            at = 0;
+        }
+        for (size_t p = 0; p < PARTS; p++)
+            vn_store(out + p * VN, weight_vn(type, from, at + p * VN));
+    }
+}
+
+static void expand_any(uint32_t type, const uint8_t *row, size_t cols, float *out, size_t stride)
+{
+    switch (type) {
+    case TENSOR_F32:
+        expand_row(TENSOR_F32, row, cols, out, stride);
+        break;
+    case TENSOR_F16:
+        expand_row(TENSOR_F16, row, cols, out, stride);
+        break;
+    case TENSOR_BF16:
+        expand_row(TENSOR_BF16, row, cols, out, stride);
+        break;
+    case TENSOR_Q8_0:
+        expand_row(TENSOR_Q8_0, row, cols, out, stride);
+        break;
+    default: // the loader refuses other types; NaN shows a hole in that
+        for (size_t c = 0; c < cols; c += KERNEL_LANES, out += stride)
+            for (size_t i = 0; i < KERNEL_LANES; i++)
+                out[i] = NAN;
+        break;
+    }
+}
+
+static const uint8_t *weight_at(const struct weight *w, uint64_t row)
+{
+    return (const uint8_t *)w->data + row * w->row_bytes;
+}
+
+static void set_weight_row(const struct weight *w, uint64_t row, float *out)
+{
+    size_t whole = (size_t)w->cols / 32 * 32, rest = (size_t)w->cols - whole;
+    const uint8_t *data = weight_at(w, row);
+    float tail[32];
+    expand_any(w->type, data, whole, out, KERNEL_LANES);
+    expand_any(w->type, data + whole / 32 * bytes_of_32(w->type), rest, tail, KERNEL_LANES);
+    memcpy(out + whole, tail, rest * sizeof tail[0]);
+}
+
+static void set_f16_to_f32(float *out, const uint16_t *in, size_t n)
+{
+    struct weight row = {.data = in, .rows = 1, .cols = n, .row_bytes = 2 * n, .type = TENSOR_F16};
+    set_weight_row(&row, 0, out);
+}
+
+static void set_f32_to_f16(uint16_t *out, const float *in, size_t n)
+{
+    size_t i = 0;
+    for (; i + VN <= n; i += VN)
+        vn_to_f16(out + i, vn_load(in + i));
+    uint16_t tail[VN];
+    vn_to_f16(tail, vn_load_part(in + i, n - i, 0));
+    memcpy(out + i, tail, (n - i) * sizeof tail[0]);
+}
+
+// ---- one vector ------------------------------------------------------------------------------
+
+static float set_dot(const float *a, const float *b, size_t n)
+{
+    v16 acc = v16_zero();
+    size_t i = 0;
+    for (; i + KERNEL_LANES <= n; i += KERNEL_LANES)
+        for (int p = 0; p < PARTS; p++)
+            acc.p[p] = vn_fma(vn_load(a + i + p * VN), vn_load(b + i + p * VN), acc.p[p]);
+    for (int p = 0; p < PARTS && i < n; p++, i += VN)
+        acc.p[p] = vn_fma(vn_load_part(a + i, n - i, 0), vn_load_part(b + i, n - i, -0.0f),
+                          acc.p[p]);
+    return v16_sum(acc);
+}
+
+static float set_sum(const float *a, size_t n)
+{
+    v16 acc = v16_zero();
+    size_t i = 0;
+    for (; i + KERNEL_LANES <= n; i += KERNEL_LANES)
+        for (int p = 0; p < PARTS; p++)
+            acc.p[p] = vn_add(acc.p[p], vn_load(a + i + p * VN));
+    for (int p = 0; p < PARTS && i < n; p++, i += VN)
+        acc.p[p] = vn_add(acc.p[p], vn_load_part(a + i, n - i, -0.0f));
+    return v16_sum(acc);
+}
+
+static float set_max(const float *a, size_t n)
+{
+    vn m = vn_set1(-INFINITY);
+    size_t i = 0;
+    for (; i + VN <= n; i += VN)
+        m = vn_max(vn_load(a + i), m);
+    if (i < n)
+        m = vn_max(vn_load_part(a + i, n - i, -INFINITY), m);
+    return vn_greatest(m) + 0.0f; // a zero is positive whatever the order
+}
+
+static void set_rms_norm(float *out, const float *x, const float *weight, size_t n, float eps)
+{
+    float scale = 1.0f / sqrtf(set_dot(x, x, n) / (float)n + eps);
+    vn r = vn_set1(scale);
+    size_t i = 0;
+    for (; i + VN <= n; i += VN)
+        vn_store(out + i, vn_mul(vn_mul(vn_load(x + i), r), vn_load(weight + i)));
+    for (; i < n; i++)
+        out[i] = x[i] * scale * weight[i];
+}
+
+INLINE vn silu_mul(vn gate, vn up)
+{
+    // -1 * x, not 0 - x: the sign of a zero must come out as the reference's.
+    vn e = vn_exp(vn_mul(gate, vn_set1(-1.0f)));
+    return vn_mul(vn_div(gate, vn_add(vn_set1(1.0f), e)), up);
+}
+
+static void set_silu_mul(float *gate, const float *up, size_t n)
+{
+    size_t i = 0;
+    for (; i + VN <= n; i += VN)
+        vn_store(gate + i, silu_mul(vn_load(gate + i), vn_load(up + i)));
+    if (i < n)
+        vn_store_part(gate + i,
+                      silu_mul(vn_load_part(gate + i, n - i, 0), vn_load_part(up + i, n - i, 0)),
+                      n - i);
+}
+
+static void set_add(float *x, const float *y, size_t n)
+{
+    size_t i = 0;
+    for (; i + VN <= n; i += VN)
+        vn_store(x + i, vn_add(vn_load(x + i), vn_load(y + i)));
+    for (; i < n; i++)
+        x[i] += y[i];
+}
+
+static void set_rope(float *x, const float *cos_sin, size_t n)
+{
+    const float *cosine = cos_sin, *sine = cos_sin + n / 2;
+    size_t i = 0;
+    for (; i + VN <= n / 2; i += VN) {
+        vn a, b, c = vn_load(cosine + i), s = vn_load(sine + i);
+        vn_load2(x + 2 * i, &a, &b);
+        vn minus_bs = vn_mul(vn_mul(b, s), vn_set1(-1.0f));
+        vn_store2(x + 2 * i, vn_fma(a, c, minus_bs), vn_fma(a, s, vn_mul(b, c)));
+    }
+    for (; i < n / 2; i++) {
+        float a = x[2 * i], b = x[2 * i + 1];
+        x[2 * i] = fmaf(a, cosine[i], -(b * sine[i]));
+        x[2 * i + 1] = fmaf(a, sine[i], b * cosine[i]);
+    }
+}
+
+// ---- products: outputs [mr][jr] in registers -------------------------------------------------
+
+// Tree sums of n accumulators to out, which has room for n rounded up to VN.
+INLINE void reduce_all(const v16 *acc, const size_t n, float *out)
+{
+    for (size_t g = 0; g < n; g += VN) {
+        v16 group[VN];
+        for (size_t i = 0; i < VN; i++)
+            group[i] = acc[g + i < n ? g + i : n - 1];
+        vn_store(out + g, vn_reduce(group));
+    }
+}
+
+// One step of 16 elements: weights straight from their stored type.
+INLINE void direct_step(uint32_t type, const size_t mr, const size_t jr, const uint8_t *const *row,
+                        size_t at, size_t sub, const float *x, size_t x_stride, v16 *acc)
+{
+#pragma GCC unroll 4
+    for (size_t p = 0; p < PARTS; p++) {
+        vn a[4];
+#pragma GCC unroll 4
+        for (size_t i = 0; i < mr; i++)
+            a[i] = vn_load(x + i * x_stride + p * VN);
+#pragma GCC unroll 16
+        for (size_t j = 0; j < jr; j++) {
+            vn b = weight_vn(type, row[j] + at, sub + p * VN);
+#pragma GCC unroll 4
+            for (size_t i = 0; i < mr; i++)
+                acc[i * jr + j].p[p] = vn_fma(a[i], b, acc[i * jr + j].p[p]);
+        }
+    }
+}
+
+// out[i * jr + j] = dot16(x row i, weight row j); out has room for mr * jr rounded up to VN.
+INLINE void direct_block(uint32_t type, const size_t mr, const size_t jr, const uint8_t *const *row,
+                         size_t cols, const float *x, size_t x_stride, float *out)
+{
+    v16 acc[16];
+#pragma GCC unroll 16
+    for (size_t i = 0; i < mr * jr; i++)
+#pragma GCC unroll 4
+        for (size_t p = 0; p < PARTS; p++)
+            acc[i].p[p] = vn_set1(0);
+    size_t c = 0, at = 0;
+    for (; c + 32 <= cols; c += 32, at += bytes_of_32(type)) {
+        direct_step(type, mr, jr, row, at, 0, x + c, x_stride, acc);
+        direct_step(type, mr, jr, row, at, 16, x + c + 16, x_stride, acc);
+    }
+    size_t sub = 0;
+    if (c + 16 <= cols) {
+        direct_step(type, mr, jr, row, at, 0, x + c, x_stride, acc);
+        c += 16;
+        sub = 16;
+    }
+    if (c < cols) {
+        uint8_t tail[16][4 * KERNEL_LANES];
+        const uint8_t *tail_row[16];
+        float x_tail[4 * KERNEL_LANES] = {0};
+        for (size_t j = 0; j < jr; j++) {
+            weight_tail(type, row[j] + at + bytes_of_32(type) / 32 * sub, cols - c, tail[j]);
+            tail_row[j] = tail[j];
+        }
+        for (size_t i = 0; i < mr; i++)
+            memcpy(x_tail + i * KERNEL_LANES, x + i * x_stride + c, (cols - c) * sizeof x[0]);
+        direct_step(type, mr, jr, tail_row, 0, 0, x_tail, KERNEL_LANES, acc);
+    }
+    reduce_all(acc, mr * jr, out);
+}
+
+// All `count` weight rows from `first` for mr rows of x.
+INLINE void direct_rows(uint32_t type, const size_t mr, const struct weight *w, uint64_t first,
+                        uint64_t count, const float *x, size_t x_stride, float *out,
+                        size_t out_stride)
+{
+    enum { JR_MAX = 16 };
+    const size_t jr = DIRECT_JR(mr);
+    for (uint64_t j = 0; j < count; j += jr) {
+        const uint8_t *row[JR_MAX];
+        size_t n = (size_t)(count - j < jr ? count - j : jr);
+        for (size_t k = 0; k < jr; k++)
+            row[k] = weight_at(w, first + j + (k < n ? k : n - 1));
+        float block[32];
+        direct_block(type, mr, jr, row, (size_t)w->cols, x, x_stride, block);
+        for (size_t i = 0; i < mr; i++) {
+            if (n == jr) // a size the compiler knows: no call
+                memcpy(out + i * out_stride + j, block + i * jr, jr * sizeof out[0]);
+            else
+                memcpy(out + i * out_stride + j, block + i * jr, n * sizeof out[0]);
+        }
+    }
+}
+
+typedef void direct_fn(const struct weight *w, uint64_t first, uint64_t count, const float *x,
+                       size_t x_stride, float *out, size_t out_stride);
+
+#define DIRECT(type, mr)                                                                           \
+    static void direct_##type##_##mr(const struct weight *w, uint64_t first, uint64_t count,       \
+                                     const float *x, size_t x_stride, float *out,                  \
+                                     size_t out_stride)                                            \
+    {                                                                                              \
+        direct_rows(TENSOR_##type, mr, w, first, count, x, x_stride, out, out_stride);             \
+    }
+#define DIRECT_TYPE(type) DIRECT(type, 1) DIRECT(type, 2) DIRECT(type, 3) DIRECT(type, 4)
+#define DIRECT_NAMES(type)                                                                         \
+    {                                                                                              \
+        direct_##type##_1, direct_##type##_2, direct_##type##_3, direct_##type##_4                 \
+    }
+
+DIRECT_TYPE(F32)
+DIRECT_TYPE(F16)
+DIRECT_TYPE(BF16)
+DIRECT_TYPE(Q8_0)
+
+// Few rows of x: every weight is read once per four rows and never stored as fp32.
+static void direct_product(const struct weight *w, uint64_t first, uint64_t count, const float *x,
+                           size_t x_stride, size_t n_rows, float *out, size_t out_stride)
+{
+    static direct_fn *const table[4][4] = {DIRECT_NAMES(F32), DIRECT_NAMES(F16), DIRECT_NAMES(BF16),
+                                           DIRECT_NAMES(Q8_0)};
+    unsigned t = w->type == TENSOR_F32 ? 0 : w->type == TENSOR_F16 ? 1 : w->type == TENSOR_BF16 ? 2 : 3;
+    for (size_t i = 0; i < n_rows; i += 4) {
+        size_t mr = n_rows - i < 4 ? n_rows - i : 4;
+        table[t][mr - 1](w, first, count, x + i * x_stride, x_stride, out + i * out_stride,
+                         out_stride);
+    }
+}
+
+// ---- products from a panel -------------------------------------------------------------------
+// A panel holds weight rows as fp32 in groups of PANEL_NR: [group][step of 16][PANEL_NR][16].
+
+INLINE size_t panel_steps(size_t cols)
+{
+    return (cols + KERNEL_LANES - 1) / KERNEL_LANES;
+}
+
+INLINE void panel_step(const size_t mr, const float *panel, const float *x, size_t x_stride,
+                       v16 *acc)
+{
+#pragma GCC unroll 4
+    for (size_t p = 0; p < PARTS; p++) {
+        vn b[PANEL_NR];
+#pragma GCC unroll 8
+        for (size_t j = 0; j < PANEL_NR; j++)
+            b[j] = vn_load(panel + j * KERNEL_LANES + p * VN);
+#pragma GCC unroll 8
+        for (size_t i = 0; i < mr; i++) {
+            vn a = vn_load(x + i * x_stride + p * VN);
+#pragma GCC unroll 8
+            for (size_t j = 0; j < PANEL_NR; j++)
+                acc[i * PANEL_NR + j].p[p] = vn_fma(a, b[j], acc[i * PANEL_NR + j].p[p]);
+        }
+    }
+}
+
+// mr rows of x times one group, of which n <= PANEL_NR outputs are wanted.
+INLINE void panel_block(const size_t mr, const float *group, size_t cols, const float *x,
+                        size_t x_stride, float *out, size_t out_stride, size_t n)
+{
+    v16 acc[PANEL_MR * PANEL_NR];
+#pragma GCC unroll 32
+    for (size_t i = 0; i < mr * PANEL_NR; i++)
+#pragma GCC unroll 4
+        for (size_t p = 0; p < PARTS; p++)
+            acc[i].p[p] = vn_set1(0);
+    size_t c = 0;
+    for (; c + KERNEL_LANES <= cols; c += KERNEL_LANES)
+        panel_step(mr, group + c * PANEL_NR, x + c, x_stride, acc);
+    if (c < cols) {
+        float tail[PANEL_MR * KERNEL_LANES] = {0};
+        for (size_t i = 0; i < mr; i++)
+            memcpy(tail + i * KERNEL_LANES, x + i * x_stride + c, (cols - c) * sizeof x[0]);
+        panel_step(mr, group + c * PANEL_NR, tail, KERNEL_LANES, acc);
+    }
+    float block[PANEL_MR * PANEL_NR + VN];
+    reduce_all(acc, mr * PANEL_NR, block);
+    for (size_t i = 0; i < mr; i++)
+        for (size_t j = 0; j < n; j++)
+            out[i * out_stride + j] = block[i * PANEL_NR + j];
+}
+
+#define PANEL_ROWS(mr)                                                                             \
+    static void panel_rows_##mr(const float *panel, size_t count, size_t cols, const float *x,     \
+                                size_t x_stride, float *out, size_t out_stride)                    \
+    {                                                                                              \
+        for (size_t j = 0; j < count; j += PANEL_NR)                                               \
+            panel_block(mr, panel + j * panel_steps(cols) * KERNEL_LANES, cols, x, x_stride,       \
+                        out + j, out_stride, count - j < PANEL_NR ? count - j : PANEL_NR);         \
+    }
+PANEL_ROWS(1)
+PANEL_ROWS(2)
+PANEL_ROWS(3)
+#if PANEL_MR_IS_4
+PANEL_ROWS(4)
+#endif
+
+// out[i * out_stride + j] = dot16(x row i, panel row j), j < count.
+static void panel_product(const float *panel, size_t count, size_t cols, const float *x,
+                          size_t x_stride, size_t n_rows, float *out, size_t out_stride)
+{
+    size_t i = 0;
+#if PANEL_MR_IS_4
+    for (; i + 4 <= n_rows; i += 4)
+        panel_rows_4(panel, count, cols, x + i * x_stride, x_stride, out + i * out_stride,
+                     out_stride);
+#endif
+    for (; i + 3 <= n_rows; i += 3)
+        panel_rows_3(panel, count, cols, x + i * x_stride, x_stride, out + i * out_stride,
+                     out_stride);
+    if (i + 2 == n_rows)
+        panel_rows_2(panel, count, cols, x + i * x_stride, x_stride, out + i * out_stride,
+                     out_stride);
+    if (i + 1 == n_rows)
+        panel_rows_1(panel, count, cols, x + i * x_stride, x_stride, out + i * out_stride,
+                     out_stride);
+}
+
+// Fills a panel with rows first to first + count of w; the last group is completed with copies of
+// the last row, so that no output is computed from rubbish.
+static void panel_fill(float *panel, const struct weight *w, uint64_t first, size_t count)
+{
+    size_t cols = (size_t)w->cols, group = panel_steps(cols) * PANEL_NR * KERNEL_LANES;
+    size_t padded = (count + PANEL_NR - 1) / PANEL_NR * PANEL_NR;
+    for (size_t j = 0; j < padded; j++)
+        expand_any(w->type, weight_at(w, first + (j < count ? j : count - 1)), cols,
+                   panel + j / PANEL_NR * group + j % PANEL_NR * KERNEL_LANES,
+                   PANEL_NR * KERNEL_LANES);
+}
+
+static void set_matmul(const struct weight *w, uint64_t first, uint64_t count, const float *x,
+                       size_t x_stride, size_t n_rows, float *out, size_t out_stride, void *scratch)
+{
+    size_t row_bytes = panel_steps((size_t)w->cols) * KERNEL_LANES * sizeof(float);
+    size_t fit = row_bytes ? KERNEL_SCRATCH_BYTES / row_bytes / PANEL_NR * PANEL_NR : 0;
+    if (n_rows < PANEL_MIN_ROWS || !fit) {
+        direct_product(w, first, count, x, x_stride, n_rows, out, out_stride);
+        return;
+    }
+    for (uint64_t j = 0; j < count; j += fit) {
+        size_t n = (size_t)(count - j < fit ? count - j : fit);
+        panel_fill(scratch, w, first + j, n);
+        panel_product(scratch, n, (size_t)w->cols, x, x_stride, n_rows, out + j, out_stride);
+    }
+}
+
+// ---- attention -------------------------------------------------------------------------------
+
+static void set_partial_merge(struct partial *into, const struct partial *next, size_t head_dim)
+{
+    if (next->sum == 0)
+        return;
+    if (into->sum == 0) {
+        into->max = next->max;
+        into->sum = next->sum;
+        memcpy(into->acc, next->acc, head_dim * sizeof into->acc[0]);
+        return;
+    }
+    float e[VN] = {0};
+    float max = into->max > next->max ? into->max : next->max;
+    e[0] = into->max - max;
+    e[1] = next->max - max;
+    vn_store(e, vn_exp(vn_load(e)));
+    into->max = max;
+    into->sum = fmaf(into->sum, e[0], next->sum * e[1]);
+    vn a = vn_set1(e[0]), b = vn_set1(e[1]);
+    for (size_t d = 0; d < head_dim; d += VN) // acc is padded
+        vn_store(into->acc + d, vn_fma(vn_load(into->acc + d), a, vn_mul(vn_load(next->acc + d), b)));
+}
+
+static void set_partial_output(const struct partial *p, float *out, size_t head_dim)
+{
+    vn sum = vn_set1(p->sum);
+    size_t d = 0;
+    if (p->sum == 0) {
+        memset(out, 0, head_dim * sizeof out[0]);
+        return;
+    }
+    for (; d + VN <= head_dim; d += VN)
+        vn_store(out + d, vn_div(vn_load(p->acc + d), sum));
+    for (; d < head_dim; d++)
+        out[d] = p->acc[d] / p->sum;
+}
+
+// Turns n <= ATTENTION_TILE dot products into exp(scale * dot - max), n >= 1.
+static void tile_softmax(float *s, uint32_t n, float scale, struct partial *p)
+{
+    vn max = vn_set1(-INFINITY), factor = vn_set1(scale);
+    for (uint32_t t = n; t % KERNEL_LANES; t++)
+        s[t] = 0;
+    for (uint32_t t = 0; t < n; t += VN)
+        vn_store(s + t, vn_mul(factor, vn_load(s + t)));
+    for (uint32_t t = n; t % KERNEL_LANES; t++)
+        s[t] = -INFINITY;
+    for (uint32_t t = 0; t < n; t += VN)
+        max = vn_max(vn_load(s + t), max);
+    float m = vn_greatest(max) + 0.0f;
+    max = vn_set1(m);
+    v16 sum = v16_zero();
+    for (uint32_t t = 0; t < n; t += KERNEL_LANES) {
+        for (uint32_t part = 0; part < PARTS; part++) {
+            // Beyond n: exp(-inf) = +0, which leaves a lane that is never -0 alone.
+            vn e = vn_exp(vn_sub(vn_load(s + t + part * VN), max));
+            vn_store(s + t + part * VN, e);
+            sum.p[part] = vn_add(sum.p[part], e);
+        }
+    }
+    p->max = m;
+    p->sum = v16_sum(sum);
+}
+
+// Where V lies: rows of fp16, or of fp32 padded to whole vectors.
+struct v_rows {
+    uint32_t type;
+    const uint8_t *data;
+    size_t row_bytes;
+};
+
+// acc[i * acc_stride + d] += sum over t0 <= t < t1 of s[i * ATTENTION_TILE + t] * v_t[d] in
+// ascending t, for nq queries and nd vectors of d from vector d0 on; from +0 when t0 is 0.
+INLINE void pv_block(uint32_t type, const size_t nq, const size_t nd, const struct v_rows *v,
+                     size_t d0, const float *s, uint32_t t0, uint32_t t1, float *acc,
+                     size_t acc_stride)
+{
+    vn a[16];
+    const size_t element = type == TENSOR_F16 ? 2 : 4;
+    const uint8_t *row = v->data + t0 * v->row_bytes + d0 * VN * element;
+#pragma GCC unroll 4
+    for (size_t i = 0; i < nq; i++)
+#pragma GCC unroll 16
+        for (size_t d = 0; d < nd; d++)
+            a[i * nd + d] = t0 ? vn_load(acc + i * acc_stride + (d0 + d) * VN) : vn_set1(0);
+    for (uint32_t t = t0; t < t1; t++, row += v->row_bytes) {
+        vn p[PV_QUERIES];
+#pragma GCC unroll 4
+        for (size_t i = 0; i < nq; i++)
+            p[i] = vn_set1(s[i * ATTENTION_TILE + t]);
+#pragma GCC unroll 16
+        for (size_t d = 0; d < nd; d++) {
+            vn b = weight_vn(type, row + d * VN * element, 0);
+#pragma GCC unroll 4
+            for (size_t i = 0; i < nq; i++)
+                a[i * nd + d] = vn_fma(p[i], b, a[i * nd + d]);
+        }
+    }
+#pragma GCC unroll 4
+    for (size_t i = 0; i < nq; i++)
+#pragma GCC unroll 16
+        for (size_t d = 0; d < nd; d++)
+            vn_store(acc + i * acc_stride + (d0 + d) * VN, a[i * nd + d]);
+}
+
+#define PV_CAP(nq) (PV_ACC / (nq) < 8 ? PV_ACC / (nq) : 8)
+
+INLINE void pv_queries(uint32_t type, const size_t nq, const struct v_rows *v, size_t vectors,
+                       const float *s, uint32_t t0, uint32_t t1, float *acc, size_t acc_stride)
+{
+    size_t d = 0;
+    for (; d + PV_CAP(nq) <= vectors; d += PV_CAP(nq))
+        pv_block(type, nq, PV_CAP(nq), v, d, s, t0, t1, acc, acc_stride);
+    if (PV_CAP(nq) > 4 && d + 4 <= vectors) {
+        pv_block(type, nq, 4, v, d, s, t0, t1, acc, acc_stride);
+        d += 4;
+    }
+    if (PV_CAP(nq) > 2 && d + 2 <= vectors) {
+        pv_block(type, nq, 2, v, d, s, t0, t1, acc, acc_stride);
+        d += 2;
+    }
+    for (; d < vectors; d++)
+        pv_block(type, nq, 1, v, d, s, t0, t1, acc, acc_stride);
+}
+
+static void pv_any(size_t nq, const struct v_rows *v, size_t vectors, const float *s, uint32_t t0,
+                   uint32_t t1, float *acc, size_t acc_stride)
+{
+#define PV_CASE(n)                                                                                 \
+    case n:                                                                                        \
+        if (v->type == TENSOR_F16)                                                                 \
+            pv_queries(TENSOR_F16, n, v, vectors, s, t0, t1, acc, acc_stride);                     \
+        else                                                                                       \
+            pv_queries(TENSOR_F32, n, v, vectors, s, t0, t1, acc, acc_stride);                     \
+        break
+    switch (nq) {
+        PV_CASE(1);
+        PV_CASE(2);
+        PV_CASE(3);
+        PV_CASE(4);
+    }
+}
+
+// Weighted V of nq <= PV_QUERIES queries that see their first limit[i] tokens: together as far as
+// all see, then each alone. Nothing is read for a query beyond its limit.
+static void tile_values(size_t nq, const struct v_rows *v, size_t vectors, const float *s,
+                        const uint32_t *limit, float *acc, size_t acc_stride)
+{
+    uint32_t common = limit[0];
+    for (size_t i = 1; i < nq; i++)
+        common = limit[i] < common ? limit[i] : common;
+    pv_any(nq, v, vectors, s, 0, common, acc, acc_stride);
+    for (size_t i = 0; i < nq; i++)
+        if (limit[i] > common)
+            pv_any(1, v, vectors, s + i * ATTENTION_TILE, common, limit[i], acc + i * acc_stride,
+                   acc_stride);
+}
+
+// The scratch memory of one tile, in this order.
+struct tile_scratch {
+    float *scores;  // [QUERY_BLOCK][ATTENTION_TILE]
+    float *partials; // [PV_QUERIES], for fold
+    float *k_panel, *v; // fp32 copies, only when there are many queries
+};
+
+static void tile_finish(const struct attention_tile *tile, const struct v_rows *v, size_t n,
+                        const uint32_t *limit, const struct tile_scratch *scratch, float *scores,
+                        float *out, int fold)
+{
+    size_t vectors = (tile->head_dim + KERNEL_LANES - 1) / KERNEL_LANES * PARTS;
+    float *to = fold ? scratch->partials : out;
+    for (size_t i = 0; i < n; i++) {
+        struct partial *p = partial_at(to, i, tile->head_dim);
+        partial_clear(p);
+        if (limit[i])
+            tile_softmax(scores + i * ATTENTION_TILE, limit[i], tile->scale, p);
+    }
+    tile_values(n, v, vectors, scores, limit, partial_at(to, 0, tile->head_dim)->acc,
+                partial_stride(tile->head_dim));
+    for (size_t i = 0; fold && i < n; i++)
+        set_partial_merge(partial_at(out, i, tile->head_dim), partial_at(to, i, tile->head_dim),
+                          tile->head_dim);
+}
+
+static void tile_expand(const struct attention_tile *tile, const struct weight *k,
+                        const struct tile_scratch *scratch)
+{
+    size_t width = panel_steps(tile->head_dim) * KERNEL_LANES;
+    panel_fill(scratch->k_panel, k, 0, tile->tokens);
+    for (uint32_t t = 0; t < tile->tokens; t++)
+        expand_row(TENSOR_F16, (const uint8_t *)(tile->v + t * tile->v_stride), tile->head_dim,
+                   scratch->v + t * width, KERNEL_LANES);
+}
+
+static void set_attention_tile(const struct attention_tile *tile, const float *q, size_t q_stride,
+                               size_t n_q, const uint32_t *limit, float *out, int fold,
+                               void *scratch_memory)
+{
+    enum { PARTIAL_MAX = 16 + KERNEL_HEAD_DIM_MAX };
+    struct tile_scratch scratch = {.scores = scratch_memory};
+    scratch.partials = scratch.scores + QUERY_BLOCK * ATTENTION_TILE;
+    scratch.k_panel = scratch.partials + PV_QUERIES * PARTIAL_MAX;
+    scratch.v = scratch.k_panel + (ATTENTION_TILE + PANEL_NR) * KERNEL_HEAD_DIM_MAX;
+    _Static_assert(QUERY_BLOCK * ATTENTION_TILE + PV_QUERIES * PARTIAL_MAX +
+                           (2 * ATTENTION_TILE + PANEL_NR) * KERNEL_HEAD_DIM_MAX <=
+                       KERNEL_SCRATCH_BYTES / sizeof(float),
+                   "scratch holds a tile");
+    size_t hd = tile->head_dim;
+    struct weight k = {tile->k, tile->tokens, hd, 2 * tile->k_stride, TENSOR_F16};
+    struct v_rows v = {TENSOR_F16, (const uint8_t *)tile->v, 2 * tile->v_stride};
+    int expand = n_q >= TILE_MIN_QUERIES || hd % KERNEL_LANES;
+    if (expand) {
+        tile_expand(tile, &k, &scratch);
+        v = (struct v_rows){TENSOR_F32, (const uint8_t *)scratch.v,
+                            panel_steps(hd) * KERNEL_LANES * sizeof(float)};
+    }
+    for (size_t i = 0; i < n_q; i += QUERY_BLOCK) {
+        size_t n = n_q - i < QUERY_BLOCK ? n_q - i : QUERY_BLOCK;
+        uint32_t seen[QUERY_BLOCK], most = 0;
+        for (size_t j = 0; j < n; j++) {
+            seen[j] = limit ? limit[i + j] : tile->tokens;
+            most = seen[j] > most ? seen[j] : most;
+        }
+        if (expand)
+            panel_product(scratch.k_panel, most, hd, q + i * q_stride, q_stride, n, scratch.scores,
+                          ATTENTION_TILE);
+        else
+            direct_product(&k, 0, most, q + i * q_stride, q_stride, n, scratch.scores,
+                           ATTENTION_TILE);
+        for (size_t j = 0; j < n; j += PV_QUERIES)
+            tile_finish(tile, &v, n - j < PV_QUERIES ? n - j : PV_QUERIES, seen + j, &scratch,
+                        scratch.scores + j * ATTENTION_TILE,
+                        (float *)partial_at(out, i + j, hd), fold);
+    }
+}
+
+const struct kernels SET_TABLE = {
+    .name = SET_NAME,
+    .f16_to_f32 = set_f16_to_f32,
+    .f32_to_f16 = set_f32_to_f16,
+    .weight_row = set_weight_row,
+    .dot = set_dot,
+    .sum = set_sum,
+    .max = set_max,
+    .matmul = set_matmul,
+    .attention_tile = set_attention_tile,
+    .partial_merge = set_partial_merge,
+    .partial_output = set_partial_output,
+    .rms_norm = set_rms_norm,
+    .silu_mul = set_silu_mul,
+    .add = set_add,
+    .rope = set_rope,
+};

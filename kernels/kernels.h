@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+// The arithmetic of the whole system, single-threaded, no allocation, no state. One plain C
+// reference and one file per instruction set; every set gives the same *bits* (contract points 8
+// and 9 of docs/architecture.md), so results depend on no CPU feature, batch size or thread count.
+//
+// Fixed semantics, all in fp32 with fused multiply-add and round-to-nearest-even:
+//   dot16(a, b, n): 16 lanes start at +0; lane l takes l, l + 16, l + 32, ... in ascending order,
+//     lane = fma(a[i], b[i], lane); missing elements of the last step leave their lane alone. The
+//     lanes are then summed by one tree: x[i] += x[i+8] (i < 8), x[i] += x[i+4] (i < 4),
+//     x[i] += x[i+2] (i < 2), x[0] + x[1].
+//   sum16(a, n): the same with lane += a[i].
+//   exp: kernel_exp, our own polynomial; exp(0) = 1 exactly, below -87 it is +0.
+#ifndef INST_KERNELS_KERNELS_H
+#define INST_KERNELS_KERNELS_H
+
+#include "kernels/tensor_type.h"
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    KERNEL_LANES = 16,
+    ATTENTION_TILE = 64, // tokens; tiles start at absolute positions that 64 divides
+    // Scratch per worker for attention_tile and matmul (64-byte aligned).
+    KERNEL_SCRATCH_BYTES = 512 * 1024,
+    KERNEL_HEAD_DIM_MAX = 512,
+};
+
+// Softmax state of one query over some tokens: acc = sum_t exp(score_t - max) v_t. It is empty when
+// sum == 0 (then max = -inf). Only ever merged in ascending token order. Lies 64-byte aligned.
+struct partial {
+    float max;
+    float sum;
+    float unused[14];
+    float acc[]; // head_dim, padded to a multiple of 16
+};
+
+// Distance between consecutive partials of an array, in floats.
+static inline size_t partial_stride(size_t head_dim)
+{
+    return 16 + (head_dim + 15) / 16 * 16;
+}
+
+static inline struct partial *partial_at(float *array, size_t index, size_t head_dim)
+{
+    return (struct partial *)(array + index * partial_stride(head_dim));
+}
+
+static inline void partial_clear(struct partial *p)
+{
+    p->max = -INFINITY;
+    p->sum = 0;
+}
+
+// Up to 64 consecutive tokens of one KV head. k and v are fp16 rows of head_dim elements; strides
+// are in elements. The first token's position is a multiple of ATTENTION_TILE.
+struct attention_tile {
+    const uint16_t *k, *v;
+    size_t k_stride, v_stride;
+    uint32_t tokens; // 1 to 64
+    uint32_t head_dim;
+    float scale; // multiplies dot16(q, k)
+};
+
+// A weight matrix in its stored type: `rows` outputs, each a row of `cols` inputs.
+struct weight {
+    const void *data; // any alignment of 2 or more
+    uint64_t rows, cols;
+    uint64_t row_bytes;
+    uint32_t type; // enum tensor_type
+};
+
+struct kernels {
+    const char *name;
+
+    void (*f16_to_f32)(float *out, const uint16_t *in, size_t n);
+    void (*f32_to_f16)(uint16_t *out, const float *in, size_t n); // round to nearest even
+
+    // out[c] = the exact fp32 value of element c of weight row `row`, c < w->cols.
+    void (*weight_row)(const struct weight *w, uint64_t row, float *out);
+
+    float (*dot)(const float *a, const float *b, size_t n); // dot16
+    float (*sum)(const float *a, size_t n);                 // sum16
+    float (*max)(const float *a, size_t n);                 // n >= 1
+
+    // out[i * out_stride + j] = dot16(x + i * x_stride, exact fp32 row first + j of w, w->cols)
+    // for i < n_rows, j < count. Any n_rows gives the same bits for row i. x rows are 64-byte
+    // aligned when x_stride % 16 == 0 and x is.
+    void (*matmul)(const struct weight *w, uint64_t first, uint64_t count, const float *x,
+                   size_t x_stride, size_t n_rows, float *out, size_t out_stride, void *scratch);
+
+    // For each of n_q queries (q + i * q_stride, head_dim floats) computes the tile's partial:
+    //   s_t = scale * dot16(q, k_t); m = max s_t; p_t = exp(s_t - m);
+    //   sum = sum16(p); acc[d] = fma(p_t, v_t[d], acc[d]) in ascending t from +0
+    // over the first limit[i] tokens (limit NULL: all tile->tokens; 0: the partial is empty) and
+    // writes it to (fold = 0) or merges it into (fold = 1) partial i of `out`.
+    void (*attention_tile)(const struct attention_tile *tile, const float *q, size_t q_stride,
+                           size_t n_q, const uint32_t *limit, float *out, int fold,
+                           void *scratch);
+
+    // into = into followed by next. M = max of both; a = exp(into.max - M), b = exp(next.max - M);
+    // sum = fma(into.sum, a, next.sum * b), acc = fma(into.acc, a, next.acc * b). An empty side
+    // leaves the other one's bits.
+    void (*partial_merge)(struct partial *into, const struct partial *next, size_t head_dim);
+    // out = acc / sum (zeros when empty).
+    void (*partial_output)(const struct partial *p, float *out, size_t head_dim);
+
+    // out[i] = x[i] * r * weight[i], r = 1 / sqrtf(dot16(x, x, n) / n + eps).
+    void (*rms_norm)(float *out, const float *x, const float *weight, size_t n, float eps);
+    // gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i]
+    void (*silu_mul)(float *gate, const float *up, size_t n);
+    // x[i] += y[i]
+    void (*add)(float *x, const float *y, size_t n);
+    // In place on head_dim interleaved pairs: (a, b) -> (a cos - b sin, a sin + b cos), products
+    // as fma(a, cos, -(b * sin)) and fma(a, sin, b * cos). cos_sin holds n / 2 cosines, then n / 2
+    // sines.
+    void (*rope)(float *x, const float *cos_sin, size_t n);
+};
+
+// The plain C reference; always there, never replaced.
+extern const struct kernels kernels_reference;
+
+// The best set for this machine. Never NULL; does not change during a process.
+const struct kernels *kernels_best(void);
+// A set by name ("reference", "avx2", "avx512", "neon"); NULL when this machine cannot run it.
+const struct kernels *kernels_by_name(const char *name);
+// Names that kernels_by_name would accept here, best last, NULL-terminated.
+const char *const *kernels_available(void);
+
+// exp of one value, bit-equal to what every set computes inside its loops.
+float kernel_exp(float x);
+float kernel_f16_to_f32(uint16_t h);
+uint16_t kernel_f32_to_f16(float f);
+
+#endif

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+// The NEON set (AArch64 baseline): vector operations here, algorithms in body.h. A 16-lane
+// accumulator is four registers.
+#include "kernels/sets.h"
+
+#include <arm_neon.h>
+#include <string.h>
+
+#define SET_TABLE kernels_neon
+#define SET_NAME  "neon"
+#define OP        static inline __attribute__((always_inline))
+
+typedef float32x4_t vn;
+enum {
+    VN = 4,
+    // Blocking: 32 registers.
+    PANEL_MR = 3,
+    PANEL_NR = 2,
+    PV_ACC = 16,
+};
+#define DIRECT_JR(mr) ((mr) == 1 ? 4 : (mr) == 2 ? 2 : 1)
+
+typedef struct {
+    vn p[4];
+} v16;
+
+OP vn vn_set1(float x)
+{
+    return vdupq_n_f32(x);
+}
+OP vn vn_load(const void *p) // of any alignment
+{
+    return vreinterpretq_f32_u8(vld1q_u8(p));
+}
+OP void vn_store(float *p, vn v)
+{
+    vst1q_f32(p, v);
+}
+OP vn vn_fma(vn a, vn b, vn c)
+{
+    return vfmaq_f32(c, a, b);
+}
+OP vn vn_add(vn a, vn b)
+{
+    return vaddq_f32(a, b);
+}
+OP vn vn_sub(vn a, vn b)
+{
+    return vsubq_f32(a, b);
+}
+OP vn vn_mul(vn a, vn b)
+{
+    return vmulq_f32(a, b);
+}
+OP vn vn_div(vn a, vn b)
+{
+    return vdivq_f32(a, b);
+}
+// a > b ? a : b (vmaxq would pass a NaN on)
+OP vn vn_max(vn a, vn b)
+{
+    return vbslq_f32(vcgtq_f32(a, b), a, b);
+}
+// a < b ? yes : no
+OP vn vn_if_less(vn a, vn b, vn yes, vn no)
+{
+    return vbslq_f32(vcltq_f32(a, b), yes, no);
+}
+// 2^n of the n in the low bits of t.
+OP vn vn_exp2_low_bits(vn t)
+{
+    uint32x4_t n = vaddq_u32(vreinterpretq_u32_f32(t), vdupq_n_u32(127));
+    return vreinterpretq_f32_u32(vshlq_n_u32(n, 23));
+}
+OP vn vn_f16(const void *p)
+{
+    return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p)));
+}
+OP vn vn_f16_set1(uint16_t h)
+{
+    return vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(h)));
+}
+OP vn vn_bf16(const void *p)
+{
+    return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
+}
+OP vn vn_i8(const void *p)
+{
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    int16x8_t wide = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
+}
+OP void vn_to_f16(uint16_t *p, vn v)
+{
+    vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v)));
+}
+// Splits 2 * VN interleaved floats.
+OP void vn_load2(const float *p, vn *even, vn *odd)
+{
+    float32x4x2_t pair = vld2q_f32(p);
+    *even = pair.val[0];
+    *odd = pair.val[1];
+}
+OP void vn_store2(float *p, vn even, vn odd)
+{
+    vst2q_f32(p, (float32x4x2_t){{even, odd}});
+}
+
+// The first two levels of the tree.
+OP vn fold4(const v16 *a)
+{
+    return vn_add(vn_add(a->p[0], a->p[2]), vn_add(a->p[1], a->p[3]));
+}
+OP vn fold2(vn s, vn t)
+{
+    float64x2_t a = vreinterpretq_f64_f32(s), b = vreinterpretq_f64_f32(t);
+    return vn_add(vreinterpretq_f32_f64(vzip1q_f64(a, b)), vreinterpretq_f32_f64(vzip2q_f64(a, b)));
+}
+// Lane i of the result is the tree sum of acc[i]: all trees at once, transposing on the way.
+OP vn vn_reduce(const v16 *acc)
+{
+    vn s = fold2(fold4(acc), fold4(acc + 1)), t = fold2(fold4(acc + 2), fold4(acc + 3));
+    return vpaddq_f32(s, t);
+}
+
+// The tree sum of one accumulator.
+OP float v16_sum(v16 acc)
+{
+    vn s = fold4(&acc);
+    float32x2_t t = vadd_f32(vget_low_f32(s), vget_high_f32(s));
+    return vget_lane_f32(t, 0) + vget_lane_f32(t, 1);
+}
+// The greatest lane; no lane is NaN.
+OP float vn_greatest(vn v)
+{
+    return vmaxvq_f32(v);
+}
+
+#include "kernels/body.h"
