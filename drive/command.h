@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+// The command set: the one header that the drive shares with its hosts. NVMe-shaped: 64-byte
+// entries, 16-byte completions, opcodes in the vendor range whose low two bits tell the direction
+// of the data (01 host to drive, 10 drive to host, 00 none). The entry holds only what every
+// command has; what varies lies in the payload as a versioned little-endian table.
+//
+// Payload of WRITE, READ, ATTEND, FORK and RECLAIM: a 64-byte header (struct table_header), then
+// `count` 64-byte items, then data at table_data_offset(count). Reserved bytes are zero.
+//
+// A slab is the order of K and V on the wire: for every head of the range, K of n tokens
+// [n][head_dim], then V [n][head_dim], all fp16.
+#ifndef INST_DRIVE_COMMAND_H
+#define INST_DRIVE_COMMAND_H
+
+#include "base/status.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    COMMAND_BYTES = 64,
+    COMPLETION_BYTES = 16,
+    TABLE_VERSION = 1,
+    TABLE_HEADER_BYTES = 64,
+    TABLE_ITEM_BYTES = 64,
+    CONFIG_BYTES = 64,
+};
+
+enum opcode {
+    OP_IDENTIFY = 0xc2, // out: IDENTIFY_MAP as a counter table
+    OP_STAT = 0xc6,     // out: STAT_MAP as a counter table
+    OP_CONFIG = 0xc9,   // in: struct space_config; result = token group chosen
+    OP_WRITE = 0xcd,    // in: items {seq, epoch, pos, n_tokens}, data: each item's slab
+    OP_READ = 0xd1,     // in: the same items; COLLECT returns each item's slab
+    OP_ATTEND = 0xd5,   // in: items {seq, epoch, pos, n_tokens}, data: see attend_layout
+    OP_COLLECT = 0xda,  // out: what the ticket's READ or ATTEND produced
+    OP_FORK = 0xdd,     // in: items {seq = new, epoch, pos, parent, parent_epoch}
+    OP_RECLAIM = 0xe1,  // in: items {seq, epoch, pos, tokens, layer_first, layer_count}
+    OP_FLUSH = 0xe4,    // full rows are on stable flash, summaries and erases done
+    OP_SEAL = 0xe5,     // NOT_SUPPORTED
+    OP_OPEN = 0xea,     // NOT_SUPPORTED
+};
+
+// The 64-byte entry, decoded. Layout: byte 0 opcode, 2-3 cid, 40-43 space, 44-47 layer, 48-51
+// count, 52-55 ticket, 56-59 length, 60-63 timeout_ms; the rest is zero (a transport fills in its
+// own data pointers).
+struct command {
+    uint8_t opcode;
+    uint16_t cid;        // chosen by the host, comes back in the completion
+    uint32_t space;      // created by CONFIG, number chosen by the host
+    uint32_t layer;      // WRITE, READ, ATTEND
+    uint32_t count;      // items of the table
+    uint32_t ticket;     // READ, ATTEND, COLLECT: chosen by the host, free again after COLLECT
+    uint32_t length;     // bytes of the data buffer
+    uint32_t timeout_ms; // COLLECT: how long to wait for the ticket (0 = for ever)
+};
+
+struct completion {
+    uint64_t result;
+    uint16_t cid;
+    int status; // 0 or INST_E*
+};
+
+void command_encode(uint8_t entry[COMMAND_BYTES], const struct command *command);
+void command_decode(struct command *command, const uint8_t entry[COMMAND_BYTES]);
+void completion_encode(uint8_t entry[COMPLETION_BYTES], const struct completion *completion);
+void completion_decode(struct completion *completion, const uint8_t entry[COMPLETION_BYTES]);
+
+// CONFIG: what a space holds. Shapes are of this drive's share of the heads.
+struct space_config {
+    uint32_t layers;
+    uint32_t kv_heads;
+    uint32_t head_dim;
+    uint32_t group_tokens;  // power of two, 16 to 1024; 0: the drive chooses
+    uint32_t max_sequences; // for planning the drive's DRAM; more get NO_RESOURCE when it is full
+    uint64_t max_tokens;    // per sequence, for planning
+    uint32_t q_heads;       // of an ATTEND, for planning; 0: 8 per KV head
+};
+void space_config_encode(uint8_t out[CONFIG_BYTES], const struct space_config *config);
+int space_config_decode(struct space_config *config, const void *in, size_t bytes);
+
+enum attend_method { METHOD_DENSE = 0 };
+
+struct table_header {
+    // WRITE, READ: the range of KV heads that the slabs hold
+    uint32_t head_first, head_count;
+    // ATTEND
+    uint32_t method;  // enum attend_method
+    uint32_t q_heads; // multiple of the space's kv_heads; q head h uses KV head h / group
+    float scale;      // multiplies q . k
+};
+
+struct table_item {
+    uint32_t seq, epoch; // a sequence is named by both; a stale epoch is refused
+    // WRITE: first token written. READ: first token read. RECLAIM: first token of the range.
+    // ATTEND: tokens before the query that are attended (all of [0, pos)). FORK: the length of the
+    // shared prefix.
+    uint64_t pos;
+    // WRITE, READ: how many tokens. RECLAIM: length of the range, UINT64_MAX = to the end.
+    // ATTEND: 1 = append this token's k, v at pos and attend to it too, 0 = only attend.
+    uint64_t n_tokens;
+    uint32_t lifetime; // WRITE, ATTEND, FORK that create: handle shared by sequences that
+                       // end together; 0 = the sequence's own
+    uint32_t parent, parent_epoch;     // FORK
+    uint32_t layer_first, layer_count; // RECLAIM; all layers and all tokens = the sequence ends
+};
+
+size_t table_data_offset(uint32_t count); // multiple of 64
+void table_put_header(void *table, const struct table_header *header);
+void table_put_item(void *table, uint32_t index, const struct table_item *item);
+// Fails with INST_EINVAL when bytes is too short for the items or the version is unknown.
+int table_get_header(struct table_header *header, const void *table, size_t bytes, uint32_t count);
+void table_get_item(struct table_item *item, const void *table, uint32_t index);
+
+// Bytes of one slab; false when it overflows.
+bool slab_bytes(uint64_t heads, uint64_t n_tokens, uint64_t head_dim, uint64_t *out);
+
+// Where things lie in an ATTEND payload and in what its COLLECT returns (byte offsets, 64-aligned).
+struct attend_layout {
+    uint64_t q;        // in: fp32 [count][q_heads][head_dim]
+    uint64_t k, v;     // in: fp16 [count][kv_heads][head_dim]; rows of non-appending items unused
+    uint64_t in_bytes; // without k and v when no item appends
+    uint64_t out;      // out: fp32 [count][q_heads][head_dim] at 0
+    uint64_t lse;      // out: fp32 [count][q_heads], max + log(sum)
+    uint64_t captured; // out: fp32 [count][q_heads], softmax mass of the tokens read (dense: 1)
+    uint64_t status;   // out: u32 [count], NVMe status of each item; others are unharmed
+    uint64_t out_bytes;
+};
+// False when the sizes overflow.
+bool attend_layout(struct attend_layout *layout, uint32_t count, uint32_t q_heads,
+                   uint32_t kv_heads, uint32_t head_dim, bool append);
+
+// Counter tables: u16 version, u16 count, u32 reserved, then u64 values in this order. Later
+// versions append. X(name, what it means)
+#define IDENTIFY_MAP(X)                                                                            \
+    X(dram_bytes, "the drive's DRAM for KV, maps and tickets")                                     \
+    X(capacity_bytes, "flash in all")                                                              \
+    X(page_bytes, "smallest program and read")                                                     \
+    X(block_bytes, "erase unit")                                                                   \
+    X(dies, "dies")                                                                                \
+    X(read_bytes, "best read size")                                                                \
+    X(max_tickets, "ATTENDs and READs that may wait for their COLLECT")                            \
+    X(max_items, "items of one command")
+
+#define STAT_MAP(X)                                                                                \
+    X(stream_bytes, "stream bytes accepted (K and V of whole token groups)")                       \
+    X(flash_program_bytes, "bytes programmed, summaries and padding included")                     \
+    X(flash_read_bytes, "bytes read from flash")                                                   \
+    X(flash_erased_blocks, "blocks erased")                                                        \
+    X(live_bytes, "stream bytes on flash that a sequence still refers to")                         \
+    X(allocated_bytes, "flash held by blocks that are not free")                                   \
+    X(free_bytes, "flash that can still be allocated")                                             \
+    X(copied_bytes, "valid pages moved by reclaim: always 0")                                      \
+    X(attended_tokens, "tokens attended, summed over items and layers")                            \
+    X(attended_tokens_from_flash, "those in rows on flash, not in a group buffer")                 \
+    X(attended_tokens_programming, "of these, served from DRAM as their program was under way")    \
+    X(checksum_errors, "pages whose checksum did not match their record")                          \
+    X(sequences, "sequences alive")                                                                \
+    X(rows_in_dram, "group buffers in use")                                                        \
+    X(dram_used_bytes, "of dram_bytes")                                                            \
+    X(dram_peak_bytes, "of dram_bytes")                                                            \
+    X(read_ahead_rows, "rows read before an ATTEND asked for them")                                \
+    X(read_ahead_hits, "those that an ATTEND then used")                                           \
+    X(write_wait_ns, "time WRITE and ATTEND waited for group buffers")
+
+#define COUNTER_FIELD(name, text) uint64_t name;
+struct drive_identity {
+    IDENTIFY_MAP(COUNTER_FIELD)
+};
+struct drive_stats {
+    STAT_MAP(COUNTER_FIELD)
+};
+#undef COUNTER_FIELD
+
+enum {
+    IDENTIFY_TABLE_BYTES = 8 + sizeof(struct drive_identity),
+    STAT_TABLE_BYTES = 8 + sizeof(struct drive_stats),
+};
+void identity_encode(uint8_t out[IDENTIFY_TABLE_BYTES], const struct drive_identity *identity);
+int identity_decode(struct drive_identity *identity, const void *in, size_t bytes);
+void stats_encode(uint8_t out[STAT_TABLE_BYTES], const struct drive_stats *stats);
+int stats_decode(struct drive_stats *stats, const void *in, size_t bytes);
+
+// Name of an opcode for messages; "unknown command" when it is none.
+const char *opcode_name(uint8_t opcode);
+
+#endif

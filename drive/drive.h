@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+// The drive: a state machine fed with commands, `now` and finished flash operations. Submit and
+// step never block, read no clock and own no thread; computation inside a step is spread over the
+// pool that was handed in. One thread at a time uses a drive.
+#ifndef INST_DRIVE_DRIVE_H
+#define INST_DRIVE_DRIVE_H
+
+#include "base/budget.h"
+#include "base/pool.h"
+#include "drive/command.h"
+#include "drive/flash.h"
+#include "kernels/kernels.h"
+
+struct drive;
+
+struct drive_limits {
+    uint64_t dram_bytes;           // everything the drive allocates comes from here
+    struct pool *pool;             // its scratch memory is reserved at CONFIG and ATTEND
+    const struct kernels *kernels; // NULL: kernels_best()
+    bool no_read_ahead;            // for measurements
+};
+
+// The flash stays the caller's and must outlive the drive.
+int drive_open(struct drive **out, struct flash *flash, const struct drive_limits *limits,
+               struct inst_msg *msg);
+// Ends at once; waits for flash operations in flight, forgets every ticket.
+void drive_close(struct drive *drive);
+
+// Hands over a command. `data` (64-byte aligned) stays the caller's, unchanged and alive, until the
+// completion. Fails with INST_ENORESOURCE when the queue is full: step and try again.
+int drive_submit(struct drive *drive, const uint8_t entry[COMMAND_BYTES], void *data,
+                 uint64_t now_ns);
+
+// Does what can be done now; returns how many completions it stored.
+size_t drive_step(struct drive *drive, uint64_t now_ns, struct completion *out, size_t max);
+
+// True when step can do more without a flash operation finishing or time passing.
+bool drive_runnable(const struct drive *drive);
+
+// Detail of the most recent failed command, "" when none failed.
+const char *drive_error_text(const struct drive *drive);
+
+// What a space needs: pure arithmetic, for hosts that must say so before they start.
+struct drive_plan {
+    uint32_t group_tokens;
+    uint64_t row_bytes;       // padded to pages
+    uint64_t min_dram_bytes;  // with the least read window that works
+    uint64_t good_dram_bytes; // with a read window that keeps the device busy
+    uint64_t flash_bytes;     // for max_sequences x max_tokens, summaries included
+    // How DRAM is divided: other_bytes + frames * frame_bytes
+    uint64_t frame_bytes, other_bytes;
+    uint64_t min_frames, good_frames;
+};
+// config->group_tokens 0: the largest group whose buffers fit in dram_bytes (0 = do not care) and
+// whose rows are no larger than the device's best read.
+int drive_plan(struct drive_plan *plan, const struct flash_geometry *geometry,
+               const struct space_config *config, uint64_t dram_bytes, struct inst_msg *msg);
+
+// Geometry of a private store for one space: pages and blocks that fit its rows, in blocks of
+// about block_bytes (0 = default), for a capacity of capacity_bytes. Rows need the group: a config
+// with group_tokens 0 gets one chosen as in drive_plan.
+int drive_geometry_for(struct flash_geometry *geometry, const struct space_config *config,
+                       uint64_t capacity_bytes, uint64_t dram_bytes, struct inst_msg *msg);
+
+#endif

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+// Allocation of flash. A segment is one block of every die (block number s of each); it is filled
+// with rows of one size and one lifetime, front to back, and erased as a whole when nobody refers
+// to any of its rows. No valid page is ever copied.
+//
+// Striping: page i of the segment's row r lies on die (i + r) mod dies, so that the same head's
+// slots of consecutive rows meet on different dies. Within a die pages are taken in order.
+//
+// Every page has a 32-byte record (whose it is, and its checksum). While a segment is open the
+// records wait in DRAM; when it closes they are programmed behind the data of each block (summary
+// pages).
+#ifndef INST_DRIVE_SEGMENT_H
+#define INST_DRIVE_SEGMENT_H
+
+#include "base/budget.h"
+#include "drive/flash.h"
+
+enum { PAGE_RECORD_BYTES = 32 };
+
+// Physical place of a row. segment == PLACE_NONE: nowhere.
+struct place {
+    uint32_t segment;
+    uint32_t row;
+};
+#define PLACE_NONE UINT32_MAX
+
+// What a page belongs to; with the checksum of its data this is its record.
+struct page_identity {
+    uint32_t space, seq, epoch;
+    uint16_t layer, stream;
+    uint32_t group; // token group
+    uint32_t page;  // within the row
+};
+
+// Rows that end together share a lifetime, and so segments.
+struct lifetime {
+    uint32_t handle; // the host's, 0 = private to one sequence
+    uint32_t sequences;
+    uint32_t open;             // segment being filled, PLACE_NONE = none
+    uint64_t reserved;         // rows promised to token groups that are not full yet
+    uint64_t segments;         // whole segments set aside for `reserved`
+    uint32_t row_pages;        // of every row of this lifetime
+    uint32_t capacity;         // rows per segment
+    uint64_t row_stream_bytes; // without the padding to whole pages
+    struct lifetime *next;
+};
+
+struct segments;
+
+int segments_open(struct segments **out, struct flash *flash, struct budget *budget,
+                  struct inst_msg *msg);
+void segments_close(struct segments *segments);
+
+// Rows of row_pages that fit in one segment (0: none does).
+uint32_t segment_capacity(const struct flash_geometry *geometry, uint32_t row_pages);
+// Summary pages at the end of each block.
+uint32_t segment_summary_pages(const struct flash_geometry *geometry);
+
+void lifetime_init(const struct segments *segments, struct lifetime *lifetime, uint32_t handle,
+                   uint32_t row_pages, uint64_t row_stream_bytes);
+
+// Promises room for one more row, or INST_ENOSPC. `*wait` says that erases under way may help.
+int segments_reserve(struct segments *segments, struct lifetime *lifetime, bool *wait);
+void segments_unreserve(struct segments *segments, struct lifetime *lifetime);
+// Turns a promise into a place, with one reference. INST_ENOMEM when DRAM for records is short.
+int segments_place(struct segments *segments, struct lifetime *lifetime, struct place *out,
+                   struct inst_msg *msg);
+// The lifetime has no sequence left: its open segment will not be filled further.
+void segments_end_lifetime(struct segments *segments, struct lifetime *lifetime);
+
+void segments_ref(struct segments *segments, struct place place);
+void segments_unref(struct segments *segments, struct place place);
+// A flash operation on the segment is in flight; it is not erased before the last unpin.
+void segments_pin(struct segments *segments, struct place place);
+void segments_unpin(struct segments *segments, struct place place);
+
+// Address of page `page` of a row.
+void segments_address(const struct segments *segments, struct place place, uint32_t page,
+                      uint64_t *block, uint32_t *page_in_block);
+// Keeps the record of a page that is about to be programmed.
+void segments_record(struct segments *segments, struct place place,
+                     const struct page_identity *identity, uint64_t checksum);
+
+// Submits what is due (summaries, erases). segments_done takes back a finished operation whose
+// owner is the segments object.
+void segments_pump(struct segments *segments, uint64_t now_ns);
+void segments_done(struct segments *segments, struct flash_io *io);
+bool segments_busy(const struct segments *segments);      // summaries or erases can go on
+bool segments_in_flight(const struct segments *segments); // operations of its own
+
+struct segment_counters {
+    uint64_t allocated_blocks, free_blocks, erased_blocks;
+    uint64_t live_bytes; // stream bytes of rows that somebody refers to
+    uint64_t summary_bytes, failed_summaries;
+};
+void segments_counters(const struct segments *segments, struct segment_counters *out);
+// Called with every segment that is about to be erased.
+void segments_on_erase(struct segments *segments, void (*fn)(void *arg, uint32_t segment),
+                       void *arg);
+
+#endif

@@ -1,0 +1,322 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "drive_harness.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+void rig_open(struct rig *rig, const struct rig_options *o)
+{
+    *rig = (struct rig){.config = o->config, .q_heads = o->q_heads, .next_ticket = 1};
+    struct flash_geometry g = {
+        .page_bytes = o->page_bytes ? o->page_bytes : 4096,
+        .pages_per_block = o->pages_per_block ? o->pages_per_block : 67,
+        .dies = o->dies ? o->dies : 1,
+        .channels = 1,
+        .read_bytes = 128 * 1024,
+    };
+    g.blocks = o->blocks ? o->blocks : 4096 / g.dies * g.dies;
+    rig->config.q_heads = o->q_heads;
+    if (!rig->config.max_sequences)
+        rig->config.max_sequences = 8;
+    if (!rig->config.max_tokens)
+        rig->config.max_tokens = 4096;
+    struct inst_msg *msg = &rig->msg;
+    assert_int_equal(pool_new(&rig->pool, o->threads ? o->threads : 1, msg), 0);
+    if (o->directory) {
+        struct flash_file_options file = {.directory = o->directory, .geometry = g};
+        assert_int_equal(flash_file_open(&rig->flash, &file, msg), 0);
+    } else {
+        assert_int_equal(flash_ram_open(&rig->flash, &g, o->ram_rate, msg), 0);
+    }
+    if (o->faults)
+        assert_int_equal(flash_fault_open(&rig->flash, rig->flash, o->faults, msg), 0);
+    struct drive_limits limits = {
+        .dram_bytes = o->dram_bytes ? o->dram_bytes : 256 << 20,
+        .pool = rig->pool,
+        .kernels = o->kernels ? kernels_by_name(o->kernels) : NULL,
+        .no_read_ahead = o->no_read_ahead,
+    };
+    if (drive_open(&rig->drive, rig->flash, &limits, msg))
+        fail_msg("%s", msg->text);
+    uint8_t payload[CONFIG_BYTES] __attribute__((aligned(64)));
+    space_config_encode(payload, &rig->config);
+    uint64_t group;
+    int status =
+        rig_call(rig, &(struct command){.opcode = OP_CONFIG, .space = 1, .length = CONFIG_BYTES},
+                 payload, &group);
+    if (status)
+        fail_msg("%s", drive_error_text(rig->drive));
+    rig->config.group_tokens = (uint32_t)group;
+}
+
+void rig_close(struct rig *rig)
+{
+    drive_close(rig->drive);
+    flash_close(rig->flash);
+    pool_free(rig->pool);
+}
+
+int rig_call(struct rig *rig, const struct command *command, void *data, uint64_t *result)
+{
+    uint8_t entry[COMMAND_BYTES];
+    struct completion done;
+    command_encode(entry, command);
+    assert_int_equal(drive_submit(rig->drive, entry, data, rig->now_ns), 0);
+    for (int i = 0; i < 1000000; i++) {
+        rig->now_ns += 1000;
+        if (drive_step(rig->drive, rig->now_ns, &done, 1)) {
+            if (result)
+                *result = done.result;
+            return done.status;
+        }
+        if (!drive_runnable(rig->drive) && rig->flash->ops->wait)
+            rig->flash->ops->wait(rig->flash, 1000000);
+    }
+    fail_msg("%s never completed", opcode_name(command->opcode));
+    return -1;
+}
+
+void rig_stats(struct rig *rig, struct drive_stats *stats)
+{
+    uint8_t table[STAT_TABLE_BYTES] __attribute__((aligned(64)));
+    assert_int_equal(rig_call(rig, &(struct command){.opcode = OP_FLUSH}, NULL, NULL), 0);
+    struct command command = {.opcode = OP_STAT, .length = sizeof table};
+    assert_int_equal(rig_call(rig, &command, table, NULL), 0);
+    assert_int_equal(stats_decode(stats, table, sizeof table), 0);
+}
+
+static float noise(uint64_t x)
+{
+    x = (x ^ (x >> 31)) * 0x9e3779b97f4a7c15u;
+    x = (x ^ (x >> 29)) * 0xbf58476d1ce4e5b9u;
+    x ^= x >> 32;
+    return (float)(int32_t)(uint32_t)x / 2147483648.0f;
+}
+
+uint16_t rig_value(const struct rig *rig, uint32_t content, uint32_t layer, uint32_t head,
+                   uint64_t token, uint32_t d, bool v)
+{
+    uint64_t x = rig->seed;
+    x = x * 1000003 + content;
+    x = x * 1000003 + layer;
+    x = x * 1000003 + head;
+    x = x * 1000003 + token;
+    x = x * 1000003 + d * 2 + v;
+    return kernel_f32_to_f16(2 * noise(x));
+}
+
+int rig_write(struct rig *rig, uint32_t seq, uint32_t content, uint32_t layer, uint64_t pos,
+              uint64_t n, uint32_t first, uint32_t count)
+{
+    uint32_t dim = rig->config.head_dim;
+    uint64_t bytes;
+    slab_bytes(count, n, dim, &bytes);
+    size_t total = (table_data_offset(1) + bytes + 63) / 64 * 64;
+    uint8_t *data = aligned_alloc(64, total);
+    table_put_header(data, &(struct table_header){.head_first = first, .head_count = count});
+    table_put_item(data, 0,
+                   &(struct table_item){.seq = seq, .epoch = 1, .pos = pos, .n_tokens = n});
+    uint16_t *p = (uint16_t *)(data + table_data_offset(1));
+    for (uint32_t h = first; h < first + count; h++)
+        for (int v = 0; v < 2; v++)
+            for (uint64_t t = pos; t < pos + n; t++)
+                for (uint32_t d = 0; d < dim; d++)
+                    *p++ = rig_value(rig, content, layer, h, t, d, v);
+    int status = rig_call(
+        rig,
+        &(struct command){
+            .opcode = OP_WRITE, .space = 1, .layer = layer, .count = 1, .length = (uint32_t)total},
+        data, NULL);
+    free(data);
+    return status;
+}
+
+int rig_write_all(struct rig *rig, uint32_t seq, uint32_t content, uint64_t pos, uint64_t n)
+{
+    int status = 0;
+    for (uint32_t l = 0; !status && l < rig->config.layers; l++)
+        status = rig_write(rig, seq, content, l, pos, n, 0, rig->config.kv_heads);
+    return status;
+}
+
+int rig_read(struct rig *rig, uint32_t seq, uint32_t layer, uint64_t pos, uint64_t n,
+             uint32_t first, uint32_t count, uint16_t *out)
+{
+    uint8_t table[128] __attribute__((aligned(64)));
+    uint32_t ticket = rig->next_ticket++;
+    uint64_t bytes;
+    slab_bytes(count, n, rig->config.head_dim, &bytes);
+    table_put_header(table, &(struct table_header){.head_first = first, .head_count = count});
+    table_put_item(table, 0,
+                   &(struct table_item){.seq = seq, .epoch = 1, .pos = pos, .n_tokens = n});
+    struct command command = {.opcode = OP_READ,
+                              .space = 1,
+                              .layer = layer,
+                              .count = 1,
+                              .ticket = ticket,
+                              .length = sizeof table};
+    int status = rig_call(rig, &command, table, NULL);
+    if (status)
+        return status;
+    size_t total = (bytes + 63) / 64 * 64;
+    void *buffer = aligned_alloc(64, total);
+    command = (struct command){
+        .opcode = OP_COLLECT, .space = 1, .ticket = ticket, .length = (uint32_t)total};
+    status = rig_call(rig, &command, buffer, NULL);
+    memcpy(out, buffer, bytes);
+    free(buffer);
+    return status;
+}
+
+void rig_expect_content(struct rig *rig, uint32_t seq, uint32_t content, uint32_t layer,
+                        uint64_t pos, uint64_t n)
+{
+    uint32_t dim = rig->config.head_dim, heads = rig->config.kv_heads;
+    uint64_t bytes;
+    slab_bytes(heads, n, dim, &bytes);
+    uint16_t *out = malloc(bytes), *p = out;
+    int status = rig_read(rig, seq, layer, pos, n, 0, heads, out);
+    if (status)
+        fail_msg("READ of sequence %u: %s", seq, drive_error_text(rig->drive));
+    for (uint32_t h = 0; h < heads; h++)
+        for (int v = 0; v < 2; v++)
+            for (uint64_t t = pos; t < pos + n; t++)
+                for (uint32_t d = 0; d < dim; d++, p++)
+                    if (*p != rig_value(rig, content, layer, h, t, d, v))
+                        fail_msg("sequence %u layer %u head %u token %llu %c[%u] differs", seq,
+                                 layer, h, (unsigned long long)t, v ? 'v' : 'k', d);
+    free(out);
+}
+
+void rig_query_vector(const struct rig *rig, const struct rig_query *query, uint32_t layer,
+                      uint32_t q_head, float *q)
+{
+    for (uint32_t d = 0; d < rig->config.head_dim; d++)
+        q[d] = 3 * noise(query->pos * 7919 + query->content * 104729 + layer * 31 + q_head * 65537 +
+                         d * 2654435761u + 17);
+}
+
+int rig_attend(struct rig *rig, uint32_t layer, struct rig_query *queries, uint32_t count,
+               float *out, float *lse)
+{
+    uint32_t dim = rig->config.head_dim, heads = rig->config.kv_heads;
+    struct attend_layout layout;
+    assert_true(attend_layout(&layout, count, rig->q_heads, heads, dim, true));
+    uint8_t *in = aligned_alloc(64, (layout.in_bytes + 63) / 64 * 64);
+    table_put_header(
+        in, &(struct table_header){.q_heads = rig->q_heads, .scale = 1 / sqrtf((float)dim)});
+    for (uint32_t i = 0; i < count; i++) {
+        const struct rig_query *query = &queries[i];
+        table_put_item(in, i,
+                       &(struct table_item){.seq = query->seq,
+                                            .epoch = query->epoch ? query->epoch : 1,
+                                            .pos = query->pos,
+                                            .n_tokens = query->append});
+        for (uint32_t h = 0; h < rig->q_heads; h++)
+            rig_query_vector(rig, query, layer, h,
+                             (float *)(in + layout.q) + ((size_t)i * rig->q_heads + h) * dim);
+        for (uint32_t h = 0; h < heads; h++)
+            for (uint32_t d = 0; d < dim; d++) {
+                size_t at = ((size_t)i * heads + h) * dim + d;
+                ((uint16_t *)(in + layout.k))[at] =
+                    rig_value(rig, query->content, layer, h, query->pos, d, false);
+                ((uint16_t *)(in + layout.v))[at] =
+                    rig_value(rig, query->content, layer, h, query->pos, d, true);
+            }
+    }
+    uint32_t ticket = rig->next_ticket++;
+    int status = rig_call(rig,
+                          &(struct command){.opcode = OP_ATTEND,
+                                            .space = 1,
+                                            .layer = layer,
+                                            .count = count,
+                                            .ticket = ticket,
+                                            .length = (uint32_t)layout.in_bytes},
+                          in, NULL);
+    free(in);
+    if (status)
+        return status;
+    uint8_t *result = aligned_alloc(64, (layout.out_bytes + 63) / 64 * 64);
+    status = rig_call(rig,
+                      &(struct command){.opcode = OP_COLLECT,
+                                        .space = 1,
+                                        .ticket = ticket,
+                                        .length = (uint32_t)layout.out_bytes},
+                      result, NULL);
+    assert_int_equal(status, 0);
+    memcpy(out, result + layout.out, (size_t)count * rig->q_heads * dim * sizeof(float));
+    memcpy(lse, result + layout.lse, (size_t)count * rig->q_heads * sizeof(float));
+    for (uint32_t i = 0; i < count; i++) {
+        queries[i].status =
+            inst_status_from_nvme((uint16_t)((uint32_t *)(result + layout.status))[i]);
+        status = status ? status : queries[i].status;
+    }
+    free(result);
+    return status;
+}
+
+void rig_expect_attention(struct rig *rig, uint32_t layer, const struct rig_query *query,
+                          const float *out, const float *lse)
+{
+    uint32_t dim = rig->config.head_dim, group = rig->q_heads / rig->config.kv_heads;
+    uint64_t n = query->pos + query->append;
+    double *p = malloc(n * sizeof *p);
+    float q[KERNEL_HEAD_DIM_MAX];
+    for (uint32_t h = 0; h < rig->q_heads; h++) {
+        double max = -INFINITY, sum = 0, acc[KERNEL_HEAD_DIM_MAX] = {0};
+        rig_query_vector(rig, query, layer, h, q);
+        for (uint64_t t = 0; t < n; t++) {
+            p[t] = 0;
+            for (uint32_t d = 0; d < dim; d++)
+                p[t] += (double)q[d] * (double)kernel_f16_to_f32(rig_value(
+                                           rig, query->content, layer, h / group, t, d, false));
+            p[t] *= 1 / sqrt((double)dim);
+            max = fmax(max, p[t]);
+        }
+        for (uint64_t t = 0; t < n; t++) {
+            double e = exp(p[t] - max);
+            sum += e;
+            for (uint32_t d = 0; d < dim; d++)
+                acc[d] += e * (double)kernel_f16_to_f32(
+                                  rig_value(rig, query->content, layer, h / group, t, d, true));
+        }
+        for (uint32_t d = 0; d < dim; d++)
+            if (!(fabs(acc[d] / sum - (double)out[h * dim + d]) < 2e-5))
+                fail_msg("layer %u pos %llu head %u dim %u: %.9g instead of %.9g", layer,
+                         (unsigned long long)query->pos, h, d, (double)out[h * dim + d],
+                         acc[d] / sum);
+        assert_true(fabs(max + log(sum) - (double)lse[h]) < 1e-4);
+    }
+    free(p);
+}
+
+int rig_reclaim(struct rig *rig, uint32_t seq, uint64_t pos, uint64_t n, uint32_t layer_first,
+                uint32_t layer_count)
+{
+    uint8_t table[128] __attribute__((aligned(64)));
+    table_put_header(table, &(struct table_header){0});
+    table_put_item(table, 0,
+                   &(struct table_item){.seq = seq,
+                                        .epoch = 1,
+                                        .pos = pos,
+                                        .n_tokens = n,
+                                        .layer_first = layer_first,
+                                        .layer_count = layer_count});
+    return rig_call(
+        rig,
+        &(struct command){.opcode = OP_RECLAIM, .space = 1, .count = 1, .length = sizeof table},
+        table, NULL);
+}
+
+int rig_fork(struct rig *rig, uint32_t parent, uint32_t child, uint64_t pos)
+{
+    uint8_t table[128] __attribute__((aligned(64)));
+    table_put_header(table, &(struct table_header){0});
+    table_put_item(table, 0,
+                   &(struct table_item){
+                       .seq = child, .epoch = 1, .pos = pos, .parent = parent, .parent_epoch = 1});
+    return rig_call(
+        rig, &(struct command){.opcode = OP_FORK, .space = 1, .count = 1, .length = sizeof table},
+        table, NULL);
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// A drive over some flash, driven by plain calls, and an independent model of what it must answer:
+// K and V kept as arrays, attention computed in double.
+#ifndef INST_TESTS_DRIVE_HARNESS_H
+#define INST_TESTS_DRIVE_HARNESS_H
+
+#include "drive/drive.h"
+
+#include <stdarg.h>
+#include <setjmp.h>
+#include <stddef.h>
+#include <cmocka.h>
+
+struct rig {
+    struct pool *pool;
+    struct flash *flash;
+    struct drive *drive;
+    uint64_t now_ns;
+    uint32_t next_ticket;
+    struct inst_msg msg;
+    struct space_config config;
+    uint32_t q_heads;
+    uint64_t seed;
+};
+
+struct rig_options {
+    struct space_config config; // of space 1
+    uint32_t q_heads, threads;
+    uint64_t dram_bytes; // 0: plenty
+    uint32_t page_bytes, pages_per_block, dies;
+    uint64_t blocks;
+    uint64_t ram_rate;     // 0: views
+    const char *directory; // file store there instead of RAM
+    const char *kernels;
+    const struct flash_fault_plan *faults;
+    bool no_read_ahead;
+};
+
+void rig_open(struct rig *rig, const struct rig_options *options);
+void rig_close(struct rig *rig);
+// One command to its completion; returns its status.
+int rig_call(struct rig *rig, const struct command *command, void *data, uint64_t *result);
+// After a FLUSH.
+void rig_stats(struct rig *rig, struct drive_stats *stats);
+
+// The reproducible fp16 value of one element.
+uint16_t rig_value(const struct rig *rig, uint32_t content, uint32_t layer, uint32_t head,
+                   uint64_t token, uint32_t d, bool v);
+// Writes tokens [pos, pos + n) of heads [first, first + count); `content` names the values.
+int rig_write(struct rig *rig, uint32_t seq, uint32_t content, uint32_t layer, uint64_t pos,
+              uint64_t n, uint32_t first, uint32_t count);
+int rig_write_all(struct rig *rig, uint32_t seq, uint32_t content, uint64_t pos, uint64_t n);
+int rig_read(struct rig *rig, uint32_t seq, uint32_t layer, uint64_t pos, uint64_t n,
+             uint32_t first, uint32_t count, uint16_t *out);
+// Fails the test when READ does not give back the values of `content`.
+void rig_expect_content(struct rig *rig, uint32_t seq, uint32_t content, uint32_t layer,
+                        uint64_t pos, uint64_t n);
+
+struct rig_query {
+    uint32_t seq, epoch, content;
+    uint64_t pos;
+    bool append;
+    int status; // out
+};
+// ATTEND and COLLECT of a batch; out: [count][q_heads][head_dim], lse: [count][q_heads].
+int rig_attend(struct rig *rig, uint32_t layer, struct rig_query *queries, uint32_t count,
+               float *out, float *lse);
+void rig_query_vector(const struct rig *rig, const struct rig_query *query, uint32_t layer,
+                      uint32_t q_head, float *q);
+// Compares with attention in double; fails the test beyond the tolerance.
+void rig_expect_attention(struct rig *rig, uint32_t layer, const struct rig_query *query,
+                          const float *out, const float *lse);
+int rig_reclaim(struct rig *rig, uint32_t seq, uint64_t pos, uint64_t n, uint32_t layer_first,
+                uint32_t layer_count);
+int rig_fork(struct rig *rig, uint32_t parent, uint32_t child, uint64_t pos);
+
+#endif

@@ -1,0 +1,11 @@
+# Tests of the flash back ends and their wrappers.
+foreach(test flash_conformance flash_ram flash_file flash_wrappers)
+  inst_test(NAME drive/${test} SOURCES ${test}.c flash_harness.c
+            LIBS inst_drive inst_kernels inst_base)
+endforeach()
+
+# The same conformance over a system that moves less than it was asked to.
+inst_test(NAME drive/flash_short SOURCES flash_conformance.c flash_short.c flash_harness.c
+          LIBS inst_drive inst_kernels inst_base)
+target_compile_definitions(test_drive_flash_short PRIVATE SHORT_TRANSFERS)
+target_link_options(test_drive_flash_short PRIVATE -Wl,--wrap=preadv -Wl,--wrap=pwritev)

@@ -1,0 +1,336 @@
+// SPDX-License-Identifier: Apache-2.0
+// File back end: nothing is left behind, memory stays small and in the budget, a full disk fails
+// what did not fit and nothing else, a system that refuses io_uring gets threads.
+#include "flash_harness.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static const struct flash_geometry geometry = {.page_bytes = 4096,
+                                               .pages_per_block = 64,
+                                               .blocks = 64,
+                                               .dies = 4,
+                                               .channels = 2,
+                                               .read_bytes = 131072};
+
+static int open_file(struct flash **out, const char *directory, bool no_uring, bool no_direct,
+                     struct budget *budget, struct inst_msg *msg)
+{
+    struct flash_file_options options = {.directory = directory,
+                                         .geometry = geometry,
+                                         .budget = budget,
+                                         .no_uring = no_uring,
+                                         .no_direct = no_direct};
+    return flash_file_open(out, &options, msg);
+}
+
+static size_t entries(const char *directory)
+{
+    size_t n = 0;
+    DIR *dir = opendir(directory);
+    assert_non_null(dir);
+    while (readdir(dir))
+        n++;
+    closedir(dir);
+    return n - 2; // . and ..
+}
+
+static void test_nothing_left(void **state)
+{
+    (void)state;
+    char directory[512];
+    snprintf(directory, sizeof directory, "%s/empty-XXXXXX", work_directory());
+    assert_non_null(mkdtemp(directory));
+    struct flash *a, *b;
+    assert_int_equal(open_file(&a, directory, false, false, NULL, NULL), 0);
+    assert_int_equal(open_file(&b, directory, true, true, NULL, NULL), 0);
+    unsigned char *page = pages_new(4096);
+    page_fill(page, 4096, 1);
+    assert_int_equal(run_one(a, FLASH_PROGRAM, 0, 0, 1, page), 0);
+    page_fill(page, 4096, 2);
+    assert_int_equal(run_one(b, FLASH_PROGRAM, 0, 0, 1, page), 0);
+    assert_int_equal(run_one(a, FLASH_READ, 0, 0, 1, page), 0);
+    assert_true(page_is(page, 4096, 1)); // two stores in one directory never meet
+    assert_int_equal(entries(directory), 0);
+    struct stat st;
+    assert_true(flash_file_descriptor(a) >= 0);
+    assert_int_equal(fstat(flash_file_descriptor(a), &st), 0);
+    assert_int_equal(st.st_nlink, 0);
+    assert_int_equal(st.st_mode & 07777, 0600);
+    assert_true(st.st_blocks * 512 < 1 << 20); // sparse
+    flash_close(a);
+    flash_close(b);
+    assert_int_equal(entries(directory), 0);
+    assert_int_equal(rmdir(directory), 0);
+    free(page);
+    assert_int_equal(flash_ram_open(&a, &geometry, 0, NULL), 0);
+    assert_int_equal(flash_file_descriptor(a), -1);
+    flash_close(a);
+}
+
+static uint64_t file_bytes(const struct flash *flash)
+{
+    struct stat st;
+    assert_int_equal(fstat(flash_file_descriptor(flash), &st), 0);
+    return (uint64_t)st.st_blocks * 512;
+}
+
+static void test_erase_gives_back(void **state)
+{
+    (void)state;
+    for (int mode = 0; mode < 4; mode++) {
+        struct flash *flash;
+        assert_int_equal(open_file(&flash, work_directory(), mode & 1, mode & 2, NULL, NULL), 0);
+        unsigned char *block = pages_new(64 * 4096);
+        for (uint64_t b = 0; b < 64; b++)
+            assert_int_equal(run_one(flash, FLASH_PROGRAM, b, 0, 64, block), 0);
+        assert_int_equal(run_one(flash, FLASH_SYNC, 0, 0, 0, NULL), 0);
+        assert_true(file_bytes(flash) >= 64 * 64 * 4096);
+        for (uint64_t b = 0; b < 64; b++)
+            assert_int_equal(run_one(flash, FLASH_ERASE, b, 0, 0, NULL), 0);
+        assert_true(file_bytes(flash) < 1 << 20);
+        flash_close(flash);
+        free(block);
+    }
+}
+
+static void test_refusals(void **state)
+{
+    (void)state;
+    struct inst_msg msg = {0};
+    struct flash *flash = NULL;
+    assert_int_equal(open_file(&flash, "/nowhere/at/all", false, false, NULL, &msg), INST_ENOENT);
+    assert_non_null(strstr(msg.text, "/nowhere/at/all"));
+    msg.text[0] = 0;
+    assert_int_equal(open_file(&flash, "/dev/null", false, false, NULL, &msg), INST_ENOENT);
+    struct budget budget;
+    for (uint64_t limit = 0; limit < 256 * 1024; limit += 4096) {
+        budget_init(&budget, limit);
+        msg.text[0] = 0;
+        int rc = open_file(&flash, work_directory(), limit % 8192 == 0, false, &budget, &msg);
+        assert_true(rc == 0 || (rc == INST_ENOMEM && msg.text[0]));
+        if (rc == 0)
+            flash_close(flash);
+        assert_int_equal(budget.used, 0);
+    }
+    struct rlimit before, small;
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+    small = (struct rlimit){.rlim_cur = 1 << 20, .rlim_max = before.rlim_max};
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+    msg.text[0] = 0;
+    int rc = open_file(&flash, work_directory(), false, false, NULL, &msg);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+    assert_int_equal(rc, INST_ENOSPC);
+    assert_non_null(strstr(msg.text, "ulimit"));
+}
+
+static uint64_t resident_bytes(void)
+{
+    uint64_t sum = 0, value;
+    char line[256];
+    FILE *file = fopen("/proc/self/status", "r");
+    assert_non_null(file);
+    while (fgets(line, sizeof line, file))
+        if (sscanf(line, "RssAnon: %lu", &value) == 1 || sscanf(line, "RssShmem: %lu", &value) == 1)
+            sum += value * 1024;
+    fclose(file);
+    return sum;
+}
+
+static void test_memory(void **state)
+{
+    (void)state;
+    if (SANITIZED)
+        skip();
+    struct flash_io *ios = calloc(4096, sizeof *ios);
+    unsigned char *data = pages_new(4096 * 4096);
+    for (int mode = 0; mode < 4; mode++) {
+        struct budget budget;
+        budget_init(&budget, UINT64_C(8) << 20);
+        uint64_t before = resident_bytes();
+        struct flash *flash;
+        assert_int_equal(open_file(&flash, work_directory(), mode & 1, mode & 2, &budget, NULL), 0);
+        for (int op = FLASH_PROGRAM; op >= FLASH_READ; op--) {
+            for (size_t i = 0; i < 4096; i++)
+                ios[i] = (struct flash_io){.op = (enum flash_op)op,
+                                           .block = i / 64,
+                                           .page = (uint32_t)(i % 64),
+                                           .pages = 1,
+                                           .data = data + i * 4096};
+            run_all(flash, ios, 4096);
+            for (size_t i = 0; i < 4096; i++)
+                assert_int_equal(ios[i].status, 0);
+        }
+        uint64_t grown = resident_bytes() - before;
+        print_message("%s: grew by %lu KiB, budget %lu KiB\n", flash->path, grown / 1024,
+                      budget.used / 1024);
+        assert_true((int64_t)grown < 512 * 1024);
+        assert_true(budget.peak < 512 * 1024);
+        flash_close(flash);
+        assert_int_equal(budget.used, 0);
+    }
+    free(data);
+    free(ios);
+}
+
+static size_t cached_pages(struct flash *flash)
+{
+    static unsigned char in[64 * 64];
+    usleep(50000); // drops go on behind the operation that asked for them
+    assert_null(flash->ops->poll(flash, clock_ns()));
+    int fd = flash_file_descriptor(flash);
+    void *map = mmap(NULL, sizeof in * 4096, PROT_READ, MAP_SHARED, fd, 0);
+    assert_ptr_not_equal(map, MAP_FAILED);
+    assert_int_equal(mincore(map, sizeof in * 4096, in), 0);
+    munmap(map, sizeof in * 4096);
+    size_t cached = 0;
+    for (size_t i = 0; i < sizeof in; i++)
+        cached += in[i] & 1;
+    return cached;
+}
+
+// Neither programs nor reads leave the cache of the system full of pages that only we use.
+static void test_page_cache(void **state)
+{
+    (void)state;
+    for (int no_uring = 0; no_uring < 2; no_uring++) {
+        struct flash *flash;
+        assert_int_equal(open_file(&flash, work_directory(), no_uring, true, NULL, NULL), 0);
+        unsigned char *block = pages_new(64 * 4096);
+        for (uint64_t b = 0; b < 64; b++)
+            assert_int_equal(run_one(flash, FLASH_PROGRAM, b, 0, 64, block), 0);
+        assert_int_equal(run_one(flash, FLASH_SYNC, 0, 0, 0, NULL), 0);
+        assert_true(cached_pages(flash) < 256);
+        for (uint64_t b = 0; b < 64; b++)
+            assert_int_equal(run_one(flash, FLASH_READ, b, 0, 64, block), 0);
+        assert_true(cached_pages(flash) < 256);
+        flash_close(flash);
+        free(block);
+    }
+}
+
+// On a file system of 4 MiB that goes away with its last open file, whatever the test does.
+static struct flash *open_on_tiny_disk(bool no_uring, bool no_direct)
+{
+    char directory[512];
+    struct flash *flash = NULL;
+    snprintf(directory, sizeof directory, "%s/full-XXXXXX", work_directory());
+    assert_non_null(mkdtemp(directory));
+    if (mount("tmpfs", directory, "tmpfs", MS_NOSUID | MS_NODEV, "size=4m") == 0) {
+        int rc = open_file(&flash, directory, no_uring, no_direct, NULL, NULL);
+        assert_int_equal(umount2(directory, MNT_DETACH), 0);
+        assert_int_equal(rc, 0);
+    }
+    rmdir(directory);
+    return flash;
+}
+
+static void test_full_disk(void **state)
+{
+    (void)state;
+    enum { N = 64 * 16, PAGES = 4, BYTES = PAGES * 4096 };
+    struct flash_io *ios = calloc(N, sizeof *ios);
+    unsigned char *data = pages_new(N * BYTES), *back = pages_new(BYTES);
+    for (int mode = 0; mode < 4; mode++) {
+        struct flash *flash = open_on_tiny_disk(mode & 1, mode & 2);
+        if (!flash)
+            skip(); // only root can mount
+        for (size_t i = 0; i < N; i++) {
+            ios[i] = (struct flash_io){.op = FLASH_PROGRAM,
+                                       .block = i / 16,
+                                       .page = (uint32_t)(i % 16 * PAGES),
+                                       .pages = PAGES,
+                                       .data = data + i * BYTES};
+            for (unsigned p = 0; p < PAGES; p++)
+                page_fill(data + i * BYTES + p * 4096, 4096, i * PAGES + p);
+        }
+        run_all(flash, ios, N);
+        size_t good = 0;
+        for (size_t i = 0; i < N; i++) {
+            assert_true(ios[i].status == 0 || ios[i].status == INST_ENOSPC);
+            if (ios[i].status)
+                continue;
+            good++;
+            assert_int_equal(run_one(flash, FLASH_READ, ios[i].block, ios[i].page, PAGES, back), 0);
+            for (unsigned p = 0; p < PAGES; p++)
+                assert_true(page_is(back + p * 4096, 4096, i * PAGES + p));
+        }
+        // 256 fit. Each of the 64 requests in flight may waste three pages on a program that did
+        // not; a request joined of 64 programs that fails as a whole would waste far more.
+        assert_in_range(good, 256 - 64 * 3 / PAGES, 256);
+        for (uint64_t b = 0; b < 64; b++)
+            assert_int_equal(run_one(flash, FLASH_ERASE, b, 0, 0, NULL), 0);
+        assert_int_equal(run_one(flash, FLASH_PROGRAM, 5, 0, 64, data), 0);
+        flash_close(flash);
+    }
+    free(back);
+    free(data);
+    free(ios);
+}
+
+static int child_without_uring(void)
+{
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0), // the number of the call
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {.len = 4, .filter = filter};
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ||
+        prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
+        return 77;
+    struct flash *flash;
+    if (open_file(&flash, work_directory(), false, false, NULL, NULL))
+        return 1;
+    if (!strstr(flash->path, "pread threads (io_uring: Operation not permitted)") &&
+        !strstr(flash->path, "pread threads (io_uring: not available)"))
+        return 2;
+    unsigned char *page = pages_new(4096);
+    page_fill(page, 4096, 5);
+    int rc = run_one(flash, FLASH_PROGRAM, 0, 0, 1, page);
+    memset(page, 0, 4096);
+    rc = rc ? rc : run_one(flash, FLASH_READ, 0, 0, 1, page);
+    rc = rc || !page_is(page, 4096, 5) ? 3 : 0;
+    flash_close(flash);
+    free(page);
+    return rc;
+}
+
+static void test_uring_forbidden(void **state)
+{
+    (void)state;
+    pid_t child = fork();
+    if (child == 0)
+        _exit(child_without_uring());
+    int status = 0;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    if (WEXITSTATUS(status) == 77)
+        skip();
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_nothing_left),    cmocka_unit_test(test_erase_gives_back),
+        cmocka_unit_test(test_refusals),        cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_page_cache),      cmocka_unit_test(test_full_disk),
+        cmocka_unit_test(test_uring_forbidden),
+    };
+    return cmocka_run_group_tests_name("flash_file", tests, NULL, NULL);
+}
