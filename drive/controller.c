@@ -76,7 +76,7 @@ int drive_open(struct drive **out, struct flash *flash, const struct drive_limit
     drive->pool = limits->pool;
     drive->kernels = limits->kernels ? limits->kernels : kernels_best();
     drive->views = flash->ops->view && flash->geometry.dies == 1;
-    drive->read_ahead = !limits->no_read_ahead;
+    drive->read_ahead = !limits->no_read_ahead && !drive->views;
     drive->last_job = &drive->first_job;
     status = segments_open(&drive->segments, flash, &drive->budget, msg);
     if (!status)

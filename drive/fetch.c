@@ -69,6 +69,12 @@ static bool seek(struct job *job)
     return false;
 }
 
+// Computed spans have given their rows back but stay in the ring until it is their turn to fold.
+static bool acquired_all(const struct span *span)
+{
+    return span->computed || span->status || span->have == span->n_rows;
+}
+
 static struct span *begin_span(struct drive *drive, struct job *job)
 {
     if (drive->n_spans == drive->max_spans || !seek(job))
@@ -169,7 +175,7 @@ bool fetch_demand(struct drive *drive)
     struct job *job = drive->active;
     for (;;) {
         struct span *span = drive->n_spans ? ring_span(drive, drive->n_spans - 1) : NULL;
-        if (!span || span->have == span->n_rows || span->status)
+        if (!span || acquired_all(span))
             span = begin_span(drive, job);
         if (!span)
             return moved;
@@ -246,8 +252,7 @@ void fetch_ahead(struct drive *drive)
     struct job *active = drive->active;
     // Not before the active job has asked for all of its rows.
     if (active && (active->fetch_item < active->count ||
-                   (drive->n_spans && ring_span(drive, drive->n_spans - 1)->have <
-                                          ring_span(drive, drive->n_spans - 1)->n_rows)))
+                   (drive->n_spans && !acquired_all(ring_span(drive, drive->n_spans - 1)))))
         return;
     for (struct job *job = drive->first_job; job; job = job->next) {
         if (job != active && !ahead_of_job(job))

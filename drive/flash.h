@@ -84,7 +84,6 @@ int flash_file_open(struct flash **out, const struct flash_file_options *options
 // The file below, for measuring the raw disk beside it (block b lies at b * block size; only
 // programmed pages have extents). Stays the back end's. -1 if `flash` is none of these.
 int flash_file_descriptor(const struct flash *flash);
-
 // Wrapper for tests: takes ownership of `inner` and injects faults by a seeded plan.
 struct flash_fault_plan {
     uint64_t seed;

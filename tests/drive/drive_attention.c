@@ -179,6 +179,37 @@ static void test_least_dram(void **state)
     }
 }
 
+// Reads that finish in any order, with as little DRAM as is allowed: nothing is lost or stuck.
+static void test_reads_out_of_order(void **state)
+{
+    (void)state;
+    const struct flash_fault_plan delays = {.seed = 11, .delay = 300000};
+    struct rig_options o = {
+        .config = {.layers = 3,
+                   .kv_heads = 2,
+                   .head_dim = 16,
+                   .max_sequences = 1,
+                   .max_tokens = 1200,
+                   .q_heads = 4},
+        .q_heads = 4,
+        .faults = &delays,
+    };
+    for (o.config.group_tokens = 16; o.config.group_tokens <= 128; o.config.group_tokens *= 2) {
+        struct flash_geometry g = {.page_bytes = 4096,
+                                   .pages_per_block = 67,
+                                   .dies = 1,
+                                   .channels = 1,
+                                   .blocks = 4096,
+                                   .read_bytes = 131072};
+        struct drive_plan plan;
+        assert_int_equal(drive_plan(&plan, &g, &o.config, 0, NULL), 0);
+        o.dram_bytes = plan.min_dram_bytes;
+        decode_against_double(&o, 5, 400);
+        o.threads = 3;
+        decode_against_double(&o, 1000, 40);
+    }
+}
+
 static void test_share_from_flash(void **state)
 {
     (void)state;
@@ -213,8 +244,11 @@ static void test_share_from_flash(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_shapes),           cmocka_unit_test(test_file),
-        cmocka_unit_test(test_equal_bits),       cmocka_unit_test(test_least_dram),
+        cmocka_unit_test(test_shapes),
+        cmocka_unit_test(test_file),
+        cmocka_unit_test(test_equal_bits),
+        cmocka_unit_test(test_least_dram),
+        cmocka_unit_test(test_reads_out_of_order),
         cmocka_unit_test(test_share_from_flash),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
