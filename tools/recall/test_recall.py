@@ -1,0 +1,111 @@
+#!/usr/bin/env python3
+"""Tests of the generator and of the vocabulary; they need only Python."""
+
+import contextlib
+import io
+import json
+import pathlib
+import tempfile
+import unittest
+
+import corpus
+import curriculum
+import vocabulary
+
+
+class CorpusTest(unittest.TestCase):
+    def test_same_seed_same_document(self):
+        first = corpus.make_document(2000, 7, 5)
+        self.assertEqual(first, corpus.make_document(2000, 7, 5))
+        self.assertNotEqual(first, corpus.make_document(2000, 8, 5))
+
+    def test_document_of_seed_1_never_changes(self):
+        result = corpus.make_document(1, 1, 1)
+        fact = "The volume of the dented mattress is 5670."
+        self.assertEqual(result["document"], fact)
+
+    def test_document_is_long_enough_and_not_much_longer(self):
+        for least in (1, 100, 4096, 16384):
+            tokens = corpus.make_document(least, 3, 1)["tokens"]
+            self.assertLessEqual(least, tokens)
+            self.assertLess(tokens, least + 20)
+
+    def test_each_question_has_one_answer_in_the_document(self):
+        result = corpus.make_document(8000, 5, 50)
+        for question in result["questions"]:
+            key = question["prompt"].split(": ")[1]
+            statement = key.capitalize() + " "
+            self.assertEqual(result["document"].count(statement), 1)
+            full = key.capitalize() + question["answer"]
+            self.assertIn(full, result["document"])
+
+    def test_asks_for_more_facts_than_there_are_keys(self):
+        ledger = corpus.Ledger.generate(400000, corpus.Dice(1), 1.0)
+        self.assertEqual(len(ledger.facts), corpus.MOST_FACTS)
+
+    def test_words_differ_between_slots(self):
+        slots = [word for slot in corpus.SLOTS.values() for word in slot]
+        self.assertEqual(len(slots), len(set(slots)))
+
+
+class CommandTest(unittest.TestCase):
+    def test_json_and_files_say_the_same(self):
+        common = ["document", "--tokens", "500", "--questions", "2"]
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            corpus.main([*common, "--json"])
+        result = json.loads(printed.getvalue())
+        with tempfile.TemporaryDirectory() as name:
+            corpus.main([*common, "--out-dir", name])
+            folder = pathlib.Path(name)
+            stored = json.loads((folder / "document.json").read_text())
+            prompt = (folder / "prompt-2.txt").read_text()
+        self.assertEqual(stored, result)
+        self.assertEqual(
+            prompt, result["document"] + result["questions"][1]["prompt"]
+        )
+
+    def test_refuses_nonsense(self):
+        for wrong in (["--tokens", "0"], ["--facts", "0"], ["--facts", "2"]):
+            with self.assertRaises(SystemExit) as refusal:
+                with contextlib.redirect_stderr(io.StringIO()):
+                    corpus.main(["document", *wrong])
+            self.assertEqual(refusal.exception.code, 2)
+
+
+class VocabularyTest(unittest.TestCase):
+    def test_every_word_is_one_piece(self):
+        words = corpus.words()
+        pieces = [corpus.SPACE + word for word in words]
+        self.assertEqual(vocabulary.split(" ".join(words)), pieces)
+
+    def test_text_splits_into_the_tokens_it_was_made_of(self):
+        ledger = corpus.Ledger.generate(300, corpus.Dice(4))
+        key, _ = ledger.facts[0]
+        tokens = ledger.tokens + corpus.question_tokens(key)
+        self.assertEqual(vocabulary.split(corpus.to_text(tokens)), tokens)
+
+    def test_pieces_are_different(self):
+        texts = [piece.text for piece in vocabulary.PIECES]
+        self.assertEqual(len(texts), len(set(texts)))
+
+
+class CurriculumTest(unittest.TestCase):
+    def test_lessons_have_the_asked_shape(self):
+        dice = corpus.Dice(1)
+        for length in (128, 1024):
+            ids, classes = curriculum.batch(dice, 20, length, 0.5, True)
+            self.assertEqual({len(row) for row in ids}, {length})
+            self.assertEqual({len(row) for row in classes}, {length})
+
+    def test_first_digits_follow_the_key(self):
+        ids, classes = curriculum.batch(corpus.Dice(2), 20, 512)
+        before = vocabulary.IDS[corpus.SPACE + corpus.FACT[-1]]
+        for row, kinds in zip(ids, classes, strict=True):
+            for at, kind in enumerate(kinds):
+                if kind == curriculum.FIRST_DIGIT:
+                    self.assertEqual(row[at - 1], before)
+
+
+if __name__ == "__main__":
+    unittest.main()
