@@ -8,7 +8,7 @@
 // `count` 64-byte items, then data at table_data_offset(count). Reserved bytes are zero.
 //
 // A slab is the order of K and V on the wire: for every head of the range, K of n tokens
-// [n][head_dim], then V [n][head_dim], all fp16.
+// [n][head_dim], then V [n][head_dim], all fp16; padded to a multiple of 64 bytes.
 #ifndef INST_DRIVE_COMMAND_H
 #define INST_DRIVE_COMMAND_H
 

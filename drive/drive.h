@@ -40,6 +40,9 @@ bool drive_runnable(const struct drive *drive);
 // Detail of the most recent failed command, "" when none failed.
 const char *drive_error_text(const struct drive *drive);
 
+// For tests: do the parts of the drive agree with each other? INST_EINTERNAL says where not.
+int drive_check(const struct drive *drive, struct inst_msg *msg);
+
 // What a space needs: pure arithmetic, for hosts that must say so before they start.
 struct drive_plan {
     uint32_t group_tokens;

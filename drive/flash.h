@@ -30,8 +30,8 @@ enum flash_op { FLASH_READ, FLASH_PROGRAM, FLASH_ERASE, FLASH_SYNC };
 // from submit until poll hands it back. `data` is 4096-byte aligned (page_bytes if that is less).
 struct flash_io {
     enum flash_op op;
-    uint32_t pages;   // READ and PROGRAM: page .. page + pages - 1 of `block`
-    uint64_t block;   // ERASE: the block; SYNC: unused
+    uint32_t pages; // READ and PROGRAM: page .. page + pages - 1 of `block`
+    uint64_t block; // ERASE: the block; SYNC: unused
     uint32_t page;
     int status;       // out: 0 or INST_E*
     void *data;       // pages * page_bytes
@@ -65,7 +65,8 @@ struct flash {
 };
 
 // Reads and programs nothing; every operation finishes at once.
-int flash_null_open(struct flash **out, const struct flash_geometry *geometry, struct inst_msg *msg);
+int flash_null_open(struct flash **out, const struct flash_geometry *geometry,
+                    struct inst_msg *msg);
 
 // Memory of the whole geometry (not part of any budget; reserved lazily). bytes_per_s limits reads
 // and programs together, 0 = unlimited (then pages can be viewed in place).

@@ -355,3 +355,18 @@ const struct frame_counters *frames_counters(const struct frames *f)
 {
     return &f->counters;
 }
+
+void frames_census(const struct frames *f, struct frame_census *out)
+{
+    *out = (struct frame_census){0};
+    for (uint32_t i = 0; i < f->count; i++) {
+        const struct frame *frame = &f->all[i];
+        if (frame->state == FRAME_FREE) {
+            out->free++;
+            continue;
+        }
+        out->open += frame->state == FRAME_OPEN;
+        out->users += frame->users;
+        out->stray += frame->state == FRAME_READY && !frame->ahead && !frame->users;
+    }
+}

@@ -79,6 +79,13 @@ void frames_forget(struct frames *frames, uint32_t segment);
 bool frame_verify(const struct frames *frames, const struct frame *frame);
 uint64_t page_checksum(const struct page_identity *identity, const void *data, size_t bytes);
 
+// For drive_check.
+struct frame_census {
+    uint64_t free, open, users;
+    uint64_t stray; // neither free, open, in flight nor read ahead, and without a user
+};
+void frames_census(const struct frames *frames, struct frame_census *out);
+
 struct frame_counters {
     uint64_t read_bytes, program_bytes, ahead_rows, ahead_hits;
 };

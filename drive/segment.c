@@ -458,3 +458,20 @@ void segments_on_erase(struct segments *s, void (*fn)(void *arg, uint32_t segmen
     s->on_erase = fn;
     s->on_erase_arg = arg;
 }
+
+uint32_t segments_references(const struct segments *s, struct place place)
+{
+    const struct segment *segment = segment_at(s, place.segment);
+    return segment->refs && place.row < segment->rows ? segment->refs[place.row] : 0;
+}
+
+uint64_t segments_all_references(const struct segments *s)
+{
+    uint64_t sum = 0;
+    for (uint64_t i = 0; i < s->fresh; i++) {
+        const struct segment *segment = segment_at(s, (uint32_t)i);
+        for (uint32_t r = 0; segment->refs && r < segment->rows; r++)
+            sum += segment->refs[r];
+    }
+    return sum;
+}

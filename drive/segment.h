@@ -94,6 +94,9 @@ struct segment_counters {
     uint64_t summary_bytes, failed_summaries;
 };
 void segments_counters(const struct segments *segments, struct segment_counters *out);
+// For drive_check: references to a row, to all rows.
+uint32_t segments_references(const struct segments *segments, struct place place);
+uint64_t segments_all_references(const struct segments *segments);
 // Called with every segment that is about to be erased.
 void segments_on_erase(struct segments *segments, void (*fn)(void *arg, uint32_t segment),
                        void *arg);

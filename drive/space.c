@@ -128,6 +128,17 @@ struct sequence *space_find(const struct space *space, uint32_t id)
     return sequence;
 }
 
+struct sequence *space_next(const struct space *space, const struct sequence *sequence)
+{
+    if (sequence && sequence->next)
+        return sequence->next;
+    struct sequence **end = space->table + BUCKETS;
+    struct sequence **slot = sequence ? bucket(space, sequence->id) + 1 : space->table;
+    while (slot < end && !*slot)
+        slot++;
+    return slot < end ? *slot : NULL;
+}
+
 int space_lookup(struct space *space, const struct table_item *item, struct sequence **out,
                  struct inst_msg *msg)
 {

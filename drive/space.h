@@ -93,6 +93,8 @@ int space_open_frames(struct space *space, const struct drive_plan *plan, uint64
 void space_close(struct space *space);
 
 struct sequence *space_find(const struct space *space, uint32_t id);
+// Walks over all sequences; NULL begins and ends.
+struct sequence *space_next(const struct space *space, const struct sequence *sequence);
 // What a command that names (id, epoch) works on. *out is NULL and 0 is returned when the sequence
 // does not exist but may be created (pos == 0).
 int space_lookup(struct space *space, const struct table_item *item, struct sequence **out,

@@ -463,7 +463,9 @@ static void churn(const struct rig_options *options, int rounds)
                 end++;
             rig_expect_content(&rig, s, content[s][first], (uint32_t)round % 2, first, end - first);
         }
-        if (action == 4 && !length[s]) // pos 0 ended the sequence
+        if (round % 50 == 0)
+            rig_stats(&rig, &(struct drive_stats){0}); // walks the invariants
+        if (action == 4 && !length[s])                 // pos 0 ended the sequence
             assert_true(rig_reclaim(&rig, s, 0, UINT64_MAX, 0, 2) == INST_ENOENT);
     }
     struct drive_stats stats;

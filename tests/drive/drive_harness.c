@@ -50,8 +50,16 @@ void rig_open(struct rig *rig, const struct rig_options *o)
     rig->config.group_tokens = (uint32_t)group;
 }
 
+static void rig_check(struct rig *rig)
+{
+    struct inst_msg msg = {0};
+    if (drive_check(rig->drive, &msg))
+        fail_msg("%s", msg.text);
+}
+
 void rig_close(struct rig *rig)
 {
+    rig_check(rig);
     drive_close(rig->drive);
     flash_close(rig->flash);
     pool_free(rig->pool);
@@ -84,6 +92,7 @@ void rig_stats(struct rig *rig, struct drive_stats *stats)
     struct command command = {.opcode = OP_STAT, .length = sizeof table};
     assert_int_equal(rig_call(rig, &command, table, NULL), 0);
     assert_int_equal(stats_decode(stats, table, sizeof table), 0);
+    rig_check(rig);
 }
 
 static float noise(uint64_t x)
