@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// A job is published by raising `epoch`; workers spin on it for a short while (decode runs
-// thousands of short jobs a second) and then sleep on a condition variable, so an idle engine
-// costs nothing. pool_run returns only when every worker has checked in, so a worker that wakes
-// late never sees the items of a job it does not know.
+// A job is published in one atomic word: its number in the upper half, the items left in the lower.
+// Who takes an item counts that word down, so a worker that was late for one job can only ever get
+// items of the present one, and nobody has to wait for workers that did not come: on a loaded
+// machine the caller simply does more of the items itself. Idle workers spin for a short while
+// (decode runs thousands of short jobs a second) and then sleep, so an idle engine costs nothing.
 #include "base/pool.h"
 
 #include <pthread.h>
@@ -16,20 +17,22 @@ enum { STACK_BYTES = 256 * 1024, SPIN = 4000 };
 struct pool {
     unsigned threads;
     pthread_t *workers; // threads - 1
-    pthread_mutex_t lock;
-    pthread_cond_t wake, idle;
-    unsigned sleeping;         // workers in pthread_cond_wait, under lock
-    bool stop;                 // under lock, raised together with epoch
-    _Atomic uint32_t epoch;    // number of the published job
-    _Atomic uint32_t finished; // workers done with the published job
-    pool_fn *fn;
-    void *arg;
-    size_t items;
-    _Atomic size_t next;
-    struct worker {
+    struct seat {
         struct pool *pool;
         unsigned index;
     } * seats;
+    // The present job. fn, arg and items are written before `left` and read after an item was
+    // taken from it; they stay as they are until that item is finished.
+    pool_fn *fn;
+    void *arg;
+    size_t items;
+    _Atomic uint64_t left; // job number << 32 | items not taken yet
+    _Atomic size_t finished;
+    pthread_mutex_t lock;
+    pthread_cond_t wake, idle;
+    _Atomic unsigned sleeping; // workers about to wait for `wake`
+    _Atomic bool waiting;      // the caller is about to wait for `idle`
+    _Atomic bool stop;
     uint8_t *scratch; // threads pieces
     size_t scratch_bytes;
 };
@@ -43,47 +46,25 @@ static inline void cpu_relax(void)
 #endif
 }
 
+static bool take(struct pool *pool, size_t *item)
+{
+    uint64_t left = atomic_load_explicit(&pool->left, memory_order_relaxed);
+    do {
+        if (!(uint32_t)left)
+            return false;
+    } while (!atomic_compare_exchange_weak_explicit(&pool->left, &left, left - 1,
+                                                    memory_order_acquire, memory_order_relaxed));
+    *item = pool->items - (uint32_t)left;
+    return true;
+}
+
 static void work(struct pool *pool, unsigned worker)
 {
-    for (;;) {
-        size_t item = atomic_fetch_add_explicit(&pool->next, 1, memory_order_relaxed);
-        if (item >= pool->items)
-            return;
+    for (size_t item; take(pool, &item);) {
+        size_t items = pool->items;
         pool->fn(pool->arg, item, worker);
-    }
-}
-
-// Returns the number of a job newer than `seen`.
-static uint32_t await_job(struct pool *pool, uint32_t seen)
-{
-    for (int i = 0; i < SPIN; i++) {
-        uint32_t epoch = atomic_load_explicit(&pool->epoch, memory_order_acquire);
-        if (epoch != seen)
-            return epoch;
-        cpu_relax();
-    }
-    pthread_mutex_lock(&pool->lock);
-    pool->sleeping++;
-    while (atomic_load_explicit(&pool->epoch, memory_order_acquire) == seen)
-        pthread_cond_wait(&pool->wake, &pool->lock);
-    pool->sleeping--;
-    pthread_mutex_unlock(&pool->lock);
-    return atomic_load_explicit(&pool->epoch, memory_order_acquire);
-}
-
-static void *worker_main(void *arg)
-{
-    struct worker *seat = arg;
-    struct pool *pool = seat->pool;
-    uint32_t seen = 0;
-    for (;;) {
-        seen = await_job(pool, seen);
-        if (pool->stop)
-            return NULL;
-        work(pool, seat->index);
-        // Release: the caller that sees the last worker finish sees all results.
-        if (atomic_fetch_add_explicit(&pool->finished, 1, memory_order_acq_rel) + 2 ==
-            pool->threads) {
+        // From here on the job may be over and its fields may change.
+        if (atomic_fetch_add(&pool->finished, 1) + 1 == items && atomic_load(&pool->waiting)) {
             pthread_mutex_lock(&pool->lock);
             pthread_cond_signal(&pool->idle);
             pthread_mutex_unlock(&pool->lock);
@@ -91,12 +72,37 @@ static void *worker_main(void *arg)
     }
 }
 
-static void publish(struct pool *pool)
+static bool nothing_to_do(struct pool *pool)
 {
+    return !(uint32_t)atomic_load(&pool->left) && !atomic_load(&pool->stop);
+}
+
+static void *worker_main(void *arg)
+{
+    struct seat *seat = arg;
+    struct pool *pool = seat->pool;
+    while (!atomic_load(&pool->stop)) {
+        work(pool, seat->index);
+        for (int i = 0; i < SPIN && nothing_to_do(pool); i++)
+            cpu_relax();
+        if (!nothing_to_do(pool))
+            continue;
+        pthread_mutex_lock(&pool->lock);
+        atomic_fetch_add(&pool->sleeping, 1); // before the last look: publish looks at it after
+        while (nothing_to_do(pool))
+            pthread_cond_wait(&pool->wake, &pool->lock);
+        atomic_fetch_sub(&pool->sleeping, 1);
+        pthread_mutex_unlock(&pool->lock);
+    }
+    return NULL;
+}
+
+static void wake_workers(struct pool *pool)
+{
+    if (!atomic_load(&pool->sleeping))
+        return;
     pthread_mutex_lock(&pool->lock);
-    atomic_fetch_add_explicit(&pool->epoch, 1, memory_order_release);
-    if (pool->sleeping)
-        pthread_cond_broadcast(&pool->wake);
+    pthread_cond_broadcast(&pool->wake);
     pthread_mutex_unlock(&pool->lock);
 }
 
@@ -122,9 +128,8 @@ int pool_new(struct pool **out, unsigned threads, struct inst_msg *msg)
     pthread_attr_init(&attr);
     pthread_attr_setstacksize(&attr, STACK_BYTES);
     int err = 0;
-    // `threads` is read by workers only after a job is published, so it may grow here.
     for (unsigned i = 0; i + 1 < threads && !err; i++) {
-        pool->seats[i] = (struct worker){.pool = pool, .index = i + 1};
+        pool->seats[i] = (struct seat){.pool = pool, .index = i + 1};
         err = pthread_create(&pool->workers[i], &attr, worker_main, &pool->seats[i]);
         if (!err)
             pool->threads++;
@@ -144,10 +149,8 @@ void pool_free(struct pool *pool)
 {
     if (!pool)
         return;
-    pthread_mutex_lock(&pool->lock);
-    pool->stop = true;
-    pthread_mutex_unlock(&pool->lock);
-    publish(pool);
+    atomic_store(&pool->stop, true);
+    wake_workers(pool);
     for (unsigned i = 0; i + 1 < pool->threads; i++)
         pthread_join(pool->workers[i], NULL);
     pthread_cond_destroy(&pool->idle);
@@ -166,27 +169,28 @@ unsigned pool_threads(const struct pool *pool)
 
 void pool_run(struct pool *pool, pool_fn *fn, void *arg, size_t items)
 {
-    if (!pool || pool->threads == 1 || items <= 1) {
+    if (!pool || pool->threads == 1 || items <= 1 || items > UINT32_MAX) {
         for (size_t i = 0; i < items; i++)
             fn(arg, i, 0);
         return;
     }
-    // Every worker has finished the previous job before pool_run returned, so nobody reads these.
     pool->fn = fn;
     pool->arg = arg;
     pool->items = items;
-    atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
     atomic_store_explicit(&pool->finished, 0, memory_order_relaxed);
-    publish(pool);
+    uint64_t job = (atomic_load_explicit(&pool->left, memory_order_relaxed) >> 32) + 1;
+    atomic_store(&pool->left, job << 32 | items);
+    wake_workers(pool);
     work(pool, 0);
-    for (int i = 0; i < SPIN; i++) {
-        if (atomic_load_explicit(&pool->finished, memory_order_acquire) + 1 == pool->threads)
-            return;
+    for (int i = 0; i < SPIN && atomic_load(&pool->finished) != items; i++)
         cpu_relax();
-    }
+    if (atomic_load(&pool->finished) == items)
+        return;
     pthread_mutex_lock(&pool->lock);
-    while (atomic_load_explicit(&pool->finished, memory_order_acquire) + 1 != pool->threads)
+    atomic_store(&pool->waiting, true); // before the last look: the last item looks at it after
+    while (atomic_load(&pool->finished) != items)
         pthread_cond_wait(&pool->idle, &pool->lock);
+    atomic_store(&pool->waiting, false);
     pthread_mutex_unlock(&pool->lock);
 }
 
