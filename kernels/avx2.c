@@ -13,10 +13,12 @@ typedef __m256 vn;
 enum {
     VN = 8,
     // Blocking: 16 registers.
-    PANEL_MR = 3,
     PANEL_NR = 2,
     PV_ACC = 8,
+    // From this many queries on, converting a tile to fp32 first pays.
+    TILE_MIN_QUERIES = 1 << 30, // never
 };
+#define PANEL_MR      3
 #define DIRECT_JR(mr) ((mr) == 1 ? 4 : (mr) == 2 ? 2 : 1)
 
 typedef struct {

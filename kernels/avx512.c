@@ -6,17 +6,18 @@
 
 #define SET_TABLE kernels_avx512
 #define SET_NAME  "avx512"
-#define PANEL_MR_IS_4 1
 #define OP        static inline __attribute__((always_inline))
 
 typedef __m512 vn;
 enum {
     VN = 16,
     // Blocking, in accumulators of 32 registers.
-    PANEL_MR = 4,
     PANEL_NR = 6,
     PV_ACC = 16,
+    // From this many queries on, converting a tile to fp32 first pays.
+    TILE_MIN_QUERIES = 1 << 30, // the conversion of V hides behind the products
 };
+#define PANEL_MR      4
 #define DIRECT_JR(mr) ((mr) == 1 ? 8 : 4)
 
 typedef struct {
@@ -104,8 +105,7 @@ OP void vn_load2(const float *p, vn *even, vn *odd)
 }
 OP void vn_store2(float *p, vn even, vn odd)
 {
-    const __m512i index =
-        _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i index = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
     vn_store(p, _mm512_permutex2var_ps(even, index, odd));
     vn_store(p + VN,
              _mm512_permutex2var_ps(even, _mm512_add_epi32(index, _mm512_set1_epi32(8)), odd));

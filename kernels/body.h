@@ -13,12 +13,18 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+// Before a loop over registers, whose count is a constant: it must be gone before arrays of
+// accumulators are turned into registers.
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 32")
+#endif
+
 enum {
     PARTS = KERNEL_LANES / VN,
     // From this many rows of x on, dequantising weights to a panel pays.
-    PANEL_MIN_ROWS = 7,
-    // From this many queries on, converting the tile to fp32 first pays.
-    TILE_MIN_QUERIES = 9,
+    PANEL_MIN_ROWS = 24,
     // Queries whose scores are held at once.
     QUERY_BLOCK = 32,
     // Queries that share one pass over V.
@@ -102,7 +108,6 @@ INLINE void weight_tail(uint32_t type, const uint8_t *p, size_t n, uint8_t *out)
     }
 }
 
-// Calls code(v) style loops need the same walk over a row everywhere: whole 32s, a 16, a tail.
 // Writes the row, filled up with -0 to a multiple of 16, as vectors of 16 floats `stride` apart.
 INLINE void expand_row(uint32_t type, const uint8_t *row, size_t cols, float *out, size_t stride)
 {
@@ -191,8 +196,8 @@ static float set_dot(const float *a, const float *b, size_t n)
         for (int p = 0; p < PARTS; p++)
             acc.p[p] = vn_fma(vn_load(a + i + p * VN), vn_load(b + i + p * VN), acc.p[p]);
     for (int p = 0; p < PARTS && i < n; p++, i += VN)
-        acc.p[p] = vn_fma(vn_load_part(a + i, n - i, 0), vn_load_part(b + i, n - i, -0.0f),
-                          acc.p[p]);
+        acc.p[p] =
+            vn_fma(vn_load_part(a + i, n - i, 0), vn_load_part(b + i, n - i, -0.0f), acc.p[p]);
     return v16_sum(acc);
 }
 
@@ -287,38 +292,50 @@ INLINE void reduce_all(const v16 *acc, const size_t n, float *out)
     }
 }
 
+// Brings a line into the second cache. It may lie behind the end of the data: this is a hint, never
+// an access.
+INLINE void prefetch(const uint8_t *p, size_t offset)
+{
+    __builtin_prefetch((const void *)((uintptr_t)p + offset), 0, 2);
+}
+
 // One step of 16 elements: weights straight from their stored type.
 INLINE void direct_step(uint32_t type, const size_t mr, const size_t jr, const uint8_t *const *row,
                         size_t at, size_t sub, const float *x, size_t x_stride, v16 *acc)
 {
-#pragma GCC unroll 4
+    UNROLL
     for (size_t p = 0; p < PARTS; p++) {
         vn a[4];
-#pragma GCC unroll 4
+        UNROLL
         for (size_t i = 0; i < mr; i++)
             a[i] = vn_load(x + i * x_stride + p * VN);
-#pragma GCC unroll 16
+        UNROLL
         for (size_t j = 0; j < jr; j++) {
             vn b = weight_vn(type, row[j] + at, sub + p * VN);
-#pragma GCC unroll 4
+            UNROLL
             for (size_t i = 0; i < mr; i++)
                 acc[i * jr + j].p[p] = vn_fma(a[i], b, acc[i * jr + j].p[p]);
         }
     }
 }
 
-// out[i * jr + j] = dot16(x row i, weight row j); out has room for mr * jr rounded up to VN.
+// out[i * jr + j] = dot16(x row i, weight row j); out has room for mr * jr rounded up to VN. What
+// lies `ahead` bytes after each weight is prefetched: the rows are short, and a hardware prefetcher
+// that has to find each of them anew leaves half of the memory's rate unused.
 INLINE void direct_block(uint32_t type, const size_t mr, const size_t jr, const uint8_t *const *row,
-                         size_t cols, const float *x, size_t x_stride, float *out)
+                         size_t cols, const float *x, size_t x_stride, size_t ahead, float *out)
 {
     v16 acc[16];
-#pragma GCC unroll 16
+    UNROLL
     for (size_t i = 0; i < mr * jr; i++)
-#pragma GCC unroll 4
-        for (size_t p = 0; p < PARTS; p++)
-            acc[i].p[p] = vn_set1(0);
+        UNROLL
+    for (size_t p = 0; p < PARTS; p++)
+        acc[i].p[p] = vn_set1(0);
     size_t c = 0, at = 0;
     for (; c + 32 <= cols; c += 32, at += bytes_of_32(type)) {
+        UNROLL
+        for (size_t j = 0; j < jr; j++)
+            prefetch(row[j], at + ahead);
         direct_step(type, mr, jr, row, at, 0, x + c, x_stride, acc);
         direct_step(type, mr, jr, row, at, 16, x + c + 16, x_stride, acc);
     }
@@ -343,38 +360,43 @@ INLINE void direct_block(uint32_t type, const size_t mr, const size_t jr, const 
     reduce_all(acc, mr * jr, out);
 }
 
-// All `count` weight rows from `first` for mr rows of x.
+// All `count` weight rows from `first` for mr rows of x. ahead = 0: the rows that come next.
 INLINE void direct_rows(uint32_t type, const size_t mr, const struct weight *w, uint64_t first,
                         uint64_t count, const float *x, size_t x_stride, float *out,
-                        size_t out_stride)
+                        size_t out_stride, size_t ahead)
 {
-    enum { JR_MAX = 16 };
-    const size_t jr = DIRECT_JR(mr);
-    for (uint64_t j = 0; j < count; j += jr) {
-        const uint8_t *row[JR_MAX];
-        size_t n = (size_t)(count - j < jr ? count - j : jr);
+    const size_t jr = DIRECT_JR(mr), cols = (size_t)w->cols, row_bytes = (size_t)w->row_bytes;
+    const uint8_t *data = weight_at(w, first), *row[16];
+    ahead = ahead ? ahead : jr * row_bytes;
+    float block[32];
+    uint64_t j = 0;
+    for (; j + jr <= count; j += jr, data += jr * row_bytes) {
+        UNROLL
         for (size_t k = 0; k < jr; k++)
-            row[k] = weight_at(w, first + j + (k < n ? k : n - 1));
-        float block[32];
-        direct_block(type, mr, jr, row, (size_t)w->cols, x, x_stride, block);
-        for (size_t i = 0; i < mr; i++) {
-            if (n == jr) // a size the compiler knows: no call
-                memcpy(out + i * out_stride + j, block + i * jr, jr * sizeof out[0]);
-            else
-                memcpy(out + i * out_stride + j, block + i * jr, n * sizeof out[0]);
-        }
+            row[k] = data + k * row_bytes;
+        direct_block(type, mr, jr, row, cols, x, x_stride, ahead, block);
+        for (size_t i = 0; i < mr; i++)
+            memcpy(out + i * out_stride + j, block + i * jr, jr * sizeof out[0]);
     }
+    if (j == count)
+        return;
+    size_t rest = (size_t)(count - j);
+    for (size_t k = 0; k < jr; k++) // the last row stands in for those that are not there
+        row[k] = data + (k < rest ? k : rest - 1) * row_bytes;
+    direct_block(type, mr, jr, row, cols, x, x_stride, ahead, block);
+    for (size_t i = 0; i < mr; i++)
+        memcpy(out + i * out_stride + j, block + i * jr, rest * sizeof out[0]);
 }
 
 typedef void direct_fn(const struct weight *w, uint64_t first, uint64_t count, const float *x,
-                       size_t x_stride, float *out, size_t out_stride);
+                       size_t x_stride, float *out, size_t out_stride, size_t ahead);
 
 #define DIRECT(type, mr)                                                                           \
     static void direct_##type##_##mr(const struct weight *w, uint64_t first, uint64_t count,       \
                                      const float *x, size_t x_stride, float *out,                  \
-                                     size_t out_stride)                                            \
+                                     size_t out_stride, size_t ahead)                              \
     {                                                                                              \
-        direct_rows(TENSOR_##type, mr, w, first, count, x, x_stride, out, out_stride);             \
+        direct_rows(TENSOR_##type, mr, w, first, count, x, x_stride, out, out_stride, ahead);      \
     }
 #define DIRECT_TYPE(type) DIRECT(type, 1) DIRECT(type, 2) DIRECT(type, 3) DIRECT(type, 4)
 #define DIRECT_NAMES(type)                                                                         \
@@ -389,15 +411,19 @@ DIRECT_TYPE(Q8_0)
 
 // Few rows of x: every weight is read once per four rows and never stored as fp32.
 static void direct_product(const struct weight *w, uint64_t first, uint64_t count, const float *x,
-                           size_t x_stride, size_t n_rows, float *out, size_t out_stride)
+                           size_t x_stride, size_t n_rows, float *out, size_t out_stride,
+                           size_t ahead)
 {
     static direct_fn *const table[4][4] = {DIRECT_NAMES(F32), DIRECT_NAMES(F16), DIRECT_NAMES(BF16),
                                            DIRECT_NAMES(Q8_0)};
-    unsigned t = w->type == TENSOR_F32 ? 0 : w->type == TENSOR_F16 ? 1 : w->type == TENSOR_BF16 ? 2 : 3;
+    unsigned t = w->type == TENSOR_F32    ? 0
+                 : w->type == TENSOR_F16  ? 1
+                 : w->type == TENSOR_BF16 ? 2
+                                          : 3;
     for (size_t i = 0; i < n_rows; i += 4) {
         size_t mr = n_rows - i < 4 ? n_rows - i : 4;
         table[t][mr - 1](w, first, count, x + i * x_stride, x_stride, out + i * out_stride,
-                         out_stride);
+                         out_stride, ahead);
     }
 }
 
@@ -412,16 +438,16 @@ INLINE size_t panel_steps(size_t cols)
 INLINE void panel_step(const size_t mr, const float *panel, const float *x, size_t x_stride,
                        v16 *acc)
 {
-#pragma GCC unroll 4
+    UNROLL
     for (size_t p = 0; p < PARTS; p++) {
         vn b[PANEL_NR];
-#pragma GCC unroll 8
+        UNROLL
         for (size_t j = 0; j < PANEL_NR; j++)
             b[j] = vn_load(panel + j * KERNEL_LANES + p * VN);
-#pragma GCC unroll 8
+        UNROLL
         for (size_t i = 0; i < mr; i++) {
             vn a = vn_load(x + i * x_stride + p * VN);
-#pragma GCC unroll 8
+            UNROLL
             for (size_t j = 0; j < PANEL_NR; j++)
                 acc[i * PANEL_NR + j].p[p] = vn_fma(a, b[j], acc[i * PANEL_NR + j].p[p]);
         }
@@ -433,11 +459,11 @@ INLINE void panel_block(const size_t mr, const float *group, size_t cols, const 
                         size_t x_stride, float *out, size_t out_stride, size_t n)
 {
     v16 acc[PANEL_MR * PANEL_NR];
-#pragma GCC unroll 32
+    UNROLL
     for (size_t i = 0; i < mr * PANEL_NR; i++)
-#pragma GCC unroll 4
-        for (size_t p = 0; p < PARTS; p++)
-            acc[i].p[p] = vn_set1(0);
+        UNROLL
+    for (size_t p = 0; p < PARTS; p++)
+        acc[i].p[p] = vn_set1(0);
     size_t c = 0;
     for (; c + KERNEL_LANES <= cols; c += KERNEL_LANES)
         panel_step(mr, group + c * PANEL_NR, x + c, x_stride, acc);
@@ -465,7 +491,7 @@ INLINE void panel_block(const size_t mr, const float *group, size_t cols, const 
 PANEL_ROWS(1)
 PANEL_ROWS(2)
 PANEL_ROWS(3)
-#if PANEL_MR_IS_4
+#if PANEL_MR == 4
 PANEL_ROWS(4)
 #endif
 
@@ -474,7 +500,7 @@ static void panel_product(const float *panel, size_t count, size_t cols, const f
                           size_t x_stride, size_t n_rows, float *out, size_t out_stride)
 {
     size_t i = 0;
-#if PANEL_MR_IS_4
+#if PANEL_MR == 4
     for (; i + 4 <= n_rows; i += 4)
         panel_rows_4(panel, count, cols, x + i * x_stride, x_stride, out + i * out_stride,
                      out_stride);
@@ -508,7 +534,7 @@ static void set_matmul(const struct weight *w, uint64_t first, uint64_t count, c
     size_t row_bytes = panel_steps((size_t)w->cols) * KERNEL_LANES * sizeof(float);
     size_t fit = row_bytes ? KERNEL_SCRATCH_BYTES / row_bytes / PANEL_NR * PANEL_NR : 0;
     if (n_rows < PANEL_MIN_ROWS || !fit) {
-        direct_product(w, first, count, x, x_stride, n_rows, out, out_stride);
+        direct_product(w, first, count, x, x_stride, n_rows, out, out_stride, 0);
         return;
     }
     for (uint64_t j = 0; j < count; j += fit) {
@@ -520,26 +546,43 @@ static void set_matmul(const struct weight *w, uint64_t first, uint64_t count, c
 
 // ---- attention -------------------------------------------------------------------------------
 
+// partial_merge of n <= PV_QUERIES neighbours; their exponentials are computed together.
+static void merge_partials(struct partial *into, const struct partial *next, size_t n,
+                           size_t head_dim)
+{
+    enum { EXPS = 2 * PV_QUERIES > VN ? 2 * PV_QUERIES : VN };
+    const size_t stride = partial_stride(head_dim);
+    float e[EXPS] = {0};
+    for (size_t i = 0; i < n; i++) {
+        float a = ((float *)into)[i * stride], b = ((const float *)next)[i * stride];
+        float max = a > b ? a : b;
+        e[2 * i] = a - max;
+        e[2 * i + 1] = b - max;
+    }
+    for (size_t i = 0; i < 2 * n; i += VN)
+        vn_store(e + i, vn_exp(vn_load(e + i)));
+    for (size_t i = 0; i < n; i++) {
+        struct partial *p = (struct partial *)((float *)into + i * stride);
+        const struct partial *o = (const struct partial *)((const float *)next + i * stride);
+        if (o->sum == 0)
+            continue;
+        if (p->sum == 0) {
+            p->max = o->max;
+            p->sum = o->sum;
+            memcpy(p->acc, o->acc, head_dim * sizeof p->acc[0]);
+            continue;
+        }
+        p->max = p->max > o->max ? p->max : o->max;
+        p->sum = fmaf(p->sum, e[2 * i], o->sum * e[2 * i + 1]);
+        vn a = vn_set1(e[2 * i]), b = vn_set1(e[2 * i + 1]);
+        for (size_t d = 0; d < head_dim; d += VN) // acc is padded
+            vn_store(p->acc + d, vn_fma(vn_load(p->acc + d), a, vn_mul(vn_load(o->acc + d), b)));
+    }
+}
+
 static void set_partial_merge(struct partial *into, const struct partial *next, size_t head_dim)
 {
-    if (next->sum == 0)
-        return;
-    if (into->sum == 0) {
-        into->max = next->max;
-        into->sum = next->sum;
-        memcpy(into->acc, next->acc, head_dim * sizeof into->acc[0]);
-        return;
-    }
-    float e[VN] = {0};
-    float max = into->max > next->max ? into->max : next->max;
-    e[0] = into->max - max;
-    e[1] = next->max - max;
-    vn_store(e, vn_exp(vn_load(e)));
-    into->max = max;
-    into->sum = fmaf(into->sum, e[0], next->sum * e[1]);
-    vn a = vn_set1(e[0]), b = vn_set1(e[1]);
-    for (size_t d = 0; d < head_dim; d += VN) // acc is padded
-        vn_store(into->acc + d, vn_fma(vn_load(into->acc + d), a, vn_mul(vn_load(next->acc + d), b)));
+    merge_partials(into, next, 1, head_dim);
 }
 
 static void set_partial_output(const struct partial *p, float *out, size_t head_dim)
@@ -557,7 +600,7 @@ static void set_partial_output(const struct partial *p, float *out, size_t head_
 }
 
 // Turns n <= ATTENTION_TILE dot products into exp(scale * dot - max), n >= 1.
-static void tile_softmax(float *s, uint32_t n, float scale, struct partial *p)
+INLINE void softmax(float *s, const uint32_t n, float scale, struct partial *p)
 {
     vn max = vn_set1(-INFINITY), factor = vn_set1(scale);
     for (uint32_t t = n; t % KERNEL_LANES; t++)
@@ -583,11 +626,20 @@ static void tile_softmax(float *s, uint32_t n, float scale, struct partial *p)
     p->sum = v16_sum(sum);
 }
 
+static void tile_softmax(float *s, uint32_t n, float scale, struct partial *p)
+{
+    if (n == ATTENTION_TILE) // nearly always: the scores then stay in registers
+        softmax(s, ATTENTION_TILE, scale, p);
+    else
+        softmax(s, n, scale, p);
+}
+
 // Where V lies: rows of fp16, or of fp32 padded to whole vectors.
 struct v_rows {
     uint32_t type;
     const uint8_t *data;
     size_t row_bytes;
+    size_t ahead; // what lies this far after each row of fp16 is prefetched
 };
 
 // acc[i * acc_stride + d] += sum over t0 <= t < t1 of s[i * ATTENTION_TILE + t] * v_t[d] in
@@ -599,29 +651,31 @@ INLINE void pv_block(uint32_t type, const size_t nq, const size_t nd, const stru
     vn a[16];
     const size_t element = type == TENSOR_F16 ? 2 : 4;
     const uint8_t *row = v->data + t0 * v->row_bytes + d0 * VN * element;
-#pragma GCC unroll 4
+    UNROLL
     for (size_t i = 0; i < nq; i++)
-#pragma GCC unroll 16
-        for (size_t d = 0; d < nd; d++)
-            a[i * nd + d] = t0 ? vn_load(acc + i * acc_stride + (d0 + d) * VN) : vn_set1(0);
+        UNROLL
+    for (size_t d = 0; d < nd; d++)
+        a[i * nd + d] = t0 ? vn_load(acc + i * acc_stride + (d0 + d) * VN) : vn_set1(0);
     for (uint32_t t = t0; t < t1; t++, row += v->row_bytes) {
         vn p[PV_QUERIES];
-#pragma GCC unroll 4
+        UNROLL
         for (size_t i = 0; i < nq; i++)
             p[i] = vn_set1(s[i * ATTENTION_TILE + t]);
-#pragma GCC unroll 16
+        UNROLL
         for (size_t d = 0; d < nd; d++) {
+            if (type == TENSOR_F16 && d % (32 / VN) == 0)
+                prefetch(row + d * VN * element, v->ahead);
             vn b = weight_vn(type, row + d * VN * element, 0);
-#pragma GCC unroll 4
+            UNROLL
             for (size_t i = 0; i < nq; i++)
                 a[i * nd + d] = vn_fma(p[i], b, a[i * nd + d]);
         }
     }
-#pragma GCC unroll 4
+    UNROLL
     for (size_t i = 0; i < nq; i++)
-#pragma GCC unroll 16
-        for (size_t d = 0; d < nd; d++)
-            vn_store(acc + i * acc_stride + (d0 + d) * VN, a[i * nd + d]);
+        UNROLL
+    for (size_t d = 0; d < nd; d++)
+        vn_store(acc + i * acc_stride + (d0 + d) * VN, a[i * nd + d]);
 }
 
 #define PV_CAP(nq) (PV_ACC / (nq) < 8 ? PV_ACC / (nq) : 8)
@@ -679,8 +733,8 @@ static void tile_values(size_t nq, const struct v_rows *v, size_t vectors, const
 
 // The scratch memory of one tile, in this order.
 struct tile_scratch {
-    float *scores;  // [QUERY_BLOCK][ATTENTION_TILE]
-    float *partials; // [PV_QUERIES], for fold
+    float *scores;      // [QUERY_BLOCK][ATTENTION_TILE]
+    float *partials;    // [PV_QUERIES], for fold
     float *k_panel, *v; // fp32 copies, only when there are many queries
 };
 
@@ -698,9 +752,8 @@ static void tile_finish(const struct attention_tile *tile, const struct v_rows *
     }
     tile_values(n, v, vectors, scores, limit, partial_at(to, 0, tile->head_dim)->acc,
                 partial_stride(tile->head_dim));
-    for (size_t i = 0; fold && i < n; i++)
-        set_partial_merge(partial_at(out, i, tile->head_dim), partial_at(to, i, tile->head_dim),
-                          tile->head_dim);
+    if (fold)
+        merge_partials((struct partial *)out, (struct partial *)to, n, tile->head_dim);
 }
 
 static void tile_expand(const struct attention_tile *tile, const struct weight *k,
@@ -728,13 +781,18 @@ static void set_attention_tile(const struct attention_tile *tile, const float *q
                    "scratch holds a tile");
     size_t hd = tile->head_dim;
     struct weight k = {tile->k, tile->tokens, hd, 2 * tile->k_stride, TENSOR_F16};
-    struct v_rows v = {TENSOR_F16, (const uint8_t *)tile->v, 2 * tile->v_stride};
+    struct v_rows v = {TENSOR_F16, (const uint8_t *)tile->v, 2 * tile->v_stride, 0};
     int expand = n_q >= TILE_MIN_QUERIES || hd % KERNEL_LANES;
     if (expand) {
         tile_expand(tile, &k, &scratch);
         v = (struct v_rows){TENSOR_F32, (const uint8_t *)scratch.v,
-                            panel_steps(hd) * KERNEL_LANES * sizeof(float)};
+                            panel_steps(hd) * KERNEL_LANES * sizeof(float), 0};
     }
+    // One query: the hardware's prefetching keeps up best alone. Several share each load, so the
+    // loads come too slowly for it: V is fetched beside K, then the next K beside V.
+    size_t v_ahead = n_q > 1 ? (uintptr_t)tile->v - (uintptr_t)tile->k : 0;
+    if (n_q > 1 && tile->next_k)
+        v.ahead = (uintptr_t)tile->next_k - (uintptr_t)tile->v;
     for (size_t i = 0; i < n_q; i += QUERY_BLOCK) {
         size_t n = n_q - i < QUERY_BLOCK ? n_q - i : QUERY_BLOCK;
         uint32_t seen[QUERY_BLOCK], most = 0;
@@ -747,11 +805,11 @@ static void set_attention_tile(const struct attention_tile *tile, const float *q
                           ATTENTION_TILE);
         else
             direct_product(&k, 0, most, q + i * q_stride, q_stride, n, scratch.scores,
-                           ATTENTION_TILE);
+                           ATTENTION_TILE, v_ahead);
         for (size_t j = 0; j < n; j += PV_QUERIES)
             tile_finish(tile, &v, n - j < PV_QUERIES ? n - j : PV_QUERIES, seen + j, &scratch,
-                        scratch.scores + j * ATTENTION_TILE,
-                        (float *)partial_at(out, i + j, hd), fold);
+                        scratch.scores + j * ATTENTION_TILE, (float *)partial_at(out, i + j, hd),
+                        fold);
     }
 }
 

@@ -9,7 +9,9 @@
 //     lanes are then summed by one tree: x[i] += x[i+8] (i < 8), x[i] += x[i+4] (i < 4),
 //     x[i] += x[i+2] (i < 2), x[0] + x[1].
 //   sum16(a, n): the same with lane += a[i].
-//   exp: kernel_exp, our own polynomial; exp(0) = 1 exactly, below -87 it is +0.
+//   exp: kernel_exp, our own polynomial; exp(0) = 1 exactly, below -87 it is +0, above 88
+//   +infinity. Where a result is NaN, its sign and payload mean nothing and may differ between
+//   sets.
 #ifndef INST_KERNELS_KERNELS_H
 #define INST_KERNELS_KERNELS_H
 
@@ -23,7 +25,7 @@ enum {
     KERNEL_LANES = 16,
     ATTENTION_TILE = 64, // tokens; tiles start at absolute positions that 64 divides
     // Scratch per worker for attention_tile and matmul (64-byte aligned).
-    KERNEL_SCRATCH_BYTES = 512 * 1024,
+    KERNEL_SCRATCH_BYTES = 320 * 1024,
     KERNEL_HEAD_DIM_MAX = 512,
 };
 
@@ -61,6 +63,9 @@ struct attention_tile {
     uint32_t tokens; // 1 to 64
     uint32_t head_dim;
     float scale; // multiplies dot16(q, k)
+    // A hint, or NULL: K of the tile that the caller takes next (same stride), brought closer while
+    // this one is computed. Never read.
+    const uint16_t *next_k;
 };
 
 // A weight matrix in its stored type: `rows` outputs, each a row of `cols` inputs.
@@ -82,7 +87,7 @@ struct kernels {
 
     float (*dot)(const float *a, const float *b, size_t n); // dot16
     float (*sum)(const float *a, size_t n);                 // sum16
-    float (*max)(const float *a, size_t n);                 // n >= 1
+    float (*max)(const float *a, size_t n); // n >= 1; passes over NaN, a zero comes out as +0
 
     // out[i * out_stride + j] = dot16(x + i * x_stride, exact fp32 row first + j of w, w->cols)
     // for i < n_rows, j < count. Any n_rows gives the same bits for row i. x rows are 64-byte
@@ -96,8 +101,7 @@ struct kernels {
     // over the first limit[i] tokens (limit NULL: all tile->tokens; 0: the partial is empty) and
     // writes it to (fold = 0) or merges it into (fold = 1) partial i of `out`.
     void (*attention_tile)(const struct attention_tile *tile, const float *q, size_t q_stride,
-                           size_t n_q, const uint32_t *limit, float *out, int fold,
-                           void *scratch);
+                           size_t n_q, const uint32_t *limit, float *out, int fold, void *scratch);
 
     // into = into followed by next. M = max of both; a = exp(into.max - M), b = exp(next.max - M);
     // sum = fma(into.sum, a, next.sum * b), acc = fma(into.acc, a, next.acc * b). An empty side

@@ -14,10 +14,12 @@ typedef float32x4_t vn;
 enum {
     VN = 4,
     // Blocking: 32 registers.
-    PANEL_MR = 3,
     PANEL_NR = 2,
     PV_ACC = 16,
+    // From this many queries on, converting a tile to fp32 first pays.
+    TILE_MIN_QUERIES = 9,
 };
+#define PANEL_MR      3
 #define DIRECT_JR(mr) ((mr) == 1 ? 4 : (mr) == 2 ? 2 : 1)
 
 typedef struct {

@@ -151,8 +151,8 @@ static void ref_matmul(const struct weight *w, uint64_t first, uint64_t count, c
             const uint8_t *row = (const uint8_t *)w->data + (first + j) * w->row_bytes;
             float lane[KERNEL_LANES] = {0};
             for (uint64_t c = 0; c < w->cols; c++)
-                lane[c % KERNEL_LANES] = fmaf(x[i * x_stride + c], weight_element(w, row, c),
-                                              lane[c % KERNEL_LANES]);
+                lane[c % KERNEL_LANES] =
+                    fmaf(x[i * x_stride + c], weight_element(w, row, c), lane[c % KERNEL_LANES]);
             out[i * out_stride + j] = tree(lane);
         }
     }

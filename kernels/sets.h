@@ -11,16 +11,16 @@ extern const struct kernels kernels_avx2, kernels_avx512, kernels_neon;
 // exp(x) = 2^n exp(r), n = x / ln 2 rounded to nearest, |r| <= ln 2 / 2 and
 // exp(r) = 1 + r + r^2 (C2 + C3 r + C4 r^2 + C5 r^3 + C6 r^4), a Chebyshev interpolant whose own
 // error is 0.2 units of 2^-24. Adding ROUND leaves n in the low bits of the sum.
-#define EXP_LOG2E   0x1.715476p+0f
-#define EXP_LN2_HI  0x1.62e43p-1f
-#define EXP_LN2_LO  -0x1.05c61p-29f
-#define EXP_ROUND   0x1.8p23f
-#define EXP_C2      0x1.0p-1f
-#define EXP_C3      0x1.5554dcp-3f
-#define EXP_C4      0x1.555518p-5f
-#define EXP_C5      0x1.120be2p-7f
-#define EXP_C6      0x1.6d117cp-10f
-#define EXP_MIN     -87.0f // below: +0
-#define EXP_MAX     88.0f  // above: +infinity
+#define EXP_LOG2E  0x1.715476p+0f
+#define EXP_LN2_HI 0x1.62e43p-1f
+#define EXP_LN2_LO -0x1.05c61p-29f
+#define EXP_ROUND  0x1.8p23f
+#define EXP_C2     0x1.0p-1f
+#define EXP_C3     0x1.5554dcp-3f
+#define EXP_C4     0x1.555518p-5f
+#define EXP_C5     0x1.120be2p-7f
+#define EXP_C6     0x1.6d117cp-10f
+#define EXP_MIN    -87.0f // below: +0
+#define EXP_MAX    88.0f  // above: +infinity
 
 #endif

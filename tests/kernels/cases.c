@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cases.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+uint64_t cases_random(uint64_t *state)
+{
+    uint64_t z = *state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+float cases_uniform(uint64_t *state)
+{
+    return (float)((int64_t)cases_random(state) >> 40) * 0x1p-23f;
+}
+
+struct runner {
+    const struct kernels *k;
+    case_fn *emit;
+    void *arg;
+    uint64_t state, hash;
+    void *scratch;
+};
+
+static void hash_bits(struct runner *r, uint64_t bits)
+{
+    r->hash = (r->hash ^ bits) * 0x100000001b3u;
+    r->hash ^= r->hash >> 29;
+}
+
+static void hash_floats(struct runner *r, const float *f, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, f + i, sizeof bits);
+        hash_bits(r, f[i] != f[i] ? 0x7fc00000 : bits);
+    }
+}
+
+static void finish(struct runner *r, const char *what, size_t a, size_t b, size_t c)
+{
+    char name[96];
+    snprintf(name, sizeof name, "%s %zu %zu %zu", what, a, b, c);
+    r->emit(r->arg, name, r->hash);
+    r->hash = 0xcbf29ce484222325u;
+}
+
+// Kinds of input: 0 ordinary, 1 wide range with subnormal products, 2 with special values.
+enum { KINDS = 3 };
+
+static void fill(struct runner *r, float *out, size_t n, int kind)
+{
+    static const float hard[] = {0.0f,   -0.0f,   INFINITY,  -INFINITY, 1e-40f,   -1e-40f, 3e38f,
+                                 -3e38f, 65504.f, 65520.f,   6e-8f,     5.9e-8f,  88.0f,   88.5f,
+                                 -87.0f, -87.5f,  0x1p-149f, 104.0f,    -0x1p-24f};
+    for (size_t i = 0; i < n; i++) {
+        uint64_t u = cases_random(&r->state);
+        out[i] = cases_uniform(&r->state);
+        if (kind == 1) {
+            uint32_t power = (uint32_t)(27 + u % 200) << 23; // 2^-100 to 2^99
+            float scale;
+            memcpy(&scale, &power, sizeof scale);
+            out[i] *= scale;
+        }
+        if (kind == 2 && u % 5 == 0)
+            out[i] = u >> 8 & 31 ? hard[(u >> 16) % (sizeof hard / sizeof hard[0])] : (float)NAN;
+    }
+}
+
+static void fill_f16(struct runner *r, uint16_t *out, size_t n, int kind)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint64_t u = cases_random(&r->state);
+        uint16_t ordinary = kernel_f32_to_f16(cases_uniform(&r->state));
+        out[i] = kind == 2 && u % 7 == 0 ? (uint16_t)(u >> 20) : ordinary;
+        if (kind == 1 && u % 3 == 0)
+            out[i] &= 0x83ff; // subnormal
+    }
+}
+
+struct weight cases_weight(uint64_t *state, uint32_t type, size_t rows, size_t cols, uint8_t *data)
+{
+    const struct tensor_type_info *info = tensor_type_info(type);
+    struct weight w = {data, rows, cols, cols / info->block_elements * info->block_bytes, type};
+    for (size_t i = 0; i < rows * w.row_bytes; i++)
+        data[i] = (uint8_t)(cases_random(state) >> 24);
+    for (size_t b = 0; b < rows * cols / info->block_elements; b++) {
+        float f = cases_uniform(state);
+        uint16_t h = kernel_f32_to_f16(f);
+        uint32_t bits;
+        memcpy(&bits, &f, sizeof bits);
+        if (type == TENSOR_BF16)
+            h = (uint16_t)(bits >> 16);
+        if (type == TENSOR_F32)
+            memcpy(data + b * 4, &f, sizeof f);
+        else
+            memcpy(data + b * info->block_bytes, &h, sizeof h);
+    }
+    return w;
+}
+
+static void run_conversions(struct runner *r)
+{
+    enum { ALL = 65536 };
+    uint16_t *half = malloc(ALL * sizeof *half);
+    float *wide = malloc(ALL * sizeof *wide);
+    for (uint32_t i = 0; i < ALL; i++)
+        half[i] = (uint16_t)i;
+    r->k->f16_to_f32(wide, half, ALL);
+    for (uint32_t i = 0; i < ALL; i++) { // NaN payloads count here
+        uint32_t bits;
+        memcpy(&bits, wide + i, sizeof bits);
+        hash_bits(r, bits);
+    }
+    finish(r, "f16_to_f32 all", ALL, 0, 0);
+    for (uint32_t round = 0; round < 4; round++) {
+        for (uint32_t i = 0; i < ALL; i++) { // every upper half, lower halves around the ties
+            uint32_t low = (uint32_t)(cases_random(&r->state) & 0xffff);
+            uint32_t bits = i << 16 | (round == 0 ? 0 : round == 1 ? 0x1000 : low);
+            memcpy(wide + i, &bits, sizeof bits);
+        }
+        r->k->f32_to_f16(half, wide, ALL);
+        for (uint32_t i = 0; i < ALL; i++)
+            hash_bits(r, half[i]);
+        finish(r, "f32_to_f16", round, 0, 0);
+    }
+    for (size_t n = 0; n <= 67; n++) {
+        memset(half, 0, ALL * sizeof *half);
+        r->k->f32_to_f16(half, wide + 4096, n);
+        memset(wide, 0, 80 * sizeof *wide);
+        r->k->f16_to_f32(wide, half, n);
+        hash_floats(r, wide, 80); // nothing is written beyond n
+        hash_bits(r, half[n]);
+        finish(r, "conversions", n, 0, 0);
+    }
+    free(half);
+    free(wide);
+}
+
+static void run_vectors(struct runner *r, size_t n, int kind)
+{
+    enum { MAX = 1100 };
+    static const float eps[] = {1e-5f, 1e-6f, 0};
+    float a[MAX], b[MAX], c[MAX] = {0};
+    fill(r, a, n, kind);
+    fill(r, b, n, kind);
+    float one = r->k->dot(a, b, n);
+    hash_floats(r, &one, 1);
+    finish(r, "dot", n, (size_t)kind, 0);
+    one = r->k->sum(a, n);
+    hash_floats(r, &one, 1);
+    finish(r, "sum", n, (size_t)kind, 0);
+    if (n) {
+        one = r->k->max(a, n);
+        hash_floats(r, &one, 1);
+        finish(r, "max", n, (size_t)kind, 0);
+        r->k->rms_norm(c, a, b, n, eps[kind]);
+        hash_floats(r, c, n + 3);
+        finish(r, "rms_norm", n, (size_t)kind, 0);
+    }
+    memcpy(c, a, n * sizeof a[0]);
+    for (size_t i = 0; i < n && kind == 0; i++)
+        c[i] *= 100;
+    r->k->silu_mul(c, b, n);
+    hash_floats(r, c, n + 3);
+    finish(r, "silu_mul", n, (size_t)kind, 0);
+    memcpy(c, a, n * sizeof a[0]);
+    r->k->add(c, b, n);
+    hash_floats(r, c, n + 3);
+    finish(r, "add", n, (size_t)kind, 0);
+    r->k->rope(c, b, n / 2 * 2);
+    hash_floats(r, c, n + 3);
+    finish(r, "rope", n, (size_t)kind, 0);
+}
+
+static void run_merge(struct runner *r, size_t head_dim, int kind)
+{
+    _Alignas(64) float memory[3][16 + KERNEL_HEAD_DIM_MAX] = {{0}};
+    struct partial *p[3];
+    for (int i = 0; i < 3; i++) {
+        p[i] = (struct partial *)memory[i];
+        fill(r, &p[i]->max, 1, kind);
+        p[i]->sum = 1 + (float)(cases_random(&r->state) % 1000) * 0.01f;
+        fill(r, p[i]->acc, head_dim, kind);
+    }
+    float out[KERNEL_HEAD_DIM_MAX];
+    r->k->partial_merge(p[0], p[1], head_dim);
+    hash_floats(r, &p[0]->max, 2);
+    hash_floats(r, p[0]->acc, head_dim);
+    partial_clear(p[1]);
+    r->k->partial_merge(p[0], p[1], head_dim); // no effect
+    r->k->partial_merge(p[1], p[2], head_dim); // a copy
+    r->k->partial_merge(p[1], p[0], head_dim);
+    hash_floats(r, &p[1]->max, 2);
+    hash_floats(r, p[1]->acc, head_dim);
+    r->k->partial_output(p[1], out, head_dim);
+    hash_floats(r, out, head_dim);
+    partial_clear(p[2]);
+    r->k->partial_output(p[2], out, head_dim);
+    hash_floats(r, out, head_dim);
+    finish(r, "merge", head_dim, (size_t)kind, 0);
+}
+
+static void run_weights(struct runner *r, uint32_t type, size_t cols, size_t rows, size_t n_rows,
+                        int kind)
+{
+    enum { X_PAD = 3 };
+    size_t stride = cols + (cols % 2 ? X_PAD : 0), out_stride = rows + 1;
+    uint8_t *data = malloc(rows * cols * 4 + 2);
+    float *x = malloc((n_rows * stride + 64) * sizeof *x);
+    float *out = malloc((n_rows * out_stride + cols + 1) * sizeof *out);
+    struct weight w = cases_weight(&r->state, type, rows, cols, data + 2); // odd alignment
+    fill(r, x, n_rows * stride, kind);
+    r->k->weight_row(&w, rows - 1, out);
+    hash_floats(r, out, cols);
+    finish(r, "weight_row", type, cols, rows);
+    for (size_t i = 0; i < n_rows * out_stride; i++)
+        out[i] = 7;
+    size_t first = rows / 3;
+    r->k->matmul(&w, first, rows - first, x, stride, n_rows, out, out_stride, r->scratch);
+    hash_floats(r, out, n_rows * out_stride);
+    char name[64];
+    snprintf(name, sizeof name, "matmul type %u kind %d:", (unsigned)type, kind);
+    finish(r, name, cols, rows, n_rows);
+    free(data);
+    free(x);
+    free(out);
+}
+
+static void run_matmul(struct runner *r)
+{
+    static const uint32_t types[] = {TENSOR_F32, TENSOR_F16, TENSOR_BF16, TENSOR_Q8_0};
+    static const size_t rows[] = {1, 2, 3, 4, 6, 9, 24, 25, 26, 37};
+    for (size_t t = 0; t < 4; t++) {
+        size_t step = types[t] == TENSOR_Q8_0 ? 32 : 1;
+        for (size_t cols = step; cols <= 67 * (step > 1 ? 3 : 1); cols += step)
+            run_weights(r, types[t], cols, 1 + cols % 23, rows[cols % 10], (int)(cols % KINDS));
+        for (size_t i = 0; i < 10; i++)
+            for (size_t outputs = 1; outputs < 20; outputs += 3)
+                run_weights(r, types[t], step > 1 ? 96 : 70, outputs, rows[i], 0);
+        // Panels of several pieces; a row of more than half the scratch; a row beyond it.
+        run_weights(r, types[t], 4096 + step, 100, 26, 0);
+        run_weights(r, types[t], 80000, 3, 25, 0);
+        run_weights(r, types[t], 140000 / 32 * 32, 2, 24, 0);
+    }
+}
+
+static void run_tile(struct runner *r, uint32_t head_dim, uint32_t tokens, size_t n_q, int kind)
+{
+    size_t k_stride = head_dim + tokens % 3, v_stride = head_dim + 16 * (tokens % 2);
+    size_t q_stride = head_dim + (n_q % 2 ? 5 : 0), stride = partial_stride(head_dim);
+    uint16_t *k = malloc(tokens * k_stride * 2), *v = malloc(tokens * v_stride * 2);
+    float *q = malloc((n_q * q_stride + 16) * sizeof *q);
+    uint32_t *limit = malloc(n_q * sizeof *limit);
+    float *out = aligned_alloc(64, n_q * stride * sizeof *out);
+    fill_f16(r, k, tokens * k_stride, kind);
+    fill_f16(r, v, tokens * v_stride, kind);
+    fill(r, q, n_q * q_stride, kind == 2 ? 0 : kind);
+    struct attention_tile tile = {k, v, k_stride, v_stride, tokens, head_dim, 0.125f, NULL};
+    for (int with_limit = 0; with_limit < 2; with_limit++) {
+        for (size_t i = 0; i < n_q; i++)
+            limit[i] = (uint32_t)((tokens + cases_random(&r->state) % 7 + i) % (tokens + 1));
+        for (int fold = 0; fold < 3; fold++) {
+            r->k->attention_tile(&tile, q, q_stride, n_q, with_limit ? limit : NULL, out, fold > 0,
+                                 r->scratch);
+            for (size_t i = 0; i < n_q; i++) {
+                struct partial *p = partial_at(out, i, head_dim);
+                hash_floats(r, &p->max, 2);
+                hash_floats(r, p->acc, p->sum == 0 ? 0 : head_dim);
+            }
+            for (size_t i = 0; i < n_q; i++)
+                limit[i] = (limit[i] + 3) % (tokens + 1);
+            tile.scale = -0.11f;
+        }
+        char name[64];
+        snprintf(name, sizeof name, "attention_tile kind %d limit %d:", kind, with_limit);
+        finish(r, name, head_dim, tokens, n_q);
+    }
+    free(k);
+    free(v);
+    free(q);
+    free(limit);
+    free(out);
+}
+
+static void run_attention(struct runner *r)
+{
+    static const uint32_t dims[] = {8, 16, 24, 64, 80, 96, 112, 128, 256, 512};
+    for (size_t d = 0; d < sizeof dims / sizeof dims[0]; d++) {
+        for (uint32_t tokens = 1; tokens <= 64; tokens += dims[d] > 128 ? 21 : 3)
+            for (int kind = 0; kind < KINDS; kind++)
+                run_tile(r, dims[d], tokens, 1 + (tokens + d) % 8, kind);
+        for (size_t n_q = 1; n_q <= 37; n_q += n_q < 10 ? 1 : 9)
+            run_tile(r, dims[d], 64, n_q, (int)n_q % KINDS);
+        run_tile(r, dims[d], 61, 70, 0);
+    }
+}
+
+void cases_run(const struct kernels *k, case_fn *emit, void *arg)
+{
+    struct runner r = {.k = k, .emit = emit, .arg = arg, .state = 1, .hash = 0xcbf29ce484222325u};
+    r.scratch = aligned_alloc(64, KERNEL_SCRATCH_BYTES);
+    run_conversions(&r);
+    for (int kind = 0; kind < KINDS; kind++) {
+        for (size_t n = 0; n <= 67; n++)
+            run_vectors(&r, n, kind);
+        run_vectors(&r, 1000 + (size_t)kind, kind);
+        for (size_t d = 8; d <= 128; d += 8)
+            run_merge(&r, d, kind);
+    }
+    run_matmul(&r);
+    run_attention(&r);
+    free(r.scratch);
+}

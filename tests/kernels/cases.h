@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every kernel over a fixed, deterministic set of inputs: odd sizes, all types, limits, values
+// that are hard (zeros of both signs, subnormals, infinities, NaN). Stands on kernels/ and libc
+// alone, so that it also runs on other CPUs.
+#ifndef INST_TESTS_KERNELS_CASES_H
+#define INST_TESTS_KERNELS_CASES_H
+
+#include "kernels/kernels.h"
+
+// One case: its name and the hash of the bits it gave (any NaN counts as the same NaN).
+typedef void case_fn(void *arg, const char *name, uint64_t hash);
+
+void cases_run(const struct kernels *k, case_fn *emit, void *arg);
+
+// A deterministic stream of numbers.
+uint64_t cases_random(uint64_t *state);
+// About uniform in (-1, 1).
+float cases_uniform(uint64_t *state);
+
+// A random weight matrix of this type in `data` (rows * row_bytes bytes, which it computes).
+struct weight cases_weight(uint64_t *state, uint32_t type, size_t rows, size_t cols, uint8_t *data);
+
+#endif

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every set of this machine gives the reference's bits on every case; a row of a matrix product
+// and a query of a tile depend on nothing but themselves.
+#include "cases.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <cmocka.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { CASES_MAX = 8192 };
+
+struct record {
+    size_t n;
+    struct {
+        char name[96];
+        uint64_t hash;
+    } cases[CASES_MAX];
+};
+
+static void keep(void *arg, const char *name, uint64_t hash)
+{
+    struct record *r = arg;
+    assert_true(r->n < CASES_MAX);
+    snprintf(r->cases[r->n].name, sizeof r->cases[0].name, "%s", name);
+    r->cases[r->n++].hash = hash;
+}
+
+static void sets_equal_reference(void **state)
+{
+    (void)state;
+    struct record *want = calloc(1, sizeof *want), *got = calloc(1, sizeof *got);
+    cases_run(kernels_by_name("reference"), keep, want);
+    assert_true(want->n > 3000);
+    for (const char *const *name = kernels_available(); *name; name++) {
+        const struct kernels *k = kernels_by_name(*name);
+        assert_string_equal(k->name, *name);
+        got->n = 0;
+        cases_run(k, keep, got);
+        assert_int_equal(got->n, want->n);
+        size_t wrong = 0;
+        for (size_t i = 0; i < want->n; i++) {
+            assert_string_equal(got->cases[i].name, want->cases[i].name);
+            if (got->cases[i].hash != want->cases[i].hash && wrong++ < 10)
+                print_error("%s: other bits in case '%s'\n", *name, want->cases[i].name);
+        }
+        assert_int_equal(wrong, 0);
+        print_message("%s: %zu cases\n", *name, got->n);
+    }
+    free(want);
+    free(got);
+}
+
+static void dispatch(void **state)
+{
+    (void)state;
+    assert_null(kernels_by_name("mmx"));
+    assert_ptr_equal(kernels_by_name("reference"), &kernels_reference);
+    const char *const *names = kernels_available();
+    assert_string_equal(names[0], "reference");
+    size_t last = 0;
+    while (names[last + 1])
+        last++;
+    assert_string_equal(names[last], kernels_best()->name);
+}
+
+static void wrong_set_is_caught(void **state)
+{
+    (void)state;
+    // The comparison itself can fail: a set that is wrong on purpose is caught.
+    struct record *a = calloc(1, sizeof *a), *b = calloc(1, sizeof *b);
+    struct kernels off = kernels_reference;
+    off.sum = kernels_reference.max;
+    cases_run(&kernels_reference, keep, a);
+    cases_run(&off, keep, b);
+    size_t differ = 0;
+    for (size_t i = 0; i < a->n; i++)
+        differ += a->cases[i].hash != b->cases[i].hash;
+    assert_true(differ > 100);
+    free(a);
+    free(b);
+}
+
+// Rows alone, in batches of 1 to 70, and with the outputs split anywhere: the same bits.
+static void row_invariance(void **state)
+{
+    (void)state;
+    enum { ROWS = 70, OUTPUTS = 45, COLS_MAX = 352 };
+    static const uint32_t types[] = {TENSOR_F32, TENSOR_F16, TENSOR_BF16, TENSOR_Q8_0};
+    static uint8_t data[OUTPUTS * COLS_MAX * 4];
+    _Alignas(64) static float x[ROWS * COLS_MAX], alone[ROWS][OUTPUTS], out[ROWS][OUTPUTS];
+    void *scratch = aligned_alloc(64, KERNEL_SCRATCH_BYTES);
+    uint64_t random = 7;
+    for (size_t i = 0; i < ROWS * COLS_MAX; i++)
+        x[i] = cases_uniform(&random);
+    for (const char *const *name = kernels_available(); *name; name++) {
+        const struct kernels *k = kernels_by_name(*name);
+        for (size_t t = 0; t < 4; t++) {
+            size_t cols = types[t] == TENSOR_Q8_0 ? 352 : 341;
+            struct weight w = cases_weight(&random, types[t], OUTPUTS, cols, data);
+            for (size_t i = 0; i < ROWS; i++)
+                k->matmul(&w, 0, OUTPUTS, x + i * COLS_MAX, COLS_MAX, 1, alone[i], OUTPUTS,
+                          scratch);
+            for (size_t n = 1; n <= ROWS; n++) {
+                size_t start = n < ROWS ? (n * 7) % (ROWS - n) : 0, split = n % OUTPUTS;
+                memset(out, 0, sizeof out);
+                k->matmul(&w, 0, split, x + start * COLS_MAX, COLS_MAX, n, out[0], OUTPUTS,
+                          scratch);
+                k->matmul(&w, split, OUTPUTS - split, x + start * COLS_MAX, COLS_MAX, n,
+                          out[0] + split, OUTPUTS, scratch);
+                assert_memory_equal(out, alone[start], n * sizeof out[0]);
+            }
+        }
+    }
+    free(scratch);
+}
+
+// A query's partial is the same alone, in a group and in a chunk of prefill; tokens beyond its
+// limit have no influence, whatever they hold.
+static void query_invariance(void **state)
+{
+    (void)state;
+    enum { HD = 80, QUERIES = 70 };
+    const size_t stride = partial_stride(HD);
+    static uint16_t kv[2][ATTENTION_TILE][HD], cut[2][ATTENTION_TILE][HD];
+    float *q = malloc(QUERIES * HD * sizeof *q);
+    float *all = aligned_alloc(64, QUERIES * stride * sizeof *all);
+    float *one = aligned_alloc(64, 64 + stride * sizeof *one);
+    void *scratch = aligned_alloc(64, KERNEL_SCRATCH_BYTES);
+    uint64_t random = 11;
+    uint32_t limit[QUERIES];
+    for (size_t i = 0; i < 2 * ATTENTION_TILE * HD; i++)
+        ((uint16_t *)kv)[i] = kernel_f32_to_f16(cases_uniform(&random));
+    for (size_t i = 0; i < QUERIES * HD; i++)
+        q[i] = cases_uniform(&random) * 3;
+    for (const char *const *name = kernels_available(); *name; name++) {
+        const struct kernels *k = kernels_by_name(*name);
+        for (size_t n = 1; n <= QUERIES; n += n < 12 ? 1 : 19) {
+            struct attention_tile tile = {kv[0][0],       kv[1][0], HD,   HD,
+                                          ATTENTION_TILE, HD,       0.3f, NULL};
+            for (size_t i = 0; i < n; i++)
+                limit[i] = (uint32_t)(n * 5 + i) % (ATTENTION_TILE + 1);
+            k->attention_tile(&tile, q, HD, n, limit, all, 0, scratch);
+            tile.k = cut[0][0];
+            tile.v = cut[1][0];
+            for (size_t i = 0; i < n; i++) {
+                memcpy(cut, kv, sizeof cut);
+                for (size_t c = limit[i]; c < ATTENTION_TILE; c++)
+                    memset(cut[0][c], 0xff, sizeof cut[0][c]),
+                        memset(cut[1][c], 0xff, sizeof cut[1][c]);
+                k->attention_tile(&tile, q + i * HD, HD, 1, &limit[i], one, 0, scratch);
+                const struct partial *p = partial_at(all, i, HD), *o = partial_at(one, 0, HD);
+                assert_memory_equal(p, o, 2 * sizeof(float));
+                assert_memory_equal(p->acc, o->acc, HD * sizeof(float));
+                assert_true(limit[i] ? p->sum >= 1 : p->sum == 0 && p->max == -INFINITY);
+            }
+        }
+    }
+    free(q);
+    free(all);
+    free(one);
+    free(scratch);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(dispatch),
+        cmocka_unit_test(sets_equal_reference),
+        cmocka_unit_test(wrong_set_is_caught),
+        cmocka_unit_test(row_invariance),
+        cmocka_unit_test(query_invariance),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: Apache-2.0
+// The reference set computes what kernels.h says: against float64 loops, against the definition
+// of fp16, and merging in another order. The other sets equal the reference (test_equal).
+#include "cases.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <cmocka.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const struct kernels *const k = &kernels_reference;
+
+static void close_to(double got, double want, double tolerance)
+{
+    if (!(fabs(got - want) <= tolerance)) {
+        print_error("got %.9g, want %.9g +- %g\n", got, want, tolerance);
+        fail();
+    }
+}
+
+static double half_value(uint16_t h)
+{
+    double m = h & 0x3ff;
+    int e = h >> 10 & 31;
+    double magnitude = e ? ldexp(m + 1024, e - 25) : ldexp(m, -24);
+    return h & 0x8000 ? -magnitude : magnitude;
+}
+
+static void half_precision(void **state)
+{
+    (void)state;
+    for (uint32_t i = 0; i < 65536; i++) {
+        uint16_t h = (uint16_t)i;
+        float f = kernel_f16_to_f32(h);
+        if ((h & 0x7fff) > 0x7c00) {
+            assert_true(isnan(f));
+            assert_true((kernel_f32_to_f16(f) & 0x7fff) > 0x7c00);
+            continue;
+        }
+        if ((h & 0x7fff) == 0x7c00) {
+            assert_true(isinf(f) && !signbit(f) == !(h & 0x8000));
+            assert_int_equal(kernel_f32_to_f16(f), h);
+            continue;
+        }
+        assert_true((double)f == half_value(h) && !signbit(f) == !(h & 0x8000));
+        assert_int_equal(kernel_f32_to_f16(f), h);
+        // Half way to the next magnitude goes to the even neighbour, anything else to the nearest.
+        double next = (h & 0x7fff) == 0x7bff ? copysign(65536.0, f) : half_value((uint16_t)(h + 1));
+        float middle = (float)((half_value(h) + next) / 2);
+        uint16_t even = h & 1 ? (uint16_t)(h + 1) : h;
+        assert_int_equal(kernel_f32_to_f16(middle), even);
+        assert_int_equal(kernel_f32_to_f16(nextafterf(middle, 0)), h);
+        assert_int_equal(kernel_f32_to_f16(nextafterf(middle, copysignf(INFINITY, f))), h + 1);
+    }
+    assert_int_equal(kernel_f32_to_f16(0x1p-149f), 0);
+    assert_int_equal(kernel_f32_to_f16(-0.0f), 0x8000);
+    assert_int_equal(kernel_f32_to_f16(1e30f), 0x7c00);
+}
+
+static void exponential(void **state)
+{
+    (void)state;
+    double worst = 0;
+    for (int i = -870000; i <= 880000; i += 3) {
+        float x = (float)i * 1e-4f;
+        double want = exp((double)x), got = kernel_exp(x);
+        double ulp = ldexp(1, ilogb(want) - 23);
+        if (fabs(got - want) / ulp > worst)
+            worst = fabs(got - want) / ulp;
+    }
+    print_message("kernel_exp: largest error %.3f units in the last place\n", worst);
+    assert_true(worst < 1.5);
+    assert_true(kernel_exp(0) == 1 && kernel_exp(-0.0f) == 1);
+    assert_true(kernel_exp(-87.01f) == 0 && kernel_exp(-INFINITY) == 0 && kernel_exp(-1e30f) == 0);
+    assert_true(!signbit(kernel_exp(-INFINITY)));
+    assert_true(kernel_exp(88.01f) == INFINITY && kernel_exp(INFINITY) == INFINITY);
+    assert_true(isnan(kernel_exp((float)NAN)));
+    assert_true(kernel_exp(-87) > 0 && kernel_exp(88) < INFINITY);
+}
+
+static void vectors(void **state)
+{
+    (void)state;
+    enum { N = 1000 };
+    float a[N], b[N], c[N];
+    uint64_t random = 3;
+    for (size_t n = 1; n <= N; n += n < 70 ? 1 : 155) {
+        double dot = 0, magnitude = 0, sum = 0, max = -INFINITY, square = 0;
+        for (size_t i = 0; i < n; i++) {
+            a[i] = cases_uniform(&random) * 4;
+            b[i] = cases_uniform(&random);
+            dot += (double)a[i] * b[i];
+            square += (double)a[i] * a[i];
+            magnitude += fabs((double)a[i] * b[i]);
+            sum += a[i];
+            max = a[i] > max ? a[i] : max;
+        }
+        close_to(k->dot(a, b, n), dot, 1e-5 * magnitude);
+        close_to(k->sum(a, n), sum, 1e-5 * (double)n);
+        assert_true(k->max(a, n) == (float)max);
+        k->rms_norm(c, a, b, n, 1e-5f);
+        for (size_t i = 0; i < n; i++)
+            close_to(c[i], a[i] / sqrt(square / (double)n + 1e-5) * b[i], 2e-6);
+        memcpy(c, a, sizeof c);
+        k->silu_mul(c, b, n);
+        for (size_t i = 0; i < n; i++)
+            close_to(c[i], a[i] / (1 + exp(-(double)a[i])) * b[i], 2e-6);
+        memcpy(c, a, sizeof c);
+        k->add(c, b, n);
+        for (size_t i = 0; i < n; i++)
+            assert_true(c[i] == a[i] + b[i]);
+    }
+    float extremes[] = {-200, 200, -INFINITY, 90, -90}, ones[] = {1, 1, 1, 1, 1};
+    k->silu_mul(extremes, ones, 5);
+    assert_true(extremes[0] == 0 && extremes[1] == 200 && extremes[3] == 90 && extremes[4] == 0);
+    float zeros[] = {-0.0f, 0.0f};
+    assert_true(!signbit(k->max(zeros, 2)) && !signbit(k->max(zeros, 1)));
+}
+
+static void rotation(void **state)
+{
+    (void)state;
+    enum { N = 80 };
+    float x[N], y[N], cos_sin[N];
+    uint64_t random = 5;
+    for (size_t i = 0; i < N; i++)
+        x[i] = y[i] = cases_uniform(&random);
+    for (size_t i = 0; i < N / 2; i++) {
+        cos_sin[i] = (float)cos((double)i * 0.37);
+        cos_sin[N / 2 + i] = (float)sin((double)i * 0.37);
+    }
+    k->rope(y, cos_sin, N);
+    for (size_t i = 0; i < N / 2; i++) {
+        double a = x[2 * i], b = x[2 * i + 1], angle = (double)i * 0.37;
+        close_to(y[2 * i], a * cos(angle) - b * sin(angle), 1e-6);
+        close_to(y[2 * i + 1], a * sin(angle) + b * cos(angle), 1e-6);
+    }
+}
+
+// Decoders of their own, from the formats' definitions.
+static double stored_value(const struct weight *w, size_t row, size_t c)
+{
+    const uint8_t *p = (const uint8_t *)w->data + row * w->row_bytes;
+    uint16_t h;
+    float f = 0;
+    switch (w->type) {
+    case TENSOR_F32:
+        memcpy(&f, p + 4 * c, 4);
+        return f;
+    case TENSOR_F16:
+        memcpy(&h, p + 2 * c, 2);
+        return half_value(h);
+    case TENSOR_BF16:
+        memcpy((uint8_t *)&f + 2, p + 2 * c, 2); // little-endian machines
+        return f;
+    default:
+        p += c / 32 * 34;
+        memcpy(&h, p, 2);
+        return half_value(h) * (p[2 + c % 32] < 128 ? p[2 + c % 32] : p[2 + c % 32] - 256);
+    }
+}
+
+static void products(void **state)
+{
+    (void)state;
+    enum { ROWS = 5, OUTPUTS = 7, COLS = 160 };
+    static const uint32_t types[] = {TENSOR_F32, TENSOR_F16, TENSOR_BF16, TENSOR_Q8_0};
+    uint8_t data[OUTPUTS * COLS * 4];
+    float x[ROWS * COLS], out[ROWS][OUTPUTS], row[COLS];
+    uint64_t random = 9;
+    for (size_t i = 0; i < ROWS * COLS; i++)
+        x[i] = cases_uniform(&random);
+    for (size_t t = 0; t < 4; t++) {
+        struct weight w = cases_weight(&random, types[t], OUTPUTS, COLS, data);
+        k->matmul(&w, 0, OUTPUTS, x, COLS, ROWS, out[0], OUTPUTS, NULL);
+        for (size_t j = 0; j < OUTPUTS; j++) {
+            k->weight_row(&w, j, row);
+            for (size_t i = 0; i < ROWS; i++) {
+                double want = 0, magnitude = 0;
+                for (size_t c = 0; c < COLS; c++) {
+                    assert_true((double)row[c] == stored_value(&w, j, c));
+                    want += x[i * COLS + c] * stored_value(&w, j, c);
+                    magnitude += fabs(x[i * COLS + c] * stored_value(&w, j, c));
+                }
+                close_to(out[i][j], want, 1e-6 * magnitude);
+            }
+        }
+    }
+}
+
+enum { HD = 24, TOKENS = 3 * ATTENTION_TILE };
+
+// Three tiles merged in both orders of association, against float64 over all tokens.
+static void attention_and_merge(void **state)
+{
+    (void)state;
+    static uint16_t key[TOKENS][HD], value[TOKENS][HD];
+    _Alignas(64) float parts[3][16 + 32], left[16 + 32], right[16 + 32], scratch[16 + 32];
+    float q[HD], out[HD], out_right[HD];
+    uint64_t random = 13;
+    for (int round = 0; round < 20; round++) {
+        for (size_t i = 0; i < TOKENS * HD; i++) {
+            ((uint16_t *)key)[i] = kernel_f32_to_f16(cases_uniform(&random));
+            ((uint16_t *)value)[i] = kernel_f32_to_f16(cases_uniform(&random));
+        }
+        for (size_t d = 0; d < HD; d++)
+            q[d] = cases_uniform(&random) * (float)(1 + round);
+        uint32_t tokens[3] = {64, 64, (uint32_t)(1 + round * 3)};
+        for (size_t i = 0; i < 3; i++) {
+            struct attention_tile tile = {key[i * 64], value[i * 64], HD,  HD, tokens[i],
+                                          HD,          0.7f,          NULL};
+            k->attention_tile(&tile, q, HD, 1, NULL, parts[i], 0, scratch);
+            k->attention_tile(&tile, q, HD, 1, NULL, left, i > 0, scratch);
+        }
+        memcpy(right, parts[1], sizeof right);
+        k->partial_merge((struct partial *)right, (struct partial *)parts[2], HD);
+        memcpy(scratch, parts[0], sizeof scratch);
+        k->partial_merge((struct partial *)scratch, (struct partial *)right, HD);
+        k->partial_output((struct partial *)left, out, HD);
+        k->partial_output((struct partial *)scratch, out_right, HD);
+        double s[TOKENS], max = -INFINITY, sum = 0, want[HD] = {0};
+        size_t n = 128 + tokens[2];
+        for (size_t t = 0; t < n; t++) {
+            s[t] = 0;
+            for (size_t d = 0; d < HD; d++)
+                s[t] += q[d] * half_value(key[t][d]);
+            s[t] *= (double)0.7f;
+            max = s[t] > max ? s[t] : max;
+        }
+        for (size_t t = 0; t < n; t++) {
+            sum += exp(s[t] - max);
+            for (size_t d = 0; d < HD; d++)
+                want[d] += exp(s[t] - max) * half_value(value[t][d]);
+        }
+        const struct partial *p = (struct partial *)left;
+        close_to(p->max + logf(p->sum), max + log(sum), 1e-5 * (1 + fabs(max)));
+        for (size_t d = 0; d < HD; d++) {
+            close_to(out[d], want[d] / sum, 1e-5);
+            close_to(out_right[d], out[d], 1e-6);
+        }
+    }
+}
+
+static void empty_partials(void **state)
+{
+    (void)state;
+    _Alignas(64) float a[16 + 32] = {0}, b[16 + 32] = {0}, keep[16 + 32];
+    float out[HD];
+    struct partial *pa = (struct partial *)a, *pb = (struct partial *)b;
+    partial_clear(pa);
+    partial_clear(pb);
+    k->partial_merge(pa, pb, HD);
+    assert_true(pa->sum == 0 && pa->max == -INFINITY);
+    k->partial_output(pa, out, HD);
+    for (size_t d = 0; d < HD; d++)
+        assert_true(out[d] == 0);
+    pb->max = 3;
+    pb->sum = 2;
+    for (size_t d = 0; d < HD; d++)
+        pb->acc[d] = (float)d - 7;
+    k->partial_merge(pa, pb, HD);
+    assert_memory_equal(&pa->max, &pb->max, 2 * sizeof(float));
+    assert_memory_equal(pa->acc, pb->acc, HD * sizeof(float));
+    memcpy(keep, a, sizeof keep);
+    partial_clear(pb);
+    k->partial_merge(pa, pb, HD);
+    assert_memory_equal(a, keep, sizeof keep);
+}
+
+static void type_table(void **state)
+{
+    (void)state;
+    assert_string_equal(tensor_type_info(TENSOR_Q8_0)->name, "Q8_0");
+    assert_int_equal(tensor_type_info(TENSOR_Q8_0)->block_bytes, 34);
+    assert_int_equal(tensor_type_by_name("bf16")->type, TENSOR_BF16);
+    assert_int_equal(tensor_type_by_name("q4_k")->supported, 0);
+    assert_null(tensor_type_info(5)); // withdrawn
+    assert_null(tensor_type_info(0xffffffff));
+    assert_null(tensor_type_by_name("Q9_9"));
+    static const uint32_t supported[] = {TENSOR_F32, TENSOR_F16, TENSOR_BF16, TENSOR_Q8_0};
+    for (size_t i = 0; i < 4; i++)
+        assert_true(tensor_type_info(supported[i])->supported);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(half_precision), cmocka_unit_test(exponential),
+        cmocka_unit_test(vectors),        cmocka_unit_test(rotation),
+        cmocka_unit_test(products),       cmocka_unit_test(attention_and_merge),
+        cmocka_unit_test(empty_partials), cmocka_unit_test(type_table),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
