@@ -13,6 +13,7 @@ struct batch {
     struct job *job;
     struct span *spans[SPANS_MAX];
     size_t n_spans;
+    uint32_t heads_per_item; // whole rows where there are enough of them, else single heads
     struct frame *verify[SPANS_MAX * SPAN_ROWS_MAX];
     bool bad[SPANS_MAX * SPAN_ROWS_MAX];
     size_t n_verify;
@@ -95,27 +96,39 @@ static void gather_tile(const struct space *space, const struct span *span, uint
 }
 
 // One span and one KV head: the partials of its tiles for the group's query heads.
-static void compute_span(void *arg, size_t index, unsigned worker)
+static void compute_span(const struct batch *batch, const struct span *span, uint32_t head,
+                         unsigned worker)
 {
-    struct batch *batch = arg;
     const struct job *job = batch->job;
     const struct space *space = job->space;
-    uint32_t kv_heads = space->config.kv_heads, dim = space->config.head_dim;
-    const struct span *span = batch->spans[index / kv_heads];
-    uint32_t head = (uint32_t)(index % kv_heads), group = job->header.q_heads / kv_heads;
+    uint32_t dim = space->config.head_dim, group = job->header.q_heads / space->config.kv_heads;
     uint8_t *scratch = pool_scratch(batch->drive->pool, worker);
     const float *q = job->q + ((uint64_t)span->item * job->header.q_heads + head * group) * dim;
-    float *out = span->partials;
     struct attention_tile tile = {.head_dim = dim, .scale = job->header.scale};
     for (uint64_t t = 0; t < span->tokens; t += ATTENTION_TILE) {
         uint32_t tokens = (uint32_t)min_u64(ATTENTION_TILE, span->tokens - t);
         gather_tile(space, span, head, span->first + t, tokens,
                     (uint16_t *)(scratch + KERNEL_SCRATCH_BYTES), &tile);
+        // Next comes the slot's next tile or, as a rule, the next head's slot.
+        uint64_t tiles_on = t + ATTENTION_TILE < span->tokens ? 1 : 2;
+        tile.next_k = tile.k + tiles_on * ATTENTION_TILE * dim;
         batch->drive->kernels->attention_tile(
             &tile, q, dim, group, NULL,
-            (float *)partial_at(out, t / ATTENTION_TILE * job->header.q_heads + head * group, dim),
+            (float *)partial_at(span->partials,
+                                t / ATTENTION_TILE * job->header.q_heads + head * group, dim),
             0, scratch);
     }
+}
+
+static void compute_item(void *arg, size_t index, unsigned worker)
+{
+    struct batch *batch = arg;
+    uint32_t heads = batch->heads_per_item;
+    uint32_t parts = batch->job->space->config.kv_heads / heads;
+    const struct span *span = batch->spans[index / parts];
+    uint32_t first = (uint32_t)(index % parts) * heads;
+    for (uint32_t head = first; head < first + heads; head++)
+        compute_span(batch, span, head, worker);
 }
 
 // Merges the partials of one item's run of spans, one KV head.
@@ -222,6 +235,15 @@ static void drop_failed(struct batch *batch)
     batch->n_spans = kept;
 }
 
+static void compute_spans(struct batch *batch)
+{
+    struct pool *pool = batch->drive->pool;
+    uint32_t kv_heads = batch->job->space->config.kv_heads;
+    bool whole = batch->n_spans >= 4 * (size_t)pool_threads(pool);
+    batch->heads_per_item = whole ? kv_heads : 1;
+    pool_run(pool, compute_item, batch, batch->n_spans * (kv_heads / batch->heads_per_item));
+}
+
 static void compute_ready(struct batch *batch)
 {
     struct drive *drive = batch->drive;
@@ -234,7 +256,7 @@ static void compute_ready(struct batch *batch)
     if (job->opcode == OP_READ)
         pool_run(drive->pool, copy_row, batch, batch->n_spans);
     else
-        pool_run(drive->pool, compute_span, batch, batch->n_spans * job->space->config.kv_heads);
+        compute_spans(batch);
     for (size_t i = 0; i < batch->n_spans; i++) {
         struct span *span = batch->spans[i];
         span->computed = true;

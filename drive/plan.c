@@ -9,6 +9,9 @@ enum {
     ALLOCATION_EXTRA = 4096 + 64, // what one budget_alloc may add
     GOOD_WINDOW = 32 << 20,       // bytes in flight or in use that keep any device busy
     STORE_PAGE = 16 * 1024,       // page of a private store, where rows are that large
+    // Ordinary disks: a request costs as much as reading 35 to 100 KiB. Rows of that size also hold
+    // whole tiles for most models, so that none has to be put together from several.
+    STORE_READ = 256 * 1024,
     STORE_BLOCK = 4 << 20,
     STORE_BLOCKS_MIN = 32, // a store is at least so many blocks, to keep space amplification low
 };
@@ -71,7 +74,8 @@ static int plan_group(struct drive_plan *plan, const struct flash_geometry *g,
     plan->good_dram_bytes = plan->other_bytes + plan->good_frames * plan->frame_bytes;
     uint64_t per_sequence =
         div_round_up(c->layers * groups_of(c), segment_capacity(g, kv.row_pages));
-    if (!checked_mul((per_sequence + 2) * sequences,
+    // A quarter more for rows that truncation and forks left dead in segments that live on.
+    if (!checked_mul((per_sequence + per_sequence / 4 + 2) * sequences,
                      (uint64_t)g->page_bytes * g->pages_per_block * g->dies, &plan->flash_bytes))
         return inst_fail(msg, INST_EINVAL, "CONFIG: the KV cache overflows 64 bits");
     return 0;
@@ -100,7 +104,7 @@ static int store_geometry(struct flash_geometry *g, const struct space_config *c
                           struct inst_msg *msg)
 {
     uint64_t row = 4ull * c->group_tokens * c->head_dim * c->kv_heads;
-    *g = (struct flash_geometry){.dies = 1, .channels = 1, .read_bytes = 128 * 1024};
+    *g = (struct flash_geometry){.dies = 1, .channels = 1, .read_bytes = STORE_READ};
     g->page_bytes = row >= STORE_PAGE ? STORE_PAGE : 4096;
     g->pages_per_block = 65535;
     g->blocks = 1;
