@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// What every kind of link shares: one command from submit to completion. The wait has no end of
+// its own; a command that may wait for ever carries its own timeout.
+#include "link/link.h"
+
+#include <string.h>
+
+enum { WAIT_NS = 100 * 1000 * 1000 };
+
+int link_call(struct link *link, const struct command *command, void *data, uint64_t *result,
+              struct inst_msg *msg)
+{
+    struct completion done;
+    int err;
+    while ((err = link->ops->submit(link, command, data)) == INST_ENORESOURCE)
+        if (link->ops->poll(link, &done, 1, WAIT_NS))
+            return inst_fail(msg, INST_EINTERNAL, "%s: another command was in flight",
+                             opcode_name(command->opcode));
+    if (err)
+        return inst_fail(msg, err, "%s: %s", opcode_name(command->opcode), inst_status_text(err));
+    while (!link->ops->poll(link, &done, 1, WAIT_NS))
+        ;
+    if (done.cid != command->cid)
+        return inst_fail(msg, INST_EINTERNAL, "%s: the completion of another command came back",
+                         opcode_name(command->opcode));
+    if (done.status) {
+        const char *text = link->ops->error_text(link);
+        return inst_fail(msg, done.status, "%s: %s", opcode_name(command->opcode),
+                         *text ? text : inst_status_text(done.status));
+    }
+    if (result)
+        *result = done.result;
+    return 0;
+}

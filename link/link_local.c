@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// The in-process link: commands go straight into a drive of this process, and the drive's work is
+// done inside poll, on the caller's thread and the pool that the drive was given. This is the only
+// place that reads a clock for the drive.
+#include "drive/drive.h"
+#include "link/link.h"
+
+#include <stdlib.h>
+#include <time.h>
+
+struct link_local {
+    struct link link;
+    struct drive *drive;
+    struct flash *flash;
+};
+
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static int local_submit(struct link *link, const struct command *command, void *data)
+{
+    struct link_local *local = (struct link_local *)link;
+    uint8_t entry[COMMAND_BYTES];
+    command_encode(entry, command);
+    return drive_submit(local->drive, entry, data, now_ns());
+}
+
+static void sleep_ns(uint64_t ns)
+{
+    struct timespec t = {.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
+    nanosleep(&t, NULL);
+}
+
+static size_t local_poll(struct link *link, struct completion *out, size_t max,
+                         uint64_t max_wait_ns)
+{
+    // A slice bounds every sleep, so that timeouts inside the drive are noticed.
+    enum { SLICE_NS = 10 * 1000 * 1000, NAP_NS = 50 * 1000 };
+    struct link_local *local = (struct link_local *)link;
+    uint64_t now = now_ns(), end = now + max_wait_ns;
+    for (;;) {
+        size_t n = drive_step(local->drive, now, out, max);
+        if (n || !max_wait_ns)
+            return n;
+        now = now_ns();
+        if (now >= end)
+            return 0;
+        if (!drive_runnable(local->drive)) {
+            uint64_t slice = end - now < SLICE_NS ? end - now : SLICE_NS;
+            if (local->flash->ops->wait)
+                local->flash->ops->wait(local->flash, slice);
+            else
+                sleep_ns(slice < NAP_NS ? slice : NAP_NS);
+            now = now_ns();
+        }
+    }
+}
+
+static const char *local_error_text(struct link *link)
+{
+    return drive_error_text(((struct link_local *)link)->drive);
+}
+
+static void local_close(struct link *link)
+{
+    free(link);
+}
+
+static const struct link_ops local_ops = {
+    .submit = local_submit,
+    .poll = local_poll,
+    .error_text = local_error_text,
+    .close = local_close,
+};
+
+int link_local_open(struct link **out, struct drive *drive, struct flash *flash,
+                    struct inst_msg *msg)
+{
+    struct link_local *local = calloc(1, sizeof *local);
+    if (!local)
+        return inst_fail(msg, INST_ENOMEM, "link: out of memory");
+    *local = (struct link_local){{&local_ops}, drive, flash};
+    *out = &local->link;
+    return 0;
+}

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+// The in-process link over a real drive, and link_call over any.
+#include "drive/drive.h"
+#include "link/link.h"
+#include "tests/host/fake_drive.h"
+
+#include <setjmp.h>
+#include <stdalign.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <cmocka.h>
+
+static double seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void commands_reach_the_drive(void **state)
+{
+    (void)state;
+    struct space_config config = {.layers = 1,
+                                  .kv_heads = 1,
+                                  .head_dim = 16,
+                                  .group_tokens = 16,
+                                  .max_sequences = 1,
+                                  .max_tokens = 64};
+    struct flash_geometry geometry;
+    struct drive_plan plan;
+    struct flash *flash;
+    struct drive *drive;
+    struct link *link;
+    struct pool *pool;
+    struct inst_msg msg = {0};
+    assert_int_equal(drive_geometry_for(&geometry, &config, 1 << 22, 0, &msg), 0);
+    assert_int_equal(drive_plan(&plan, &geometry, &config, 0, &msg), 0);
+    assert_int_equal(flash_ram_open(&flash, &geometry, 0, &msg), 0);
+    assert_int_equal(pool_new(&pool, 1, &msg), 0);
+    struct drive_limits limits = {.dram_bytes = plan.good_dram_bytes, .pool = pool};
+    assert_int_equal(drive_open(&drive, flash, &limits, &msg), 0);
+    assert_int_equal(link_local_open(&link, drive, flash, &msg), 0);
+
+    alignas(64) uint8_t data[1024];
+    uint64_t result = 0;
+    struct command c = {.opcode = OP_IDENTIFY, .length = IDENTIFY_TABLE_BYTES};
+    struct drive_identity identity;
+    assert_int_equal(link_call(link, &c, data, NULL, &msg), 0);
+    assert_int_equal(identity_decode(&identity, data, IDENTIFY_TABLE_BYTES), 0);
+    assert_true(identity.max_items >= 1);
+    space_config_encode(data, &config);
+    c = (struct command){.opcode = OP_CONFIG, .cid = 7, .space = 3, .length = CONFIG_BYTES};
+    assert_int_equal(link_call(link, &c, data, &result, &msg), 0);
+    assert_int_equal(result, 16);
+
+    // A failure comes back with the drive's words, and the link goes on.
+    c = (struct command){.opcode = OP_RECLAIM, .space = 99, .count = 1, .length = 128};
+    memset(data, 0, 128);
+    assert_true(link_call(link, &c, data, NULL, &msg) < 0);
+    assert_non_null(strstr(msg.text, "RECLAIM"));
+    c = (struct command){.opcode = OP_SEAL, .space = 3};
+    assert_int_equal(link_call(link, &c, NULL, NULL, NULL), INST_ENOTSUP);
+
+    // Waiting for nothing takes the time that was given and no longer.
+    struct completion done;
+    double start = seconds();
+    assert_int_equal(link->ops->poll(link, &done, 1, 20 * 1000 * 1000), 0);
+    double took = seconds() - start;
+    assert_true(took >= 0.019 && took < 5);
+    start = seconds();
+    assert_int_equal(link->ops->poll(link, &done, 1, 0), 0);
+    assert_true(seconds() - start < 0.5);
+    link_close(link);
+    drive_close(drive);
+    flash_close(flash);
+    pool_free(pool);
+}
+
+static void link_call_refuses_foreign_completions(void **state)
+{
+    (void)state;
+    struct link *link = fake_drive_open();
+    alignas(64) uint8_t data[STAT_TABLE_BYTES];
+    struct inst_msg msg = {0};
+    struct command c = {.opcode = OP_STAT, .cid = 1, .length = sizeof data};
+    assert_int_equal(link_call(link, &c, data, NULL, &msg), 0);
+    c.cid = 2;
+    assert_int_equal(link->ops->submit(link, &c, data), 0);
+    c.cid = 3;
+    assert_int_equal(link_call(link, &c, data, NULL, &msg), INST_EINTERNAL);
+    link_close(link);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(commands_reach_the_drive),
+        cmocka_unit_test(link_call_refuses_foreign_completions),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
