@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+// Row-invariant matrix products, GFLOPS and GB/s of weights for 1, 8, 64 and 512 rows of x, beside
+// oneDNN's fp32 product where it was found. All contenders take turns in each round; the ratio is
+// oneDNN's time over ours, with its spread over the rounds.
+//   bench_matmul [--threads N] [--cols K] [--rows N] [--set NAME] [--rounds N]
+// Few rows of x use a matrix far larger than the last cache, as decode does.
+#include "base/pool.h"
+#include "bench/measure.h"
+#include "kernels/kernels.h"
+#ifdef INST_BENCH_DNNL
+#include "bench/matmul_dnnl.h"
+#endif
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { CHUNK = 64, ROWS_MAX = 512, WORKERS_MAX = 256, STREAM_ROWS = 32768 };
+
+struct product {
+    const struct kernels *k;
+    struct pool *pool;
+    struct weight w;
+    const float *x;
+    float *out;
+    size_t n_rows;
+    char *scratch;
+};
+
+static void product_chunk(void *arg, size_t item, unsigned worker)
+{
+    struct product *p = arg;
+    uint64_t first = (uint64_t)item * CHUNK;
+    uint64_t count = p->w.rows - first < CHUNK ? p->w.rows - first : CHUNK;
+    p->k->matmul(&p->w, first, count, p->x, p->w.cols, p->n_rows, p->out + first, p->w.rows,
+                 p->scratch + (size_t)worker * KERNEL_SCRATCH_BYTES);
+}
+
+static void product_run(void *arg)
+{
+    struct product *p = arg;
+    pool_run(p->pool, product_chunk, p, (p->w.rows + CHUNK - 1) / CHUNK);
+}
+
+#ifdef INST_BENCH_DNNL
+static void dnnl_run(void *arg)
+{
+    struct product *p = arg;
+    if (dnnl_product(p->x, p->w.data, p->out, p->n_rows, p->w.rows, p->w.cols))
+        exit(1);
+}
+#endif
+
+static void fill_weights(struct weight *w, uint64_t seed)
+{
+    const struct tensor_type_info *info = tensor_type_info(w->type);
+    w->row_bytes = w->cols / info->block_elements * info->block_bytes;
+    uint8_t *data = measure_alloc(w->rows * w->row_bytes);
+    measure_random(data, w->rows * w->row_bytes, seed);
+    for (uint64_t b = 0; b < w->rows * w->cols / info->block_elements; b++) {
+        float f = (float)(data[b * info->block_bytes] - 128) / 128;
+        uint16_t h = kernel_f32_to_f16(f), bf = 0;
+        memcpy(&bf, (char *)&f + 2, 2);
+        if (w->type == TENSOR_F32)
+            memcpy(data + b * 4, &f, 4);
+        else
+            memcpy(data + b * info->block_bytes, w->type == TENSOR_BF16 ? &bf : &h, 2);
+    }
+    w->data = data;
+}
+
+static void report(const struct product *p, const char *name, const struct measure *m,
+                   const struct measure *other)
+{
+    double t = measure_median(m);
+    double flops = 2.0 * (double)p->n_rows * (double)p->w.rows * (double)p->w.cols;
+    printf("  %-6s %7.1f GFLOPS (best %7.1f) %6.1f GB/s of weights", name, flops / t * 1e-9,
+           flops / measure_best(m) * 1e-9, (double)(p->w.rows * p->w.row_bytes) / t * 1e-9);
+    if (other) {
+        struct measure_ratio r = measure_speedup(m, other);
+        printf("   %.2fx oneDNN f32 (%.2f to %.2f)", r.median, r.min, r.max);
+    }
+    printf("\n");
+}
+
+static void bench_rows(struct product *p, struct weight *weights, size_t n_rows, int rounds)
+{
+    struct measure ours[4] = {0}, theirs = {0};
+    p->n_rows = n_rows;
+    for (int round = -1; round < rounds; round++) { // the first one warms up
+        for (int t = 0; t < 4; t++) {
+            p->w = weights[t];
+            measure_round(&ours[t], product_run, p, 0.03);
+        }
+#ifdef INST_BENCH_DNNL
+        p->w = weights[0];
+        measure_round(&theirs, dnnl_run, p, 0.03);
+#endif
+        if (round < 0)
+            memset(ours, 0, sizeof ours), memset(&theirs, 0, sizeof theirs);
+    }
+    printf("%zu row%s of x, weights %llu x %llu\n", n_rows, n_rows == 1 ? "" : "s",
+           (unsigned long long)weights[0].rows, (unsigned long long)weights[0].cols);
+    for (int t = 0; t < 4; t++) {
+        p->w = weights[t];
+        report(p, tensor_type_info(weights[t].type)->name, &ours[t],
+               theirs.rounds ? &theirs : NULL);
+    }
+    p->w = weights[0];
+    if (theirs.rounds)
+        report(p, "oneDNN", &theirs, NULL);
+}
+
+int main(int argc, char **argv)
+{
+    unsigned threads = 1;
+    uint64_t cols = 2048, rows = 2048;
+    int rounds = 9;
+    struct product p = {.k = kernels_best()};
+    for (int i = 1; i + 1 < argc; i += 2) {
+        if (!strcmp(argv[i], "--threads"))
+            threads = (unsigned)atoi(argv[i + 1]);
+        else if (!strcmp(argv[i], "--cols"))
+            cols = (uint64_t)atoll(argv[i + 1]) / 32 * 32;
+        else if (!strcmp(argv[i], "--rows"))
+            rows = (uint64_t)atoll(argv[i + 1]);
+        else if (!strcmp(argv[i], "--rounds"))
+            rounds = atoi(argv[i + 1]);
+        else if (!strcmp(argv[i], "--set"))
+            p.k = kernels_by_name(argv[i + 1]);
+    }
+    struct inst_msg msg = {0};
+    if (!p.k || !cols || !rows || rounds < 1 || rounds > MEASURE_ROUNDS_MAX || threads < 1 ||
+        threads > WORKERS_MAX || pool_new(&p.pool, threads, &msg)) {
+        fprintf(stderr, "bench_matmul: bad arguments or no such set here %s\n", msg.text);
+        return 2;
+    }
+    char cpu[128];
+    measure_cpu_name(cpu, sizeof cpu);
+    printf("%s, %u thread%s, set %s\n", cpu, threads, threads == 1 ? "" : "s", p.k->name);
+#ifdef INST_BENCH_DNNL
+    dnnl_set_threads((int)threads);
+#else
+    printf("oneDNN was not found when this was built: no comparison\n");
+#endif
+    static const uint32_t types[4] = {TENSOR_F32, TENSOR_F16, TENSOR_BF16, TENSOR_Q8_0};
+    struct weight small[4], large[4];
+    for (uint32_t t = 0; t < 4; t++) {
+        small[t] = (struct weight){.rows = rows, .cols = cols, .type = types[t]};
+        large[t] = (struct weight){.rows = STREAM_ROWS, .cols = cols, .type = types[t]};
+        fill_weights(&small[t], t + 1);
+        fill_weights(&large[t], t + 1);
+    }
+    float *x = measure_alloc(ROWS_MAX * cols * sizeof *x);
+    for (size_t i = 0; i < ROWS_MAX * cols; i++)
+        x[i] = (float)(int)(i * 2654435761u % 2001) * 1e-3f - 1;
+    size_t widest = rows > STREAM_ROWS ? rows : STREAM_ROWS;
+    p.x = x;
+    p.out = measure_alloc(ROWS_MAX * widest * sizeof *p.out);
+    p.scratch = measure_alloc((size_t)threads * KERNEL_SCRATCH_BYTES);
+    bench_rows(&p, large, 1, rounds);
+    bench_rows(&p, large, 8, rounds);
+    bench_rows(&p, small, 64, rounds);
+    bench_rows(&p, small, 512, rounds);
+    pool_free(p.pool);
+    return 0; // the matrices go with the process
+}
