@@ -17,6 +17,12 @@
 
 enum { CHUNK = 64, ROWS_MAX = 512, WORKERS_MAX = 256, STREAM_ROWS = 32768 };
 
+// --type NAME measures one of them.
+static const uint32_t types[] = {TENSOR_F32,  TENSOR_F16,  TENSOR_BF16, TENSOR_Q8_0,   TENSOR_Q4_0,
+                                 TENSOR_Q4_1, TENSOR_Q5_0, TENSOR_Q5_1, TENSOR_IQ4_NL, TENSOR_Q2_K,
+                                 TENSOR_Q3_K, TENSOR_Q4_K, TENSOR_Q5_K, TENSOR_Q6_K};
+enum { TYPES = sizeof types / sizeof types[0] };
+
 struct product {
     const struct kernels *k;
     struct pool *pool;
@@ -61,10 +67,14 @@ static void fill_weights(struct weight *w, uint64_t seed)
         float f = (float)(data[b * info->block_bytes] - 128) / 128;
         uint16_t h = kernel_f32_to_f16(f), bf = 0;
         memcpy(&bf, (char *)&f + 2, 2);
-        if (w->type == TENSOR_F32)
-            memcpy(data + b * 4, &f, 4);
-        else
-            memcpy(data + b * info->block_bytes, w->type == TENSOR_BF16 ? &bf : &h, 2);
+        uint8_t *block = data + b * info->block_bytes;
+        if (w->type == TENSOR_F32) {
+            memcpy(block, &f, 4);
+            continue;
+        }
+        memcpy(block + info->scale_at, w->type == TENSOR_BF16 ? &bf : &h, 2);
+        if (info->min_at != info->scale_at)
+            memcpy(block + info->min_at, &h, 2);
     }
     w->data = data;
 }
@@ -74,8 +84,10 @@ static void report(const struct product *p, const char *name, const struct measu
 {
     double t = measure_median(m);
     double flops = 2.0 * (double)p->n_rows * (double)p->w.rows * (double)p->w.cols;
-    printf("  %-6s %7.1f GFLOPS (best %7.1f) %6.1f GB/s of weights", name, flops / t * 1e-9,
-           flops / measure_best(m) * 1e-9, (double)(p->w.rows * p->w.row_bytes) / t * 1e-9);
+    printf("  %-6s %7.1f GFLOPS (best %7.1f) %6.1f GB/s and %5.2f G/s of weights", name,
+           flops / t * 1e-9, flops / measure_best(m) * 1e-9,
+           (double)(p->w.rows * p->w.row_bytes) / t * 1e-9,
+           (double)(p->w.rows * p->w.cols) / t * 1e-9);
     if (other) {
         struct measure_ratio r = measure_speedup(m, other);
         printf("   %.2fx oneDNN f32 (%.2f to %.2f)", r.median, r.min, r.max);
@@ -85,10 +97,10 @@ static void report(const struct product *p, const char *name, const struct measu
 
 static void bench_rows(struct product *p, struct weight *weights, size_t n_rows, int rounds)
 {
-    struct measure ours[4] = {0}, theirs = {0};
+    struct measure ours[TYPES] = {0}, theirs = {0};
     p->n_rows = n_rows;
     for (int round = -1; round < rounds; round++) { // the first one warms up
-        for (int t = 0; t < 4; t++) {
+        for (int t = 0; t < TYPES; t++) {
             p->w = weights[t];
             measure_round(&ours[t], product_run, p, 0.03);
         }
@@ -101,7 +113,7 @@ static void bench_rows(struct product *p, struct weight *weights, size_t n_rows,
     }
     printf("%zu row%s of x, weights %llu x %llu\n", n_rows, n_rows == 1 ? "" : "s",
            (unsigned long long)weights[0].rows, (unsigned long long)weights[0].cols);
-    for (int t = 0; t < 4; t++) {
+    for (int t = 0; t < TYPES; t++) {
         p->w = weights[t];
         report(p, tensor_type_info(weights[t].type)->name, &ours[t],
                theirs.rounds ? &theirs : NULL);
@@ -121,7 +133,7 @@ int main(int argc, char **argv)
         if (!strcmp(argv[i], "--threads"))
             threads = (unsigned)atoi(argv[i + 1]);
         else if (!strcmp(argv[i], "--cols"))
-            cols = (uint64_t)atoll(argv[i + 1]) / 32 * 32;
+            cols = (uint64_t)atoll(argv[i + 1]) / 256 * 256;
         else if (!strcmp(argv[i], "--rows"))
             rows = (uint64_t)atoll(argv[i + 1]);
         else if (!strcmp(argv[i], "--rounds"))
@@ -143,9 +155,8 @@ int main(int argc, char **argv)
 #else
     printf("oneDNN was not found when this was built: no comparison\n");
 #endif
-    static const uint32_t types[4] = {TENSOR_F32, TENSOR_F16, TENSOR_BF16, TENSOR_Q8_0};
-    struct weight small[4], large[4];
-    for (uint32_t t = 0; t < 4; t++) {
+    struct weight small[TYPES], large[TYPES];
+    for (uint32_t t = 0; t < TYPES; t++) {
         small[t] = (struct weight){.rows = rows, .cols = cols, .type = types[t]};
         large[t] = (struct weight){.rows = STREAM_ROWS, .cols = cols, .type = types[t]};
         fill_weights(&small[t], t + 1);

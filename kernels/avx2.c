@@ -15,6 +15,7 @@ enum {
     // Blocking: 16 registers.
     PANEL_NR = 2,
     PV_ACC = 8,
+    BLOCK_JR = 2, // rows of a block type that share x
     // From this many queries on, converting a tile to fp32 first pays.
     TILE_MIN_QUERIES = 1 << 30, // never
 };
@@ -89,6 +90,30 @@ OP vn vn_bf16(const void *p)
 OP vn vn_i8(const void *p)
 {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p)));
+}
+// Bits move in from the neighbouring byte: the caller masks.
+OP bytes16 bytes_shr(bytes16 v, int n)
+{
+    return (bytes16)_mm_srli_epi16((__m128i)v, n);
+}
+OP bytes16 bytes_shl(bytes16 v, int n)
+{
+    return (bytes16)_mm_slli_epi16((__m128i)v, n);
+}
+OP bytes16 bytes_lookup(const int8_t *table, bytes16 index)
+{
+    return (bytes16)_mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)table), (__m128i)index);
+}
+// Signed bytes of one half.
+OP vn vn_codes(bytes16 codes, int part)
+{
+    __m128i c = (__m128i)codes;
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(part ? _mm_unpackhi_epi64(c, c) : c));
+}
+// The part of: lanes 0 to 7 of a, then 8 to 15 of b.
+OP vn vn_halves(vn a, vn b, int part)
+{
+    return part ? b : a;
 }
 OP void vn_to_f16(uint16_t *p, vn v)
 {

@@ -14,6 +14,7 @@ enum {
     // Blocking, in accumulators of 32 registers.
     PANEL_NR = 6,
     PV_ACC = 16,
+    BLOCK_JR = 4, // rows of a block type that share x
     // From this many queries on, converting a tile to fp32 first pays.
     TILE_MIN_QUERIES = 1 << 30, // the conversion of V hides behind the products
 };
@@ -88,6 +89,47 @@ OP vn vn_bf16(const void *p)
 OP vn vn_i8(const void *p)
 {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p)));
+}
+// Bits move in from the neighbouring byte: the caller masks.
+OP bytes16 bytes_shr(bytes16 v, int n)
+{
+    return (bytes16)_mm_srli_epi16((__m128i)v, n);
+}
+OP bytes16 bytes_shl(bytes16 v, int n)
+{
+    return (bytes16)_mm_slli_epi16((__m128i)v, n);
+}
+OP bytes16 bytes_lookup(const int8_t *table, bytes16 index)
+{
+    return (bytes16)_mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)table), (__m128i)index);
+}
+// Looking up 16 values by the low 4 bits of an index.
+#define VN_TABLES
+typedef __m512i vn_index;
+OP vn_index vn_index_at(const void *p, int shift)
+{
+    return _mm512_srli_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128(p)), (unsigned)shift);
+}
+OP vn vn_lookup(vn table, vn_index index)
+{
+    return _mm512_permutexvar_ps(index, table);
+}
+// The same in the lanes of set bits, the others' in the rest.
+OP vn vn_lookup_where(uint16_t bits, vn table, vn_index index, vn others)
+{
+    return _mm512_mask_permutexvar_ps(others, bits, index, table);
+}
+// Signed bytes; there is one part.
+OP vn vn_codes(bytes16 codes, int part)
+{
+    (void)part;
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)codes));
+}
+// Lanes 0 to 7 of a, then 8 to 15 of b.
+OP vn vn_halves(vn a, vn b, int part)
+{
+    (void)part;
+    return _mm512_mask_blend_ps(0xff00, a, b);
 }
 OP void vn_to_f16(uint16_t *p, vn v)
 {

@@ -25,6 +25,8 @@ enum {
     PARTS = KERNEL_LANES / VN,
     // From this many rows of x on, dequantising weights to a panel pays.
     PANEL_MIN_ROWS = 24,
+    // The same for block types, whose dequantising costs more.
+    BLOCK_PANEL_MIN_ROWS = 3,
     // Queries whose scores are held at once.
     QUERY_BLOCK = 32,
     // Queries that share one pass over V.
@@ -71,6 +73,26 @@ INLINE vn vn_exp(vn x)
     p = vn_if_less(x, vn_set1(EXP_MIN), vn_set1(0), p);
     return vn_if_less(vn_set1(EXP_MAX), x, vn_set1(INFINITY), p);
 }
+
+// Tree sums of n accumulators to out, which has room for n rounded up to VN.
+INLINE void reduce_all(const v16 *acc, const size_t n, float *out)
+{
+    for (size_t g = 0; g < n; g += VN) {
+        v16 group[VN];
+        for (size_t i = 0; i < VN; i++)
+            group[i] = acc[g + i < n ? g + i : n - 1];
+        vn_store(out + g, vn_reduce(group));
+    }
+}
+
+// Brings a line into the second cache. It may lie behind the end of the data: this is a hint, never
+// an access.
+INLINE void prefetch(const uint8_t *p, size_t offset)
+{
+    __builtin_prefetch((const void *)((uintptr_t)p + offset), 0, 2);
+}
+
+#include "kernels/blocks.h"
 
 // ---- stored types ----------------------------------------------------------------------------
 
@@ -147,7 +169,12 @@ static void expand_any(uint32_t type, const uint8_t *row, size_t cols, float *ou
     case TENSOR_Q8_0:
         expand_row(TENSOR_Q8_0, row, cols, out, stride);
         break;
-    default: // the loader refuses other types; NaN shows a hole in that
+    default:
+        if (block_functions(type)) {
+            block_functions(type)->expand(row, cols, out, stride);
+            break;
+        }
+        // The loader refuses other types; NaN shows a hole in that.
         for (size_t c = 0; c < cols; c += KERNEL_LANES, out += stride)
             for (size_t i = 0; i < KERNEL_LANES; i++)
                 out[i] = NAN;
@@ -165,6 +192,10 @@ static void set_weight_row(const struct weight *w, uint64_t row, float *out)
     size_t whole = (size_t)w->cols / 32 * 32, rest = (size_t)w->cols - whole;
     const uint8_t *data = weight_at(w, row);
     float tail[32];
+    if (block_functions(w->type)) { // whole blocks
+        expand_any(w->type, data, (size_t)w->cols, out, KERNEL_LANES);
+        return;
+    }
     expand_any(w->type, data, whole, out, KERNEL_LANES);
     expand_any(w->type, data + whole / 32 * bytes_of_32(w->type), rest, tail, KERNEL_LANES);
     memcpy(out + whole, tail, rest * sizeof tail[0]);
@@ -186,118 +217,9 @@ static void set_f32_to_f16(uint16_t *out, const float *in, size_t n)
     memcpy(out + i, tail, (n - i) * sizeof tail[0]);
 }
 
-// ---- one vector ------------------------------------------------------------------------------
-
-static float set_dot(const float *a, const float *b, size_t n)
-{
-    v16 acc = v16_zero();
-    size_t i = 0;
-    for (; i + KERNEL_LANES <= n; i += KERNEL_LANES)
-        for (int p = 0; p < PARTS; p++)
-            acc.p[p] = vn_fma(vn_load(a + i + p * VN), vn_load(b + i + p * VN), acc.p[p]);
-    for (int p = 0; p < PARTS && i < n; p++, i += VN)
-        acc.p[p] =
-            vn_fma(vn_load_part(a + i, n - i, 0), vn_load_part(b + i, n - i, -0.0f), acc.p[p]);
-    return v16_sum(acc);
-}
-
-static float set_sum(const float *a, size_t n)
-{
-    v16 acc = v16_zero();
-    size_t i = 0;
-    for (; i + KERNEL_LANES <= n; i += KERNEL_LANES)
-        for (int p = 0; p < PARTS; p++)
-            acc.p[p] = vn_add(acc.p[p], vn_load(a + i + p * VN));
-    for (int p = 0; p < PARTS && i < n; p++, i += VN)
-        acc.p[p] = vn_add(acc.p[p], vn_load_part(a + i, n - i, -0.0f));
-    return v16_sum(acc);
-}
-
-static float set_max(const float *a, size_t n)
-{
-    vn m = vn_set1(-INFINITY);
-    size_t i = 0;
-    for (; i + VN <= n; i += VN)
-        m = vn_max(vn_load(a + i), m);
-    if (i < n)
-        m = vn_max(vn_load_part(a + i, n - i, -INFINITY), m);
-    return vn_greatest(m) + 0.0f; // a zero is positive whatever the order
-}
-
-static void set_rms_norm(float *out, const float *x, const float *weight, size_t n, float eps)
-{
-    float scale = 1.0f / sqrtf(set_dot(x, x, n) / (float)n + eps);
-    vn r = vn_set1(scale);
-    size_t i = 0;
-    for (; i + VN <= n; i += VN)
-        vn_store(out + i, vn_mul(vn_mul(vn_load(x + i), r), vn_load(weight + i)));
-    for (; i < n; i++)
-        out[i] = x[i] * scale * weight[i];
-}
-
-INLINE vn silu_mul(vn gate, vn up)
-{
-    // -1 * x, not 0 - x: the sign of a zero must come out as the reference's.
-    vn e = vn_exp(vn_mul(gate, vn_set1(-1.0f)));
-    return vn_mul(vn_div(gate, vn_add(vn_set1(1.0f), e)), up);
-}
-
-static void set_silu_mul(float *gate, const float *up, size_t n)
-{
-    size_t i = 0;
-    for (; i + VN <= n; i += VN)
-        vn_store(gate + i, silu_mul(vn_load(gate + i), vn_load(up + i)));
-    if (i < n)
-        vn_store_part(gate + i,
-                      silu_mul(vn_load_part(gate + i, n - i, 0), vn_load_part(up + i, n - i, 0)),
-                      n - i);
-}
-
-static void set_add(float *x, const float *y, size_t n)
-{
-    size_t i = 0;
-    for (; i + VN <= n; i += VN)
-        vn_store(x + i, vn_add(vn_load(x + i), vn_load(y + i)));
-    for (; i < n; i++)
-        x[i] += y[i];
-}
-
-static void set_rope(float *x, const float *cos_sin, size_t n)
-{
-    const float *cosine = cos_sin, *sine = cos_sin + n / 2;
-    size_t i = 0;
-    for (; i + VN <= n / 2; i += VN) {
-        vn a, b, c = vn_load(cosine + i), s = vn_load(sine + i);
-        vn_load2(x + 2 * i, &a, &b);
-        vn minus_bs = vn_mul(vn_mul(b, s), vn_set1(-1.0f));
-        vn_store2(x + 2 * i, vn_fma(a, c, minus_bs), vn_fma(a, s, vn_mul(b, c)));
-    }
-    for (; i < n / 2; i++) {
-        float a = x[2 * i], b = x[2 * i + 1];
-        x[2 * i] = fmaf(a, cosine[i], -(b * sine[i]));
-        x[2 * i + 1] = fmaf(a, sine[i], b * cosine[i]);
-    }
-}
+#include "kernels/body_vectors.h"
 
 // ---- products: outputs [mr][jr] in registers -------------------------------------------------
-
-// Tree sums of n accumulators to out, which has room for n rounded up to VN.
-INLINE void reduce_all(const v16 *acc, const size_t n, float *out)
-{
-    for (size_t g = 0; g < n; g += VN) {
-        v16 group[VN];
-        for (size_t i = 0; i < VN; i++)
-            group[i] = acc[g + i < n ? g + i : n - 1];
-        vn_store(out + g, vn_reduce(group));
-    }
-}
-
-// Brings a line into the second cache. It may lie behind the end of the data: this is a hint, never
-// an access.
-INLINE void prefetch(const uint8_t *p, size_t offset)
-{
-    __builtin_prefetch((const void *)((uintptr_t)p + offset), 0, 2);
-}
 
 // One step of 16 elements: weights straight from their stored type.
 INLINE void direct_step(uint32_t type, const size_t mr, const size_t jr, const uint8_t *const *row,
@@ -528,12 +450,101 @@ static void panel_fill(float *panel, const struct weight *w, uint64_t first, siz
                    PANEL_NR * KERNEL_LANES);
 }
 
+// Rows of a block type too long for a panel are taken in pieces: of each output the accumulator
+// waits in scratch while the next piece is dequantised. The chain of products stays one chain.
+enum {
+    WIDE_COLS = 1024,  // of a piece; whole blocks
+    WIDE_OUTPUTS = 36, // whole groups
+    WIDE_ROWS = 32,
+};
+_Static_assert(WIDE_OUTPUTS % PANEL_NR == 0, "whole groups");
+_Static_assert((WIDE_COLS * WIDE_OUTPUTS + WIDE_ROWS * WIDE_OUTPUTS * KERNEL_LANES) *
+                       sizeof(float) <=
+                   KERNEL_SCRATCH_BYTES,
+               "scratch holds a panel and the accumulators");
+
+// acc[i * WIDE_OUTPUTS + j] takes `cols` more elements of x row i, i < mr, and panel row j.
+INLINE void wide_block(const size_t mr, const float *panel, size_t groups, size_t cols,
+                       const float *x, size_t x_stride, v16 *into)
+{
+    for (size_t g = 0; g < groups; g++, panel += cols * PANEL_NR, into += PANEL_NR) {
+        v16 acc[PANEL_MR * PANEL_NR];
+        UNROLL
+        for (size_t i = 0; i < mr; i++)
+            UNROLL
+        for (size_t j = 0; j < PANEL_NR; j++)
+            acc[i * PANEL_NR + j] = into[i * WIDE_OUTPUTS + j];
+        for (size_t c = 0; c < cols; c += KERNEL_LANES)
+            panel_step(mr, panel + c * PANEL_NR, x + c, x_stride, acc);
+        UNROLL
+        for (size_t i = 0; i < mr; i++)
+            UNROLL
+        for (size_t j = 0; j < PANEL_NR; j++)
+            into[i * WIDE_OUTPUTS + j] = acc[i * PANEL_NR + j];
+    }
+}
+
+static void wide_rows(const float *panel, size_t groups, size_t cols, const float *x,
+                      size_t x_stride, size_t n_rows, v16 *acc)
+{
+    size_t i = 0;
+    for (; i + PANEL_MR <= n_rows; i += PANEL_MR)
+        wide_block(PANEL_MR, panel, groups, cols, x + i * x_stride, x_stride,
+                   acc + i * WIDE_OUTPUTS);
+    for (; i < n_rows; i++)
+        wide_block(1, panel, groups, cols, x + i * x_stride, x_stride, acc + i * WIDE_OUTPUTS);
+}
+
+// At most WIDE_OUTPUTS outputs for at most WIDE_ROWS rows of x.
+static void wide_product(const struct weight *w, uint64_t first, size_t count, const float *x,
+                         size_t x_stride, size_t n_rows, float *out, size_t out_stride,
+                         void *scratch)
+{
+    float *panel = scratch;
+    v16 *acc = (v16 *)(panel + WIDE_COLS * WIDE_OUTPUTS);
+    const size_t groups = (count + PANEL_NR - 1) / PANEL_NR;
+    struct weight piece = *w;
+    for (size_t i = 0; i < n_rows * WIDE_OUTPUTS; i++)
+        acc[i] = v16_zero();
+    for (uint64_t c = 0; c < w->cols; c += WIDE_COLS) {
+        piece.cols = w->cols - c < WIDE_COLS ? w->cols - c : WIDE_COLS;
+        piece.data = (const uint8_t *)w->data + tensor_type_row_bytes(w->type, c);
+        panel_fill(panel, &piece, first, count);
+        wide_rows(panel, groups, (size_t)piece.cols, x + c, x_stride, n_rows, acc);
+    }
+    for (size_t i = 0; i < n_rows; i++)
+        for (size_t j = 0; j < count; j++)
+            out[i * out_stride + j] = v16_sum(acc[i * WIDE_OUTPUTS + j]);
+}
+
+static void wide_products(const struct weight *w, uint64_t first, uint64_t count, const float *x,
+                          size_t x_stride, size_t n_rows, float *out, size_t out_stride,
+                          void *scratch)
+{
+    for (size_t i = 0; i < n_rows; i += WIDE_ROWS)
+        for (uint64_t j = 0; j < count; j += WIDE_OUTPUTS)
+            wide_product(
+                w, first + j, (size_t)(count - j < WIDE_OUTPUTS ? count - j : WIDE_OUTPUTS),
+                x + i * x_stride, x_stride, n_rows - i < WIDE_ROWS ? n_rows - i : WIDE_ROWS,
+                out + i * out_stride + j, out_stride, scratch);
+}
+
 static void set_matmul(const struct weight *w, uint64_t first, uint64_t count, const float *x,
                        size_t x_stride, size_t n_rows, float *out, size_t out_stride, void *scratch)
 {
     size_t row_bytes = panel_steps((size_t)w->cols) * KERNEL_LANES * sizeof(float);
     size_t fit = row_bytes ? KERNEL_SCRATCH_BYTES / row_bytes / PANEL_NR * PANEL_NR : 0;
-    if (n_rows < PANEL_MIN_ROWS || !fit) {
+    const struct block_functions *block = block_functions(w->type);
+    if (block && n_rows >= BLOCK_PANEL_MIN_ROWS && !fit) {
+        wide_products(w, first, count, x, x_stride, n_rows, out, out_stride, scratch);
+        return;
+    }
+    if (block && n_rows < BLOCK_PANEL_MIN_ROWS) {
+        for (size_t i = 0; i < n_rows; i++)
+            block->product(w, first, count, x + i * x_stride, out + i * out_stride);
+        return;
+    }
+    if (!block && (n_rows < PANEL_MIN_ROWS || !fit)) {
         direct_product(w, first, count, x, x_stride, n_rows, out, out_stride, 0);
         return;
     }
@@ -599,14 +610,20 @@ static void set_partial_output(const struct partial *p, float *out, size_t head_
         out[d] = p->acc[d] / p->sum;
 }
 
-// Turns n <= ATTENTION_TILE dot products into exp(scale * dot - max), n >= 1.
-INLINE void softmax(float *s, const uint32_t n, float scale, struct partial *p)
+// Turns n <= ATTENTION_TILE dot products into exp(scale * dot - max), n > from; scores before
+// `from` count as -infinity.
+INLINE void softmax(float *s, const uint32_t from, const uint32_t n, float scale, float cap,
+                    struct partial *p)
 {
     vn max = vn_set1(-INFINITY), factor = vn_set1(scale);
     for (uint32_t t = n; t % KERNEL_LANES; t++)
         s[t] = 0;
     for (uint32_t t = 0; t < n; t += VN)
         vn_store(s + t, vn_mul(factor, vn_load(s + t)));
+    for (uint32_t t = 0; cap != 0 && t < n; t += VN)
+        vn_store(s + t, softcap_vn(vn_load(s + t), cap));
+    for (uint32_t t = 0; t < from; t++)
+        s[t] = -INFINITY;
     for (uint32_t t = n; t % KERNEL_LANES; t++)
         s[t] = -INFINITY;
     for (uint32_t t = 0; t < n; t += VN)
@@ -626,12 +643,13 @@ INLINE void softmax(float *s, const uint32_t n, float scale, struct partial *p)
     p->sum = v16_sum(sum);
 }
 
-static void tile_softmax(float *s, uint32_t n, float scale, struct partial *p)
+static void tile_softmax(float *s, uint32_t from, uint32_t n, const struct attention_tile *tile,
+                         struct partial *p)
 {
-    if (n == ATTENTION_TILE) // nearly always: the scores then stay in registers
-        softmax(s, ATTENTION_TILE, scale, p);
+    if (n == ATTENTION_TILE && !from && tile->softcap == 0)
+        softmax(s, 0, ATTENTION_TILE, tile->scale, 0, p); // the scores stay in registers
     else
-        softmax(s, n, scale, p);
+        softmax(s, from, n, tile->scale, tile->softcap, p);
 }
 
 // Where V lies: rows of fp16, or of fp32 padded to whole vectors.
@@ -739,8 +757,8 @@ struct tile_scratch {
 };
 
 static void tile_finish(const struct attention_tile *tile, const struct v_rows *v, size_t n,
-                        const uint32_t *limit, const struct tile_scratch *scratch, float *scores,
-                        float *out, int fold)
+                        const uint32_t *first, const uint32_t *limit,
+                        const struct tile_scratch *scratch, float *scores, float *out, int fold)
 {
     size_t vectors = (tile->head_dim + KERNEL_LANES - 1) / KERNEL_LANES * PARTS;
     float *to = fold ? scratch->partials : out;
@@ -748,7 +766,7 @@ static void tile_finish(const struct attention_tile *tile, const struct v_rows *
         struct partial *p = partial_at(to, i, tile->head_dim);
         partial_clear(p);
         if (limit[i])
-            tile_softmax(scores + i * ATTENTION_TILE, limit[i], tile->scale, p);
+            tile_softmax(scores + i * ATTENTION_TILE, first ? first[i] : 0, limit[i], tile, p);
     }
     tile_values(n, v, vectors, scores, limit, partial_at(to, 0, tile->head_dim)->acc,
                 partial_stride(tile->head_dim));
@@ -798,6 +816,8 @@ static void set_attention_tile(const struct attention_tile *tile, const float *q
         uint32_t seen[QUERY_BLOCK], most = 0;
         for (size_t j = 0; j < n; j++) {
             seen[j] = limit ? limit[i + j] : tile->tokens;
+            if (tile->first && seen[j] <= tile->first[i + j])
+                seen[j] = 0;
             most = seen[j] > most ? seen[j] : most;
         }
         if (expand)
@@ -807,7 +827,8 @@ static void set_attention_tile(const struct attention_tile *tile, const float *q
             direct_product(&k, 0, most, q + i * q_stride, q_stride, n, scratch.scores,
                            ATTENTION_TILE, v_ahead);
         for (size_t j = 0; j < n; j += PV_QUERIES)
-            tile_finish(tile, &v, n - j < PV_QUERIES ? n - j : PV_QUERIES, seen + j, &scratch,
+            tile_finish(tile, &v, n - j < PV_QUERIES ? n - j : PV_QUERIES,
+                        tile->first ? tile->first + i + j : NULL, seen + j, &scratch,
                         scratch.scores + j * ATTENTION_TILE, (float *)partial_at(out, i + j, hd),
                         fold);
     }
@@ -829,4 +850,10 @@ const struct kernels SET_TABLE = {
     .silu_mul = set_silu_mul,
     .add = set_add,
     .rope = set_rope,
+    .rope_halves = set_rope_halves,
+    .layer_norm = set_layer_norm,
+    .gelu_mul = set_gelu_mul,
+    .relu = set_relu,
+    .scale = set_scale,
+    .softcap = set_softcap,
 };

@@ -63,9 +63,13 @@ struct attention_tile {
     uint32_t tokens; // 1 to 64
     uint32_t head_dim;
     float scale; // multiplies dot16(q, k)
+    // Not 0: scores become softcap(scale * dot16(q, k)).
+    float softcap;
     // A hint, or NULL: K of the tile that the caller takes next (same stride), brought closer while
     // this one is computed. Never read.
     const uint16_t *next_k;
+    // NULL, or for each query the first token that it sees: those before it have the weight +0.
+    const uint32_t *first;
 };
 
 // A weight matrix in its stored type: `rows` outputs, each a row of `cols` inputs.
@@ -96,9 +100,10 @@ struct kernels {
                    size_t x_stride, size_t n_rows, float *out, size_t out_stride, void *scratch);
 
     // For each of n_q queries (q + i * q_stride, head_dim floats) computes the tile's partial:
-    //   s_t = scale * dot16(q, k_t); m = max s_t; p_t = exp(s_t - m);
+    //   s_t = scale * dot16(q, k_t), soft-capped where asked for; m = max s_t; p_t = exp(s_t - m);
     //   sum = sum16(p); acc[d] = fma(p_t, v_t[d], acc[d]) in ascending t from +0
-    // over the first limit[i] tokens (limit NULL: all tile->tokens; 0: the partial is empty) and
+    // over the first limit[i] tokens (limit NULL: all tile->tokens; 0, or no more than
+    // tile->first[i]: the partial is empty; before tile->first[i] s_t is -infinity) and
     // writes it to (fold = 0) or merges it into (fold = 1) partial i of `out`.
     void (*attention_tile)(const struct attention_tile *tile, const float *q, size_t q_stride,
                            size_t n_q, const uint32_t *limit, float *out, int fold, void *scratch);
@@ -120,6 +125,22 @@ struct kernels {
     // as fma(a, cos, -(b * sin)) and fma(a, sin, b * cos). cos_sin holds n / 2 cosines, then n / 2
     // sines.
     void (*rope)(float *x, const float *cos_sin, size_t n);
+    // The same on the pairs (x[i], x[i + n / 2]).
+    void (*rope_halves)(float *x, const float *cos_sin, size_t n);
+
+    // d[i] = x[i] - sum16(x, n) / n; out[i] = fma(d[i] * r, weight[i], bias[i]),
+    // r = 1 / sqrtf(dot16(d, d, n) / n + eps). out may be x.
+    void (*layer_norm)(float *out, const float *x, const float *weight, const float *bias, size_t n,
+                       float eps);
+    // gate[i] = gelu(gate[i]) * up[i] with the tanh form of gelu, which is x / (1 + exp(-2 u)),
+    // -2 u = x * fma(x * x, GELU_CUBIC, GELU_LINEAR).
+    void (*gelu_mul)(float *gate, const float *up, size_t n);
+    // x[i] = x[i] > 0 ? x[i] : +0
+    void (*relu)(float *x, size_t n);
+    // x[i] *= factor
+    void (*scale)(float *x, float factor, size_t n);
+    // x[i] = cap * (1 - 2 / (1 + exp(x[i] * (2 / cap)))), which is cap * tanh(x[i] / cap).
+    void (*softcap)(float *x, float cap, size_t n);
 };
 
 // The plain C reference; always there, never replaced.

@@ -16,6 +16,7 @@ enum {
     // Blocking: 32 registers.
     PANEL_NR = 2,
     PV_ACC = 16,
+    BLOCK_JR = 2, // rows of a block type that share x
     // From this many queries on, converting a tile to fp32 first pays.
     TILE_MIN_QUERIES = 9,
 };
@@ -92,6 +93,30 @@ OP vn vn_i8(const void *p)
     memcpy(&four, p, sizeof four);
     int16x8_t wide = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)));
     return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
+}
+OP bytes16 bytes_shr(bytes16 v, int n)
+{
+    return (bytes16)vshlq_u8((uint8x16_t)v, vdupq_n_s8((int8_t)-n));
+}
+OP bytes16 bytes_shl(bytes16 v, int n)
+{
+    return (bytes16)vshlq_u8((uint8x16_t)v, vdupq_n_s8((int8_t)n));
+}
+OP bytes16 bytes_lookup(const int8_t *table, bytes16 index)
+{
+    return (bytes16)vqtbl1q_s8(vld1q_s8(table), (uint8x16_t)index);
+}
+// Signed bytes of one quarter.
+OP vn vn_codes(bytes16 codes, int part)
+{
+    int8x16_t c = vreinterpretq_s8_u8((uint8x16_t)codes);
+    int16x8_t wide = part & 2 ? vmovl_high_s8(c) : vmovl_s8(vget_low_s8(c));
+    return vcvtq_f32_s32(part & 1 ? vmovl_high_s16(wide) : vmovl_s16(vget_low_s16(wide)));
+}
+// The part of: lanes 0 to 7 of a, then 8 to 15 of b.
+OP vn vn_halves(vn a, vn b, int part)
+{
+    return part < 2 ? a : b;
 }
 OP void vn_to_f16(uint16_t *p, vn v)
 {

@@ -81,7 +81,117 @@ static void ref_f32_to_f16(uint16_t *out, const float *in, size_t n)
         out[i] = kernel_f32_to_f16(in[i]);
 }
 
-static float weight_element(const struct weight *w, const uint8_t *row, uint64_t c)
+// ---- block types -----------------------------------------------------------------------------
+// One element of one block at a time, as the formats define it. Products of scales and codes are
+// exact in fp32 (at most 11 + 7 + 5 significant bits), so a value is rounded once, where a minimum
+// is added: any order of operations, fused or not, gives the same bits.
+
+static const int8_t iq4_nl_values[16] = {IQ4_NL_VALUES};
+
+static float half_at(const uint8_t *p)
+{
+    uint16_t h;
+    memcpy(&h, p, sizeof h);
+    return kernel_f16_to_f32(h);
+}
+
+// Bits of `width` at bit `shift` of a byte.
+static int bits(uint8_t byte, unsigned shift, unsigned width)
+{
+    return byte >> shift & ((1 << width) - 1);
+}
+
+// Element i of 32 four-bit codes: the low halves of 16 bytes, then the high halves.
+static int nibble_of_32(const uint8_t *q, unsigned i)
+{
+    return bits(q[i % 16], i / 16 * 4, 4);
+}
+
+// Element i of 256 four-bit codes: per 32 bytes first the low halves, then the high halves.
+static int nibble_of_256(const uint8_t *q, unsigned i)
+{
+    return bits(q[i / 64 * 32 + i % 32], i / 32 % 2 * 4, 4);
+}
+
+// Element i of 256 two-bit codes: per 32 bytes four planes of 32 elements.
+static int pair_of_256(const uint8_t *q, unsigned i)
+{
+    return bits(q[i / 128 * 32 + i % 32], i / 32 % 4 * 2, 2);
+}
+
+// Q4_K and Q5_K: 8 six-bit scales and 8 six-bit minima in 12 bytes. The first four of each lie in
+// the low bits of bytes 0 to 7, the others in the halves of bytes 8 to 11 and the top bits of 0 to
+// 7.
+static int six_bit(const uint8_t *s, unsigned minimum, unsigned i)
+{
+    const uint8_t *low = s + 4 * minimum;
+    if (i < 4)
+        return bits(low[i], 0, 6);
+    return bits(s[8 + i - 4], 4 * minimum, 4) | bits(low[i - 4], 6, 2) << 4;
+}
+
+// Q3_K: 16 signed six-bit scales in 12 bytes.
+static int six_bit_q3(const uint8_t *s, unsigned i)
+{
+    return (bits(s[i % 8], i / 8 * 4, 4) | bits(s[8 + i % 4], i / 4 * 2, 2) << 4) - 32;
+}
+
+static float q5(const uint8_t *high, const uint8_t *low, unsigned i)
+{
+    return (float)(nibble_of_32(low, i) | bits(high[i / 8], i % 8, 1) << 4);
+}
+
+static float k_value(uint32_t type, const uint8_t *b, unsigned i)
+{
+    int q;
+    switch (type) {
+    case TENSOR_Q2_K: // 16 scales and minima of 4 bits, 64 bytes of codes, d, dmin
+        return fmaf(half_at(b + 80) * (float)bits(b[i / 16], 0, 4), (float)pair_of_256(b + 16, i),
+                    -(half_at(b + 82) * (float)bits(b[i / 16], 4, 4)));
+    case TENSOR_Q3_K: // 32 bytes of high bits, 64 of codes, 12 of scales, d
+        q = pair_of_256(b + 32, i) + 4 * bits(b[i % 32], i / 32, 1) - 4;
+        return half_at(b + 108) * (float)six_bit_q3(b + 96, i / 16) * (float)q;
+    case TENSOR_Q4_K: // d, dmin, 12 bytes of scales and minima, 128 of codes
+        return fmaf(half_at(b) * (float)six_bit(b + 4, 0, i / 32), (float)nibble_of_256(b + 16, i),
+                    -(half_at(b + 2) * (float)six_bit(b + 4, 1, i / 32)));
+    case TENSOR_Q5_K: // the same with 32 bytes of high bits before the codes
+        q = nibble_of_256(b + 48, i) | bits(b[16 + i % 32], i / 32, 1) << 4;
+        return fmaf(half_at(b) * (float)six_bit(b + 4, 0, i / 32), (float)q,
+                    -(half_at(b + 2) * (float)six_bit(b + 4, 1, i / 32)));
+    default: // Q6_K: 128 bytes of low halves, 64 of high pairs, 16 scales of int8, d
+        q = bits(b[i / 128 * 64 + i % 64], i / 64 % 2 * 4, 4) | pair_of_256(b + 128, i) << 4;
+        return half_at(b + 208) * (float)(int8_t)b[192 + i / 16] * (float)(q - 32);
+    }
+}
+
+static float block_element(uint32_t type, const uint8_t *b, unsigned i)
+{
+    switch (type) {
+    case TENSOR_Q4_0: // d, 16 bytes of codes
+        return half_at(b) * (float)(nibble_of_32(b + 2, i) - 8);
+    case TENSOR_Q4_1: // d, m, codes
+        return fmaf(half_at(b), (float)nibble_of_32(b + 4, i), half_at(b + 2));
+    case TENSOR_Q5_0: // d, 4 bytes of high bits, codes
+        return half_at(b) * (q5(b + 2, b + 6, i) - 16);
+    case TENSOR_Q5_1: // d, m, 4 bytes of high bits, codes
+        return fmaf(half_at(b), q5(b + 4, b + 8, i), half_at(b + 2));
+    case TENSOR_Q8_0: // d, 32 x int8
+        return half_at(b) * (float)(int8_t)b[2 + i];
+    case TENSOR_IQ4_NL: // d, codes into a fixed table
+        return half_at(b) * (float)iq4_nl_values[nibble_of_32(b + 2, i)];
+    case TENSOR_Q2_K:
+    case TENSOR_Q3_K:
+    case TENSOR_Q4_K:
+    case TENSOR_Q5_K:
+    case TENSOR_Q6_K:
+        return k_value(type, b, i);
+    default:
+        return NAN;
+    }
+}
+
+static float weight_element(const struct weight *w, const struct tensor_type_info *info,
+                            const uint8_t *row, uint64_t c)
 {
     uint16_t h;
     float f;
@@ -95,18 +205,19 @@ static float weight_element(const struct weight *w, const uint8_t *row, uint64_t
     case TENSOR_BF16:
         memcpy(&h, row + 2 * c, sizeof h);
         return bits_to_float((uint32_t)h << 16);
-    case TENSOR_Q8_0:
-        memcpy(&h, row + c / 32 * 34, sizeof h); // 11 bits x 8 bits: the product is exact
-        return kernel_f16_to_f32(h) * (float)(int8_t)row[c / 32 * 34 + 2 + c % 32];
     default:
-        return NAN;
+        if (!info) // the loader refuses it
+            return NAN;
+        return block_element(w->type, row + c / info->block_elements * info->block_bytes,
+                             (unsigned)(c % info->block_elements));
     }
 }
 
 static void ref_weight_row(const struct weight *w, uint64_t row, float *out)
 {
+    const struct tensor_type_info *info = tensor_type_info(w->type);
     for (uint64_t c = 0; c < w->cols; c++)
-        out[c] = weight_element(w, (const uint8_t *)w->data + row * w->row_bytes, c);
+        out[c] = weight_element(w, info, (const uint8_t *)w->data + row * w->row_bytes, c);
 }
 
 static float tree(float lane[KERNEL_LANES])
@@ -146,13 +257,14 @@ static void ref_matmul(const struct weight *w, uint64_t first, uint64_t count, c
                        size_t x_stride, size_t n_rows, float *out, size_t out_stride, void *scratch)
 {
     (void)scratch;
+    const struct tensor_type_info *info = tensor_type_info(w->type);
     for (size_t i = 0; i < n_rows; i++) {
         for (uint64_t j = 0; j < count; j++) {
             const uint8_t *row = (const uint8_t *)w->data + (first + j) * w->row_bytes;
             float lane[KERNEL_LANES] = {0};
             for (uint64_t c = 0; c < w->cols; c++)
-                lane[c % KERNEL_LANES] =
-                    fmaf(x[i * x_stride + c], weight_element(w, row, c), lane[c % KERNEL_LANES]);
+                lane[c % KERNEL_LANES] = fmaf(x[i * x_stride + c], weight_element(w, info, row, c),
+                                              lane[c % KERNEL_LANES]);
             out[i * out_stride + j] = tree(lane);
         }
     }
@@ -182,17 +294,24 @@ static void ref_partial_output(const struct partial *p, float *out, size_t head_
         out[d] = p->sum == 0 ? 0 : p->acc[d] / p->sum;
 }
 
-static void ref_tile_partial(const struct attention_tile *tile, const float *q, uint32_t tokens,
-                             struct partial *p)
+static float softcap(float x, float cap)
+{
+    return cap * (1.0f - 2.0f / (1.0f + kernel_exp(x * (2.0f / cap))));
+}
+
+static void ref_tile_partial(const struct attention_tile *tile, const float *q, uint32_t first,
+                             uint32_t tokens, struct partial *p)
 {
     float row[KERNEL_HEAD_DIM_MAX], s[ATTENTION_TILE];
     partial_clear(p);
     memset(p->acc, 0, tile->head_dim * sizeof p->acc[0]);
-    if (!tokens)
+    if (tokens <= first)
         return;
     for (uint32_t t = 0; t < tokens; t++) {
         ref_f16_to_f32(row, tile->k + t * tile->k_stride, tile->head_dim);
         s[t] = tile->scale * ref_dot(q, row, tile->head_dim);
+        s[t] = tile->softcap != 0 ? softcap(s[t], tile->softcap) : s[t];
+        s[t] = t < first ? -INFINITY : s[t];
     }
     p->max = ref_max(s, tokens);
     for (uint32_t t = 0; t < tokens; t++)
@@ -211,7 +330,8 @@ static void ref_attention_tile(const struct attention_tile *tile, const float *q
 {
     for (size_t i = 0; i < n_q; i++) {
         struct partial *p = fold ? scratch : partial_at(out, i, tile->head_dim);
-        ref_tile_partial(tile, q + i * q_stride, limit ? limit[i] : tile->tokens, p);
+        ref_tile_partial(tile, q + i * q_stride, tile->first ? tile->first[i] : 0,
+                         limit ? limit[i] : tile->tokens, p);
         if (fold)
             ref_partial_merge(partial_at(out, i, tile->head_dim), p, tile->head_dim);
     }
@@ -246,6 +366,52 @@ static void ref_rope(float *x, const float *cos_sin, size_t n)
     }
 }
 
+static void ref_rope_halves(float *x, const float *cos_sin, size_t n)
+{
+    for (size_t i = 0; i < n / 2; i++) {
+        float a = x[i], b = x[i + n / 2], cosine = cos_sin[i], sine = cos_sin[i + n / 2];
+        x[i] = fmaf(a, cosine, -(b * sine));
+        x[i + n / 2] = fmaf(a, sine, b * cosine);
+    }
+}
+
+static void ref_layer_norm(float *out, const float *x, const float *weight, const float *bias,
+                           size_t n, float eps)
+{
+    float mean = ref_sum(x, n) / (float)n;
+    for (size_t i = 0; i < n; i++)
+        out[i] = x[i] - mean;
+    float r = 1.0f / sqrtf(ref_dot(out, out, n) / (float)n + eps);
+    for (size_t i = 0; i < n; i++)
+        out[i] = fmaf(out[i] * r, weight[i], bias[i]);
+}
+
+static void ref_gelu_mul(float *gate, const float *up, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        float x = gate[i], minus_2u = x * fmaf(x * x, GELU_CUBIC, GELU_LINEAR);
+        gate[i] = x / (1.0f + kernel_exp(minus_2u)) * up[i];
+    }
+}
+
+static void ref_relu(float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        x[i] = x[i] > 0 ? x[i] : 0;
+}
+
+static void ref_scale(float *x, float factor, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        x[i] *= factor;
+}
+
+static void ref_softcap(float *x, float cap, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        x[i] = softcap(x[i], cap);
+}
+
 const struct kernels kernels_reference = {
     .name = "reference",
     .f16_to_f32 = ref_f16_to_f32,
@@ -262,4 +428,10 @@ const struct kernels kernels_reference = {
     .silu_mul = ref_silu_mul,
     .add = ref_add,
     .rope = ref_rope,
+    .rope_halves = ref_rope_halves,
+    .layer_norm = ref_layer_norm,
+    .gelu_mul = ref_gelu_mul,
+    .relu = ref_relu,
+    .scale = ref_scale,
+    .softcap = ref_softcap,
 };

@@ -8,6 +8,12 @@
 
 extern const struct kernels kernels_avx2, kernels_avx512, kernels_neon;
 
+// 16 codes of a block type.
+typedef uint8_t bytes16 __attribute__((vector_size(16)));
+
+// What the 16 codes of IQ4_NL stand for.
+#define IQ4_NL_VALUES -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
+
 // exp(x) = 2^n exp(r), n = x / ln 2 rounded to nearest, |r| <= ln 2 / 2 and
 // exp(r) = 1 + r + r^2 (C2 + C3 r + C4 r^2 + C5 r^3 + C6 r^4), a Chebyshev interpolant whose own
 // error is 0.2 units of 2^-24. Adding ROUND leaves n in the low bits of the sum.
@@ -22,5 +28,9 @@ extern const struct kernels kernels_avx2, kernels_avx512, kernels_neon;
 #define EXP_C6     0x1.6d117cp-10f
 #define EXP_MIN    -87.0f // below: +0
 #define EXP_MAX    88.0f  // above: +infinity
+
+// -2 sqrt(2 / pi), and that times 0.044715.
+#define GELU_LINEAR -0x1.988454p+0f
+#define GELU_CUBIC  -0x1.2444f2p-4f
 
 #endif

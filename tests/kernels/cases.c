@@ -98,7 +98,11 @@ struct weight cases_weight(uint64_t *state, uint32_t type, size_t rows, size_t c
         if (type == TENSOR_F32)
             memcpy(data + b * 4, &f, sizeof f);
         else
-            memcpy(data + b * info->block_bytes, &h, sizeof h);
+            memcpy(data + b * info->block_bytes + info->scale_at, &h, sizeof h);
+        if (info->min_at != info->scale_at) {
+            h = kernel_f32_to_f16(cases_uniform(state));
+            memcpy(data + b * info->block_bytes + info->min_at, &h, sizeof h);
+        }
     }
     return w;
 }
@@ -141,9 +145,34 @@ static void run_conversions(struct runner *r)
     free(wide);
 }
 
+enum { MAX = 1100 };
+
+static void run_activations(struct runner *r, const float *a, const float *b, size_t n, int kind)
+{
+    float c[MAX] = {0};
+    r->k->layer_norm(c, a, b, a, n, 1e-5f);
+    r->k->layer_norm(c, c, b, a, n, 1e-5f);
+    hash_floats(r, c, n + 3);
+    finish(r, "layer_norm", n, (size_t)kind, 0);
+    for (size_t i = 0; i < n; i++)
+        c[i] = a[i] * (kind == 0 ? 9 : 1);
+    r->k->gelu_mul(c, b, n);
+    hash_floats(r, c, n + 3);
+    finish(r, "gelu_mul", n, (size_t)kind, 0);
+    for (size_t i = 0; i < n; i++)
+        c[i] = a[i] * (kind == 0 ? 90 : 1);
+    r->k->softcap(c, 30.0f, n);
+    hash_floats(r, c, n + 3);
+    finish(r, "softcap", n, (size_t)kind, 0);
+    memcpy(c, a, n * sizeof a[0]);
+    r->k->relu(c, n);
+    r->k->scale(c, 0.3f, n);
+    hash_floats(r, c, n + 3);
+    finish(r, "relu and scale", n, (size_t)kind, 0);
+}
+
 static void run_vectors(struct runner *r, size_t n, int kind)
 {
-    enum { MAX = 1100 };
     static const float eps[] = {1e-5f, 1e-6f, 0};
     float a[MAX], b[MAX], c[MAX] = {0};
     fill(r, a, n, kind);
@@ -175,6 +204,10 @@ static void run_vectors(struct runner *r, size_t n, int kind)
     r->k->rope(c, b, n / 2 * 2);
     hash_floats(r, c, n + 3);
     finish(r, "rope", n, (size_t)kind, 0);
+    r->k->rope_halves(c, b, n / 2 * 2);
+    hash_floats(r, c, n + 3);
+    finish(r, "rope_halves", n, (size_t)kind, 0);
+    run_activations(r, a, b, n, kind);
 }
 
 static void run_merge(struct runner *r, size_t head_dim, int kind)
@@ -233,19 +266,26 @@ static void run_weights(struct runner *r, uint32_t type, size_t cols, size_t row
 
 static void run_matmul(struct runner *r)
 {
-    static const uint32_t types[] = {TENSOR_F32, TENSOR_F16, TENSOR_BF16, TENSOR_Q8_0};
+    static const uint32_t types[] = {TENSOR_F32,    TENSOR_F16,  TENSOR_BF16, TENSOR_Q8_0,
+                                     TENSOR_Q4_0,   TENSOR_Q4_1, TENSOR_Q5_0, TENSOR_Q5_1,
+                                     TENSOR_IQ4_NL, TENSOR_Q2_K, TENSOR_Q3_K, TENSOR_Q4_K,
+                                     TENSOR_Q5_K,   TENSOR_Q6_K};
     static const size_t rows[] = {1, 2, 3, 4, 6, 9, 24, 25, 26, 37};
-    for (size_t t = 0; t < 4; t++) {
-        size_t step = types[t] == TENSOR_Q8_0 ? 32 : 1;
-        for (size_t cols = step; cols <= 67 * (step > 1 ? 3 : 1); cols += step)
+    for (size_t t = 0; t < sizeof types / sizeof types[0]; t++) {
+        size_t step = tensor_type_info(types[t])->block_elements;
+        size_t many = step == 1 ? 67 : step == 32 ? 201 : 1300;
+        for (size_t cols = step; cols <= many; cols += step)
             run_weights(r, types[t], cols, 1 + cols % 23, rows[cols % 10], (int)(cols % KINDS));
         for (size_t i = 0; i < 10; i++)
             for (size_t outputs = 1; outputs < 20; outputs += 3)
-                run_weights(r, types[t], step > 1 ? 96 : 70, outputs, rows[i], 0);
+                run_weights(r, types[t], step == 1 ? 70 : step * (step == 32 ? 3 : 1), outputs,
+                            rows[i], 0);
         // Panels of several pieces; a row of more than half the scratch; a row beyond it.
-        run_weights(r, types[t], 4096 + step, 100, 26, 0);
-        run_weights(r, types[t], 80000, 3, 25, 0);
-        run_weights(r, types[t], 140000 / 32 * 32, 2, 24, 0);
+        run_weights(r, types[t], 4096 + step, step == 1 ? 100 : 70, 26, 0);
+        if (types[t] == TENSOR_F32 || types[t] == TENSOR_Q8_0 || types[t] == TENSOR_Q5_K) {
+            run_weights(r, types[t], 80000 / step * step, 3, 25, 0);
+            run_weights(r, types[t], 140032, 2, 24, 0); // 547 x 256
+        }
     }
 }
 
@@ -260,13 +300,24 @@ static void run_tile(struct runner *r, uint32_t head_dim, uint32_t tokens, size_
     fill_f16(r, k, tokens * k_stride, kind);
     fill_f16(r, v, tokens * v_stride, kind);
     fill(r, q, n_q * q_stride, kind == 2 ? 0 : kind);
-    struct attention_tile tile = {k, v, k_stride, v_stride, tokens, head_dim, 0.125f, NULL};
-    for (int with_limit = 0; with_limit < 2; with_limit++) {
+    struct attention_tile tile = {.k = k,
+                                  .v = v,
+                                  .k_stride = k_stride,
+                                  .v_stride = v_stride,
+                                  .tokens = tokens,
+                                  .head_dim = head_dim,
+                                  .scale = 0.125f};
+    uint32_t *start = malloc(n_q * sizeof *start);
+    for (int with_limit = 0; with_limit < 4; with_limit++) {
+        for (size_t i = 0; i < n_q; i++)
+            start[i] = (uint32_t)((i * 7 + n_q) % (tokens + 1));
+        tile.first = with_limit & 2 ? start : NULL;
+        tile.softcap = with_limit & 2 ? 0.4f : 0;
         for (size_t i = 0; i < n_q; i++)
             limit[i] = (uint32_t)((tokens + cases_random(&r->state) % 7 + i) % (tokens + 1));
         for (int fold = 0; fold < 3; fold++) {
-            r->k->attention_tile(&tile, q, q_stride, n_q, with_limit ? limit : NULL, out, fold > 0,
-                                 r->scratch);
+            r->k->attention_tile(&tile, q, q_stride, n_q, with_limit & 1 ? limit : NULL, out,
+                                 fold > 0, r->scratch);
             for (size_t i = 0; i < n_q; i++) {
                 struct partial *p = partial_at(out, i, head_dim);
                 hash_floats(r, &p->max, 2);
@@ -284,6 +335,7 @@ static void run_tile(struct runner *r, uint32_t head_dim, uint32_t tokens, size_
     free(v);
     free(q);
     free(limit);
+    free(start);
     free(out);
 }
 

@@ -110,6 +110,29 @@ static void vectors(void **state)
         k->add(c, b, n);
         for (size_t i = 0; i < n; i++)
             assert_true(c[i] == a[i] + b[i]);
+        k->layer_norm(c, a, b, a, n, 1e-5f);
+        double mean = 0, spread = 0;
+        for (size_t i = 0; i < n; i++)
+            mean += a[i] / (double)n;
+        for (size_t i = 0; i < n; i++)
+            spread += (a[i] - mean) * (a[i] - mean) / (double)n;
+        for (size_t i = 0; i < n; i++)
+            close_to(c[i], (a[i] - mean) / sqrt(spread + 1e-5) * b[i] + a[i], 2e-5);
+        memcpy(c, a, sizeof c);
+        k->gelu_mul(c, b, n);
+        for (size_t i = 0; i < n; i++) {
+            double x = a[i], u = sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x);
+            close_to(c[i], x / 2 * (1 + tanh(u)) * b[i], 2e-6);
+        }
+        memcpy(c, a, sizeof c);
+        k->softcap(c, 0.5f, n);
+        for (size_t i = 0; i < n; i++)
+            close_to(c[i], 0.5 * tanh(a[i] / 0.5), 1e-6);
+        memcpy(c, a, sizeof c);
+        k->relu(c, n);
+        k->scale(c, 3, n);
+        for (size_t i = 0; i < n; i++)
+            assert_true(c[i] == (a[i] > 0 ? 3 * a[i] : 0) && !signbit(c[i]));
     }
     float extremes[] = {-200, 200, -INFINITY, 90, -90}, ones[] = {1, 1, 1, 1, 1};
     k->silu_mul(extremes, ones, 5);
@@ -135,6 +158,56 @@ static void rotation(void **state)
         double a = x[2 * i], b = x[2 * i + 1], angle = (double)i * 0.37;
         close_to(y[2 * i], a * cos(angle) - b * sin(angle), 1e-6);
         close_to(y[2 * i + 1], a * sin(angle) + b * cos(angle), 1e-6);
+    }
+    memcpy(y, x, sizeof y);
+    k->rope_halves(y, cos_sin, N);
+    for (size_t i = 0; i < N / 2; i++) {
+        double a = x[i], b = x[i + N / 2], angle = (double)i * 0.37;
+        close_to(y[i], a * cos(angle) - b * sin(angle), 1e-6);
+        close_to(y[i + N / 2], a * sin(angle) + b * cos(angle), 1e-6);
+    }
+}
+
+// A tile with a soft cap and a first token, against double.
+static void capped_window(void **state)
+{
+    (void)state;
+    enum { HD = 32, TOKENS = 50 };
+    static uint16_t key[TOKENS][HD], value[TOKENS][HD];
+    static _Alignas(64) unsigned char scratch[KERNEL_SCRATCH_BYTES];
+    _Alignas(64) float q[HD], out[16 + HD];
+    uint64_t random = 9;
+    for (size_t i = 0; i < TOKENS * HD; i++) {
+        ((uint16_t *)key)[i] = kernel_f32_to_f16(cases_uniform(&random));
+        ((uint16_t *)value)[i] = kernel_f32_to_f16(cases_uniform(&random));
+    }
+    for (size_t d = 0; d < HD; d++)
+        q[d] = 4 * cases_uniform(&random);
+    for (uint32_t first = 0; first < TOKENS; first += 7) {
+        double sum = 0, acc[HD] = {0};
+        for (uint32_t t = first; t < TOKENS; t++) {
+            double s = 0;
+            for (size_t d = 0; d < HD; d++)
+                s += (double)q[d] * (double)kernel_f16_to_f32(key[t][d]);
+            double p = exp(2 * tanh(s * 0.5 / 2));
+            sum += p;
+            for (size_t d = 0; d < HD; d++)
+                acc[d] += p * (double)kernel_f16_to_f32(value[t][d]);
+        }
+        struct attention_tile tile = {.k = key[0],
+                                      .v = value[0],
+                                      .k_stride = HD,
+                                      .v_stride = HD,
+                                      .tokens = TOKENS,
+                                      .head_dim = HD,
+                                      .scale = 0.5f,
+                                      .softcap = 2,
+                                      .first = &first};
+        k->attention_tile(&tile, q, HD, 1, NULL, out, 0, scratch);
+        float result[HD];
+        k->partial_output((struct partial *)out, result, HD);
+        for (size_t d = 0; d < HD; d++)
+            close_to(result[d], acc[d] / sum, 2e-6);
     }
 }
 
@@ -208,8 +281,13 @@ static void attention_and_merge(void **state)
             q[d] = cases_uniform(&random) * (float)(1 + round);
         uint32_t tokens[3] = {64, 64, (uint32_t)(1 + round * 3)};
         for (size_t i = 0; i < 3; i++) {
-            struct attention_tile tile = {key[i * 64], value[i * 64], HD,  HD, tokens[i],
-                                          HD,          0.7f,          NULL};
+            struct attention_tile tile = {.k = key[i * 64],
+                                          .v = value[i * 64],
+                                          .k_stride = HD,
+                                          .v_stride = HD,
+                                          .tokens = tokens[i],
+                                          .head_dim = HD,
+                                          .scale = 0.7f};
             k->attention_tile(&tile, q, HD, 1, NULL, parts[i], 0, scratch);
             k->attention_tile(&tile, q, HD, 1, NULL, left, i > 0, scratch);
         }
@@ -274,7 +352,7 @@ static void type_table(void **state)
     assert_string_equal(tensor_type_info(TENSOR_Q8_0)->name, "Q8_0");
     assert_int_equal(tensor_type_info(TENSOR_Q8_0)->block_bytes, 34);
     assert_int_equal(tensor_type_by_name("bf16")->type, TENSOR_BF16);
-    assert_int_equal(tensor_type_by_name("q4_k")->supported, 0);
+    assert_int_equal(tensor_type_by_name("q8_k")->supported, 0);
     assert_null(tensor_type_info(5)); // withdrawn
     assert_null(tensor_type_info(0xffffffff));
     assert_null(tensor_type_by_name("Q9_9"));
@@ -289,7 +367,8 @@ int main(void)
         cmocka_unit_test(half_precision), cmocka_unit_test(exponential),
         cmocka_unit_test(vectors),        cmocka_unit_test(rotation),
         cmocka_unit_test(products),       cmocka_unit_test(attention_and_merge),
-        cmocka_unit_test(empty_partials), cmocka_unit_test(type_table),
+        cmocka_unit_test(empty_partials), cmocka_unit_test(capped_window),
+        cmocka_unit_test(type_table),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
