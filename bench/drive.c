@@ -61,7 +61,7 @@ static void open_drive(struct bench *b)
 {
     const struct options *o = &b->o;
     struct inst_msg msg = {0};
-    struct flash_geometry geometry;
+    struct flash_geometry geometry = {0};
     struct space_config config = {.layers = o->layers,
                                   .kv_heads = o->kv_heads,
                                   .head_dim = o->head_dim,

@@ -104,7 +104,14 @@ static void compute_span(const struct batch *batch, const struct span *span, uin
     uint32_t dim = space->config.head_dim, group = job->header.q_heads / space->config.kv_heads;
     uint8_t *scratch = pool_scratch(batch->drive->pool, worker);
     const float *q = job->q + ((uint64_t)span->item * job->header.q_heads + head * group) * dim;
-    struct attention_tile tile = {.head_dim = dim, .scale = job->header.scale};
+    struct attention_tile tile = {
+        .head_dim = dim, .scale = job->header.scale, .softcap = job->header.softcap};
+    // Only the first tile of an item can hold tokens before its window.
+    uint64_t window = job->items[span->item].window;
+    uint32_t first[MAX_GROUP_HEADS];
+    uint32_t skipped = window > span->first ? (uint32_t)(window - span->first) : 0;
+    for (uint32_t i = 0; skipped && i < group; i++)
+        first[i] = skipped;
     for (uint64_t t = 0; t < span->tokens; t += ATTENTION_TILE) {
         uint32_t tokens = (uint32_t)min_u64(ATTENTION_TILE, span->tokens - t);
         gather_tile(space, span, head, span->first + t, tokens,
@@ -112,6 +119,7 @@ static void compute_span(const struct batch *batch, const struct span *span, uin
         // Next comes the slot's next tile or, as a rule, the next head's slot.
         uint64_t tiles_on = t + ATTENTION_TILE < span->tokens ? 1 : 2;
         tile.next_k = tile.k + tiles_on * ATTENTION_TILE * dim;
+        tile.first = skipped && !t ? first : NULL;
         batch->drive->kernels->attention_tile(
             &tile, q, dim, group, NULL,
             (float *)partial_at(span->partials,
@@ -213,19 +221,12 @@ static void drop_failed(struct batch *batch)
     size_t kept = 0;
     for (size_t i = 0; i < batch->n_spans; i++) {
         struct span *span = batch->spans[i];
-        struct job_item *item = &batch->job->items[span->item];
         for (uint32_t r = 0; r < span->n_rows && !span->status; r++) {
             struct frame *frame = span->frames[r];
             if (!frame || !frame->status || !frame->read)
                 continue;
             span->status = frame->status;
-            if (!item->status) {
-                item->status = frame->status;
-                drive->error.text[0] = 0;
-                inst_fail(&drive->error, item->status, "sequence %u layer %u token group %u: %s",
-                          item->sequence->id, frame->identity.layer, frame->identity.group,
-                          inst_status_text(item->status));
-            }
+            item_failed(drive, batch->job, span->item, frame->status, frame->identity.group);
         }
         if (span->status)
             fetch_release(drive, span);
@@ -261,7 +262,8 @@ static void compute_ready(struct batch *batch)
         struct span *span = batch->spans[i];
         span->computed = true;
         if (job->opcode == OP_ATTEND) {
-            drive->attended += span->tokens;
+            uint64_t window = job->items[span->item].window;
+            drive->attended += span->tokens - (window > span->first ? window - span->first : 0);
             drive->attended_from_flash += span->from_flash;
             drive->attended_programming += span->programming;
         }

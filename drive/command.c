@@ -95,6 +95,7 @@ void table_put_header(void *table, const struct table_header *header)
     le_put32(p + 12, header->method);
     le_put32(p + 16, header->q_heads);
     le_putf32(p + 20, header->scale);
+    le_putf32(p + 24, header->softcap);
 }
 
 int table_get_header(struct table_header *header, const void *table, size_t bytes, uint32_t count)
@@ -108,6 +109,7 @@ int table_get_header(struct table_header *header, const void *table, size_t byte
         .method = le_get32(p + 12),
         .q_heads = le_get32(p + 16),
         .scale = le_getf32(p + 20),
+        .softcap = le_getf32(p + 24),
     };
     return 0;
 }
@@ -125,6 +127,7 @@ void table_put_item(void *table, uint32_t index, const struct table_item *item)
     le_put32(p + 32, item->parent_epoch);
     le_put32(p + 36, item->layer_first);
     le_put32(p + 40, item->layer_count);
+    le_put64(p + 48, item->window);
 }
 
 void table_get_item(struct table_item *item, const void *table, uint32_t index)
@@ -140,6 +143,7 @@ void table_get_item(struct table_item *item, const void *table, uint32_t index)
         .parent_epoch = le_get32(p + 32),
         .layer_first = le_get32(p + 36),
         .layer_count = le_get32(p + 40),
+        .window = le_get64(p + 48),
     };
 }
 

@@ -89,6 +89,7 @@ struct table_header {
     uint32_t method;  // enum attend_method
     uint32_t q_heads; // multiple of the space's kv_heads; q head h uses KV head h / group
     float scale;      // multiplies q . k
+    float softcap;    // not 0: scores become softcap * tanh(score / softcap)
 };
 
 struct table_item {
@@ -104,6 +105,7 @@ struct table_item {
                        // end together; 0 = the sequence's own
     uint32_t parent, parent_epoch;     // FORK
     uint32_t layer_first, layer_count; // RECLAIM; all layers and all tokens = the sequence ends
+    uint64_t window;                   // ATTEND: the first token that is attended, 0 = all of them
 };
 
 size_t table_data_offset(uint32_t count); // multiple of 64

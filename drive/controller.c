@@ -134,8 +134,7 @@ static void frame_finished(struct drive *drive, struct frame *frame)
 {
     drive->runnable = true;
     if (frame->status && frame->owner) {
-        struct sequence *sequence = frame->owner;
-        sequence->failed = frame->status;
+        sequence_lost(frame->owner, frame->status, &frame->identity);
     }
     frame->owner = NULL;
 }
@@ -532,16 +531,24 @@ static int check_attend(struct drive *drive, struct pending *pending, struct spa
         if (item.n_tokens > 1 || !item_slab(space, header, &item, &end))
             return inst_fail(&drive->msg, INST_EINVAL, "ATTEND: item %u: %llu tokens at %llu", i,
                              (unsigned long long)item.n_tokens, (unsigned long long)item.pos);
+        // A window leaves at least one token.
+        if (item.window && item.window >= item.pos + item.n_tokens)
+            return inst_fail(&drive->msg, INST_EINVAL,
+                             "ATTEND: item %u: a window from %llu on at "
+                             "%llu",
+                             i, (unsigned long long)item.window, (unsigned long long)item.pos);
         append |= item.n_tokens == 1;
     }
     if (header->method != METHOD_DENSE)
         return inst_fail(&drive->msg, INST_ENOTSUP, "ATTEND: unknown method %u", header->method);
     if (!header->q_heads || header->q_heads % space->config.kv_heads ||
-        header->q_heads / space->config.kv_heads > 256)
+        header->q_heads / space->config.kv_heads > MAX_GROUP_HEADS)
         return inst_fail(&drive->msg, INST_EINVAL, "ATTEND: %u query heads over %u KV heads",
                          header->q_heads, space->config.kv_heads);
     if (!isfinite(header->scale))
         return inst_fail(&drive->msg, INST_EINVAL, "ATTEND: the scale is not a number");
+    if (!isfinite(header->softcap) || header->softcap < 0)
+        return inst_fail(&drive->msg, INST_EINVAL, "ATTEND: the soft cap is not a positive number");
     if (!attend_layout(layout, c->count, header->q_heads, space->config.kv_heads,
                        space->config.head_dim, append) ||
         layout->in_bytes > c->length)
@@ -612,11 +619,13 @@ static int attend_item(struct drive *drive, struct pending *pending, uint32_t in
         };
         sequence_append(space, sequence, job->layer, &source, item.pos, 1);
         if (sequence->failed)
-            return inst_fail(&drive->msg, sequence->failed, "sequence %u lost a row: %s", item.seq,
-                             inst_status_text(sequence->failed));
+            return sequence_refuse(sequence, &drive->msg);
     }
     job->items[index].sequence = sequence;
+    job->items[index].window = item.window;
+    job->items[index].first = item.window / ATTENTION_TILE * ATTENTION_TILE; // tiles are absolute
     job->items[index].end = item.pos + item.n_tokens;
+    layer->ahead_first = job->items[index].first;
     return 0;
 }
 
@@ -637,6 +646,8 @@ static int do_attend(struct drive *drive, struct pending *pending)
         if (status == WAIT)
             return WAIT;
         job->items[pending->item].status = note_failure(drive, status); // others are unharmed
+        if (status && !job->error.text[0])
+            job->error = drive->error;
     }
     enqueue_job(drive, job);
     predict_next(drive, job);
@@ -794,6 +805,10 @@ static void serve_collect(struct drive *drive, struct collect *collect, uint64_t
         int status = job->opcode == OP_READ ? job->status : 0;
         if (job->opcode == OP_ATTEND)
             memcpy(collect->data, job->result, job->layout.out_bytes);
+        // READ fails as a whole; the items of an ATTEND have codes, this is the text beside them.
+        drive->msg = job->error;
+        if (status == 0 && job->error.text[0])
+            drive->error = job->error;
         uint64_t bytes = job->layout.out_bytes;
         free_job(job);
         end_collect(drive, collect, status, bytes);

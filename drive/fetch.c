@@ -44,14 +44,17 @@ static struct job *pick_job(struct drive *drive)
     return job;
 }
 
-static void item_failed(struct drive *drive, struct job_item *item, int status, uint64_t group)
+void item_failed(struct drive *drive, struct job *job, uint32_t index, int status, uint64_t group)
 {
-    if (!item->status) {
-        item->status = status;
-        drive->error.text[0] = 0;
-        inst_fail(&drive->error, status, "sequence %u token group %llu: %s", item->sequence->id,
-                  (unsigned long long)group, inst_status_text(status));
-    }
+    struct job_item *item = &job->items[index];
+    if (item->status)
+        return;
+    item->status = status;
+    drive->error.text[0] = 0;
+    inst_fail(&drive->error, status, "sequence %u layer %u token group %llu: %s",
+              item->sequence->id, job->layer, (unsigned long long)group, inst_status_text(status));
+    if (!job->error.text[0])
+        job->error = drive->error;
 }
 
 // Moves the job's cursor to the next token that is wanted; false at the end.
@@ -91,7 +94,7 @@ static struct span *begin_span(struct drive *drive, struct job *job)
         .first = first,
         .tokens = (uint32_t)(end - first),
         .n_rows = (uint32_t)(div_round_up(end, row_tokens) - first / row_tokens),
-        .partials = drive->span_partials + slot * job->span_floats,
+        .partials = job->span_floats ? drive->span_partials + slot * job->span_floats : NULL,
     };
     job->fetch_token = end;
     return span;
@@ -112,17 +115,17 @@ static enum acquired acquire_row(struct drive *drive, struct job *job, struct sp
     if (!row) {
         frame = item->sequence->layers[job->layer].open;
         if (!frame) {
-            item_failed(drive, item, INST_EINTERNAL, group);
+            item_failed(drive, job, span->item, INST_EINTERNAL, group);
             return FAILED;
         }
     } else if (row->place.segment == PLACE_NONE) {
-        item_failed(drive, item, INST_ENOENT, group);
+        item_failed(drive, job, span->item, INST_ENOENT, group);
         return FAILED;
     } else {
         frame = frames_find(space->frames, row->place);
     }
     if (frame && frame->state == FRAME_READY && frame->status) {
-        item_failed(drive, item, frame->status, group);
+        item_failed(drive, job, span->item, frame->status, group);
         return FAILED;
     }
     bool programming = frame && !frame->read;
@@ -152,8 +155,9 @@ static enum acquired acquire_row(struct drive *drive, struct job *job, struct sp
         span->rows[i] = frame->data;
     }
     if (row) {
-        uint64_t begin = max_u64(group * row_tokens, span->first);
+        uint64_t begin = max_u64(max_u64(group * row_tokens, span->first), item->window);
         uint64_t end = min_u64((group + 1) * row_tokens, span->first + span->tokens);
+        begin = min_u64(begin, end);
         span->from_flash += (uint32_t)(end - begin);
         span->programming += programming ? (uint32_t)(end - begin) : 0;
     }
@@ -237,6 +241,9 @@ static void ahead_of_layer(struct drive *drive)
             const struct sequence *sequence = space_find(space, p->items[p->item].seq);
             if (!sequence || sequence->epoch != p->items[p->item].epoch)
                 continue;
+            // What a window left out last time is not wanted this time either.
+            p->group =
+                max_u64(p->group, sequence->layers[layer].ahead_first / space->config.group_tokens);
             for (; p->group < sequence->layers[layer].n_rows; p->group++) {
                 if (!read_ahead(space, sequence, layer, p->group))
                     return;

@@ -37,8 +37,10 @@ static void uring_start(struct file_engine *engine, struct file_request *request
         io_uring_prep_writev(sqe, self->fd, request->iov, request->iov_count, request->offset);
         break;
     case FILE_PUNCH:
-        io_uring_prep_fallocate(sqe, self->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                                (off_t)request->offset, (off_t)request->bytes);
+        // By hand: the types of io_uring_prep_fallocate differ between versions of liburing.
+        io_uring_prep_rw(IORING_OP_FALLOCATE, sqe, self->fd, NULL,
+                         FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, request->offset);
+        sqe->addr = request->bytes;
         break;
     case FILE_SYNC:
         io_uring_prep_fsync(sqe, self->fd, IORING_FSYNC_DATASYNC);

@@ -15,6 +15,7 @@ enum {
     MAX_TICKETS = 64,
     MAX_PENDING = 128,
     MAX_ITEMS = 4096,
+    MAX_GROUP_HEADS = 256, // query heads of one KV head
     SPANS_MAX = SPAN_LIMIT_MAX,
     SPAN_ROWS_MAX = ATTENTION_TILE / GROUP_MIN,
 };
@@ -22,6 +23,7 @@ enum {
 struct job_item {
     struct sequence *sequence; // NULL once the job lets go of it
     uint64_t first, end;       // tokens wanted
+    uint64_t window;           // ATTEND: the first one that counts, in the tile of `first`
     uint64_t offset;           // READ: of the item's slab in the destination
     int status;
 };
@@ -43,6 +45,7 @@ struct job {
     uint8_t *result;             // ATTEND: layout.out_bytes
     uint8_t *dest;               // READ: where COLLECT wants it, NULL = no COLLECT yet
     int status;                  // READ: of the whole
+    struct inst_msg error;       // of the first item that failed
     uint32_t fetch_item;         // next span to fetch
     uint64_t fetch_token;
     uint32_t ahead_item; // next row to read ahead while the job is not active
@@ -136,6 +139,8 @@ struct drive {
 bool fetch_demand(struct drive *drive);
 void fetch_ahead(struct drive *drive);
 void fetch_release(struct drive *drive, struct span *span);
+// Ends an item of a job because of a token group; what went wrong first is kept.
+void item_failed(struct drive *drive, struct job *job, uint32_t item, int status, uint64_t group);
 void predict_next(struct drive *drive, const struct job *job);
 bool span_ready(const struct span *span);
 

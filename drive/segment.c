@@ -40,9 +40,8 @@ struct segments {
     uint64_t fresh;     // first never used
     uint32_t free_list; // erased after use
     uint64_t free_listed;
-    uint32_t work_list; // CLOSING and ERASE segments
-    uint64_t reserved;  // whole segments set aside by lifetimes
-    uint64_t erasing;
+    uint32_t work_list;     // CLOSING and ERASE segments
+    uint64_t reserved;      // whole segments set aside by lifetimes
     uint32_t summary_pages; // per block
     uint32_t data_pages;    // per block
     struct segment_counters counters;
@@ -178,12 +177,25 @@ static void set_reserved(struct segments *s, struct lifetime *l, uint64_t rows)
     s->reserved += l->segments;
 }
 
+// True when a segment is on its way to being erased: also one whose last rows died before its
+// summary was programmed.
+static bool space_comes_free(const struct segments *s)
+{
+    for (uint32_t i = s->work_list; i != PLACE_NONE; i = segment_at(s, i)->next) {
+        if (segment_at(s, i)->state == SEGMENT_ERASE || !segment_at(s, i)->live)
+            return true;
+    }
+    return false;
+}
+
 int segments_reserve(struct segments *s, struct lifetime *l, bool *wait)
 {
     uint64_t need = segments_needed(s, l, l->reserved + 1);
-    *wait = s->erasing != 0;
-    if (s->reserved - l->segments + need > free_segments(s))
+    *wait = false;
+    if (s->reserved - l->segments + need > free_segments(s)) {
+        *wait = space_comes_free(s);
         return INST_ENOSPC;
+    }
     set_reserved(s, l, l->reserved + 1);
     return 0;
 }
@@ -200,11 +212,8 @@ static void push_work(struct segments *s, uint32_t number, enum segment_state st
     segment->submitted = false;
     segment->next = s->work_list;
     s->work_list = number;
-    if (state == SEGMENT_ERASE) {
-        s->erasing++;
-        if (s->on_erase)
-            s->on_erase(s->on_erase_arg, number);
-    }
+    if (state == SEGMENT_ERASE && s->on_erase)
+        s->on_erase(s->on_erase_arg, number);
 }
 
 // An unreferenced segment that nobody fills is erased. CLOSING ones get here from segments_pump.
@@ -416,7 +425,6 @@ void segments_done(struct segments *s, struct flash_io *io)
         return;
     }
     drop_buffers(s, segment);
-    s->erasing--;
     if (segment->failed) {
         segment->state = SEGMENT_BAD;
         return;
@@ -427,6 +435,11 @@ void segments_done(struct segments *s, struct flash_io *io)
     s->free_listed++;
     s->counters.erased_blocks += s->flash->geometry.dies;
     s->counters.allocated_blocks -= s->flash->geometry.dies;
+}
+
+bool segments_working(const struct segments *s)
+{
+    return s->work_list != PLACE_NONE;
 }
 
 bool segments_busy(const struct segments *s)

@@ -59,7 +59,7 @@ uint32_t segment_summary_pages(const struct flash_geometry *geometry);
 void lifetime_init(const struct segments *segments, struct lifetime *lifetime, uint32_t handle,
                    uint32_t row_pages, uint64_t row_stream_bytes);
 
-// Promises room for one more row, or INST_ENOSPC. `*wait` says that erases under way may help.
+// Promises room for one more row, or INST_ENOSPC. `*wait` says that blocks will come free.
 int segments_reserve(struct segments *segments, struct lifetime *lifetime, bool *wait);
 void segments_unreserve(struct segments *segments, struct lifetime *lifetime);
 // Turns a promise into a place, with one reference. INST_ENOMEM when DRAM for records is short.
@@ -85,7 +85,8 @@ void segments_record(struct segments *segments, struct place place,
 // owner is the segments object.
 void segments_pump(struct segments *segments, uint64_t now_ns);
 void segments_done(struct segments *segments, struct flash_io *io);
-bool segments_busy(const struct segments *segments);      // summaries or erases can go on
+bool segments_working(const struct segments *segments);   // summaries or erases are not done
+bool segments_busy(const struct segments *segments);      // some of them can go on
 bool segments_in_flight(const struct segments *segments); // operations of its own
 
 struct segment_counters {

@@ -139,6 +139,23 @@ struct sequence *space_next(const struct space *space, const struct sequence *se
     return slot < end ? *slot : NULL;
 }
 
+void sequence_lost(struct sequence *sequence, int status, const struct page_identity *row)
+{
+    if (sequence->failed)
+        return;
+    sequence->failed = status;
+    sequence->lost_layer = row->layer;
+    sequence->lost_group = row->group;
+}
+
+int sequence_refuse(const struct sequence *sequence, struct inst_msg *msg)
+{
+    return inst_fail(msg, sequence->failed,
+                     "sequence %u lost what it wrote in layer %u token group %u: %s", sequence->id,
+                     sequence->lost_layer, sequence->lost_group,
+                     inst_status_text(sequence->failed));
+}
+
 int space_lookup(struct space *space, const struct table_item *item, struct sequence **out,
                  struct inst_msg *msg)
 {
@@ -150,8 +167,7 @@ int space_lookup(struct space *space, const struct table_item *item, struct sequ
         return inst_fail(msg, INST_ENOENT, "sequence %u has epoch %u, the command names %u",
                          item->seq, sequence->epoch, item->epoch);
     if (sequence->failed)
-        return inst_fail(msg, sequence->failed, "sequence %u lost a row: %s", item->seq,
-                         inst_status_text(sequence->failed));
+        return sequence_refuse(sequence, msg);
     return 0;
 }
 
@@ -379,40 +395,30 @@ static int load_last_row(struct space *space, struct sequence *sequence, uint32_
     return 0;
 }
 
-int sequence_prepare_append(struct space *space, struct sequence *sequence, uint32_t layer_index,
-                            struct inst_msg *msg)
+static bool group_complete(const struct space *space, const struct layer_state *layer)
 {
-    struct layer_state *layer = &sequence->layers[layer_index];
-    if (sequence->failed)
-        return inst_fail(msg, sequence->failed, "sequence %u lost a row: %s", sequence->id,
-                         inst_status_text(sequence->failed));
-    if (layer->open)
-        return 0;
-    if (layer->tokens < layer->n_rows * space->config.group_tokens)
-        return load_last_row(space, sequence, layer_index, msg);
-    int status = ensure_row(space, layer, msg);
-    return status ? status : take_open_frame(space, sequence, &layer->open, msg);
+    return layer->open && layer->tokens == (layer->n_rows + 1) * space->config.group_tokens;
 }
 
-// The group buffer is complete: it becomes a row on flash.
-static void close_group(struct space *space, struct sequence *sequence, uint32_t layer_index)
+// A complete group buffer becomes a row on flash. Room there was promised; DRAM for page records
+// can be short for as long as other blocks are being closed (1: wait). Until it works the group
+// stays where it is.
+static int close_group(struct space *space, struct sequence *sequence, uint32_t layer_index,
+                       struct inst_msg *msg)
 {
     struct layer_state *layer = &sequence->layers[layer_index];
     struct frame *frame = layer->open;
     struct row *row = row_at(space, layer, layer->n_rows);
     struct page_identity identity;
+    int status = segments_place(space->segments, sequence->lifetime, &row->place, NULL);
+    if (status == INST_ENOMEM && segments_working(space->segments))
+        return 1;
+    if (status)
+        return inst_fail(msg, status, "sequence %u layer %u token group %llu: page records: %s",
+                         sequence->id, layer_index, (unsigned long long)layer->n_rows,
+                         inst_status_text(status));
     layer->open = NULL;
     space->n_open_frames--;
-    int status = segments_place(space->segments, sequence->lifetime, &row->place, NULL);
-    if (status) {
-        // Room was promised; only DRAM for page records can be short. The tokens are lost.
-        segments_unreserve(space->segments, sequence->lifetime);
-        frames_free_open(space->frames, frame);
-        row->place.segment = PLACE_NONE;
-        layer->n_rows++;
-        sequence->failed = status;
-        return;
-    }
     row->seq = sequence->id;
     row->epoch = sequence->epoch;
     row_identity(space, row, layer_index, layer->n_rows, &identity);
@@ -421,6 +427,26 @@ static void close_group(struct space *space, struct sequence *sequence, uint32_t
     memcpy(row->sums, frame->sums, space->streams[STREAM_KV].row_pages * sizeof *row->sums);
     layer->n_rows++;
     space->stream_bytes += space->streams[STREAM_KV].slot_bytes * space->config.kv_heads;
+    return 0;
+}
+
+int sequence_prepare_append(struct space *space, struct sequence *sequence, uint32_t layer_index,
+                            struct inst_msg *msg)
+{
+    struct layer_state *layer = &sequence->layers[layer_index];
+    if (sequence->failed)
+        return sequence_refuse(sequence, msg);
+    if (group_complete(space, layer)) {
+        int status = close_group(space, sequence, layer_index, msg);
+        if (status)
+            return status;
+    }
+    if (layer->open)
+        return 0;
+    if (layer->tokens < layer->n_rows * space->config.group_tokens)
+        return load_last_row(space, sequence, layer_index, msg);
+    int status = ensure_row(space, layer, msg);
+    return status ? status : take_open_frame(space, sequence, &layer->open, msg);
 }
 
 uint64_t sequence_append(struct space *space, struct sequence *sequence, uint32_t layer_index,
@@ -448,8 +474,8 @@ uint64_t sequence_append(struct space *space, struct sequence *sequence, uint32_
     for (uint32_t head = 0; head < space->config.kv_heads; head++)
         tokens = min_u64(tokens, layer->head_tokens[head]);
     layer->tokens = tokens;
-    if (tokens == first + row_tokens)
-        close_group(space, sequence, layer_index);
+    if (group_complete(space, layer))
+        close_group(space, sequence, layer_index, NULL);
     return end - pos;
 }
 

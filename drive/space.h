@@ -47,6 +47,7 @@ struct row {
 
 struct layer_state {
     uint64_t tokens;       // stored for all heads
+    uint64_t ahead_first;  // first token of the last ATTEND: a hint for reading ahead
     uint64_t *head_tokens; // [kv_heads], each >= tokens
     struct frame *open;    // group buffer of group n_rows, NULL when it is empty
     struct frame *loading; // copy on append: the row being read for the next append
@@ -57,8 +58,9 @@ struct layer_state {
 
 struct sequence {
     uint32_t id, epoch;
-    int failed;    // a row of it could not be programmed: every further command on it gets this
-    uint32_t jobs; // READs and ATTENDs that look at it
+    int failed; // a row of it could not be programmed: every further command on it gets this
+    uint32_t lost_layer, lost_group; // which row
+    uint32_t jobs;                   // READs and ATTENDs that look at it
     struct lifetime *lifetime;
     struct layer_state *layers;
     struct sequence *next; // hash chain
@@ -110,6 +112,11 @@ struct append_source {
     const uint16_t *k, *v;               // of head_first and the token at `pos`
     size_t k_head_stride, v_head_stride; // elements from one head to the next
 };
+
+// A row did not get to flash; the first one is remembered.
+void sequence_lost(struct sequence *sequence, int status, const struct page_identity *row);
+// The answer to commands on a sequence that lost a row.
+int sequence_refuse(const struct sequence *sequence, struct inst_msg *msg);
 
 // Makes the group buffer ready that the layer's next token goes to. 0: ready. 1: wait (a frame or
 // an erase is about to come free, or a row is being loaded). Negative: refused.

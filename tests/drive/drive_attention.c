@@ -77,6 +77,52 @@ static void test_file(void **state)
     decode_against_double(&options, 500, 40);
 }
 
+// Windows that start anywhere in a tile and a soft cap, whatever the token group; what lies before
+// a window is neither counted nor, from the second step on, read.
+static void test_window(void **state)
+{
+    (void)state;
+    static const uint32_t groups[] = {16, 64, 128};
+    static const uint64_t windows[] = {1, 63, 64, 65, 200, 331, 340};
+    for (size_t g = 0; g < 3; g++) {
+        struct rig rig;
+        struct rig_options options = {
+            .config = {.layers = 2, .kv_heads = 2, .head_dim = 40, .group_tokens = groups[g]},
+            .q_heads = 6,
+            .threads = 2,
+            .ram_rate = 1000000000000u,
+        };
+        rig_open(&rig, &options);
+        rig.softcap = 0.7f;
+        float out[6 * 40], lse[6];
+        assert_int_equal(rig_write_all(&rig, 5, 0, 0, 340), 0);
+        for (size_t w = 0; w < sizeof windows / sizeof windows[0]; w++) {
+            for (uint32_t l = 0; l < 2; l++) {
+                struct drive_stats before, after;
+                struct rig_query query = {.seq = 5, .pos = 340 + w, .append = true};
+                query.window = l ? windows[w] : 0;
+                rig_stats(&rig, &before);
+                assert_int_equal(rig_attend(&rig, l, &query, 1, out, lse), 0);
+                rig_expect_attention(&rig, l, &query, out, lse);
+                rig_stats(&rig, &after);
+                assert_int_equal(after.attended_tokens - before.attended_tokens,
+                                 query.pos + 1 - query.window);
+            }
+        }
+        struct rig_query bad = {.seq = 5, .pos = 347, .window = 347};
+        assert_int_equal(rig_attend(&rig, 0, &bad, 1, out, lse), INST_EINVAL);
+        bad.append = true;
+        assert_int_equal(rig_attend(&rig, 0, &bad, 1, out, lse), 0); // its own token alone
+        rig_expect_attention(&rig, 0, &bad, out, lse);
+        bad.pos = 348;
+        rig.softcap = -1;
+        assert_int_equal(rig_attend(&rig, 0, &bad, 1, out, lse), INST_EINVAL);
+        rig.softcap = NAN;
+        assert_int_equal(rig_attend(&rig, 0, &bad, 1, out, lse), INST_EINVAL);
+        rig_close(&rig);
+    }
+}
+
 // Runs one scenario and hashes every output bit.
 static uint64_t scenario_bits(const struct rig_options *options, uint32_t batch, bool chunked)
 {
@@ -244,11 +290,9 @@ static void test_share_from_flash(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_shapes),
-        cmocka_unit_test(test_file),
-        cmocka_unit_test(test_equal_bits),
-        cmocka_unit_test(test_least_dram),
-        cmocka_unit_test(test_reads_out_of_order),
+        cmocka_unit_test(test_shapes),           cmocka_unit_test(test_file),
+        cmocka_unit_test(test_window),           cmocka_unit_test(test_equal_bits),
+        cmocka_unit_test(test_least_dram),       cmocka_unit_test(test_reads_out_of_order),
         cmocka_unit_test(test_share_from_flash),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

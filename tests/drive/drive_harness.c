@@ -213,15 +213,17 @@ int rig_attend(struct rig *rig, uint32_t layer, struct rig_query *queries, uint3
     struct attend_layout layout;
     assert_true(attend_layout(&layout, count, rig->q_heads, heads, dim, true));
     uint8_t *in = aligned_alloc(64, (layout.in_bytes + 63) / 64 * 64);
-    table_put_header(
-        in, &(struct table_header){.q_heads = rig->q_heads, .scale = 1 / sqrtf((float)dim)});
+    table_put_header(in, &(struct table_header){.q_heads = rig->q_heads,
+                                                .scale = 1 / sqrtf((float)dim),
+                                                .softcap = rig->softcap});
     for (uint32_t i = 0; i < count; i++) {
         const struct rig_query *query = &queries[i];
         table_put_item(in, i,
                        &(struct table_item){.seq = query->seq,
                                             .epoch = query->epoch ? query->epoch : 1,
                                             .pos = query->pos,
-                                            .n_tokens = query->append});
+                                            .n_tokens = query->append,
+                                            .window = query->window});
         for (uint32_t h = 0; h < rig->q_heads; h++)
             rig_query_vector(rig, query, layer, h,
                              (float *)(in + layout.q) + ((size_t)i * rig->q_heads + h) * dim);
@@ -275,15 +277,17 @@ void rig_expect_attention(struct rig *rig, uint32_t layer, const struct rig_quer
     for (uint32_t h = 0; h < rig->q_heads; h++) {
         double max = -INFINITY, sum = 0, acc[KERNEL_HEAD_DIM_MAX] = {0};
         rig_query_vector(rig, query, layer, h, q);
-        for (uint64_t t = 0; t < n; t++) {
+        for (uint64_t t = query->window; t < n; t++) {
             p[t] = 0;
             for (uint32_t d = 0; d < dim; d++)
                 p[t] += (double)q[d] * (double)kernel_f16_to_f32(rig_value(
                                            rig, query->content, layer, h / group, t, d, false));
             p[t] *= 1 / sqrt((double)dim);
+            if (rig->softcap > 0)
+                p[t] = (double)rig->softcap * tanh(p[t] / (double)rig->softcap);
             max = fmax(max, p[t]);
         }
-        for (uint64_t t = 0; t < n; t++) {
+        for (uint64_t t = query->window; t < n; t++) {
             double e = exp(p[t] - max);
             sum += e;
             for (uint32_t d = 0; d < dim; d++)

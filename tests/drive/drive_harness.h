@@ -21,6 +21,7 @@ struct rig {
     struct space_config config;
     uint32_t q_heads;
     uint64_t seed;
+    float softcap; // of every ATTEND, 0 = none
 };
 
 struct rig_options {
@@ -58,7 +59,7 @@ void rig_expect_content(struct rig *rig, uint32_t seq, uint32_t content, uint32_
 
 struct rig_query {
     uint32_t seq, epoch, content;
-    uint64_t pos;
+    uint64_t pos, window;
     bool append;
     int status; // out
 };
