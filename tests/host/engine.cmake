@@ -1,0 +1,8 @@
+# Tests of host/engine: plan, sync, sampler, system; on the fake drive and on the real one.
+set(ENGINE_TEST_LIBS inst_host inst_link inst_drive inst_kernels inst_base)
+foreach(name plan sampler system)
+  inst_test(NAME host/engine_${name} SOURCES engine_${name}.c LIBS ${ENGINE_TEST_LIBS})
+endforeach()
+foreach(name architectures sync stories faults cut)
+  inst_test(NAME host/engine_${name} SOURCES engine_${name}.c fake_drive.c LIBS ${ENGINE_TEST_LIBS})
+endforeach()

@@ -1,0 +1,17 @@
+# Tests of host/model: GGUF, configuration, tokenizer, text, synthetic models.
+find_path(CJSON_INCLUDE cjson/cJSON.h REQUIRED)
+find_library(CJSON_LIBRARY cjson REQUIRED)
+set(MODEL_TEST_LIBS inst_host inst_link inst_drive inst_kernels inst_base)
+foreach(name gguf gguf_split config bad tokenizer text synth)
+  inst_test(NAME host/model_${name} SOURCES model_${name}.c LIBS ${MODEL_TEST_LIBS})
+endforeach()
+foreach(name tokens_golden token_bpe)
+  inst_test(NAME host/model_${name} SOURCES model_${name}.c
+    LIBS ${MODEL_TEST_LIBS} ${CJSON_LIBRARY})
+  target_include_directories(test_host_model_${name} PRIVATE ${CJSON_INCLUDE})
+endforeach()
+find_package(Python3 COMPONENTS Interpreter)
+if(Python3_FOUND)
+  add_test(NAME host/model_bad_corpus
+    COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/bad/make_bad.py --check)
+endif()
