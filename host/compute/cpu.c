@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CPU implementation: outputs (weight rows) are cut into blocks, and the workers of the pool
+// take blocks. A block is computed for all rows of x by one kernel call, so each weight is read
+// once per call from memory and the result does not depend on who computed it.
+#include "host/compute/compute.h"
+#include "base/checked.h"
+
+#include <stdlib.h>
+
+struct compute_cpu {
+    struct compute compute;
+    const struct kernels *kernels;
+    struct pool *pool;
+};
+
+struct matmul_job {
+    const struct compute_cpu *cpu;
+    const struct product *products;
+    size_t n_products;
+    const float *x;
+    size_t x_stride, n_rows;
+    uint64_t block; // outputs per item
+};
+
+static void matmul_item(void *arg, size_t item, unsigned worker)
+{
+    const struct matmul_job *job = arg;
+    const struct product *p = job->products;
+    uint64_t blocks;
+    while (item >= (blocks = div_round_up(p->w->rows, job->block))) {
+        item -= blocks;
+        p++;
+    }
+    uint64_t first = item * job->block;
+    uint64_t count = min_u64(job->block, p->w->rows - first);
+    job->cpu->kernels->matmul(p->w, first, count, job->x, job->x_stride, job->n_rows,
+                              p->out + first, p->out_stride, pool_scratch(job->cpu->pool, worker));
+}
+
+static void cpu_matmul(struct compute *compute, const struct product *products, size_t n_products,
+                       const float *x, size_t x_stride, size_t n_rows)
+{
+    // Small enough that the slowest worker waits for little, large enough that an item is worth
+    // its hand-over; a multiple of the lanes so that kernels see whole column tiles.
+    enum { ITEMS_PER_THREAD = 6, BLOCK_MIN = 16, BLOCK_MAX = 256 };
+    // Multiply-adds that take no longer than waking the workers.
+    enum { ALONE = 128 * 1024 };
+    struct compute_cpu *cpu = (struct compute_cpu *)compute;
+    uint64_t outputs = 0, items = 0;
+    for (size_t i = 0; i < n_products; i++)
+        outputs += products[i].w->rows;
+    struct pool *pool = outputs * products->w->cols * n_rows <= ALONE ? NULL : cpu->pool;
+    uint64_t block = outputs / (pool_threads(pool) * ITEMS_PER_THREAD) / BLOCK_MIN * BLOCK_MIN;
+    block = min_u64(max_u64(block, BLOCK_MIN), BLOCK_MAX);
+    for (size_t i = 0; i < n_products; i++)
+        items += div_round_up(products[i].w->rows, block);
+    struct matmul_job job = {cpu, products, n_products, x, x_stride, n_rows, block};
+    pool_run(pool, matmul_item, &job, items);
+}
+
+static void cpu_close(struct compute *compute)
+{
+    free(compute);
+}
+
+static const struct compute_ops cpu_ops = {.matmul = cpu_matmul, .close = cpu_close};
+
+int compute_cpu_open(struct compute **out, const struct kernels *kernels, struct pool *pool,
+                     struct inst_msg *msg)
+{
+    int err = pool_reserve_scratch(pool, KERNEL_SCRATCH_BYTES, msg);
+    if (err)
+        return err;
+    struct compute_cpu *cpu = calloc(1, sizeof *cpu);
+    if (!cpu)
+        return inst_fail(msg, INST_ENOMEM, "compute: out of memory");
+    *cpu = (struct compute_cpu){{&cpu_ops}, kernels, pool};
+    *out = &cpu->compute;
+    return 0;
+}

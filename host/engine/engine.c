@@ -1,0 +1,400 @@
+// SPDX-License-Identifier: Apache-2.0
+// Opening and closing an engine: file, plan, workers, buffers, drive, in this order, so that a
+// budget that is too small is refused before a drive or a thread exists.
+#include "host/engine/engine.h"
+#include "base/checked.h"
+#include "host/engine/system.h"
+
+#include <math.h>
+#include <stdalign.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define INST_VERSION "0.1.0"
+
+const char *inst_version(void)
+{
+    return INST_VERSION;
+}
+
+double engine_seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static int check_options(const struct inst_options *o, struct inst_msg *msg)
+{
+    if (!o || !o->model)
+        return inst_fail(msg, INST_EINVAL, "no model is named");
+    if (o->n_kv > 1)
+        return inst_fail(msg, INST_ENOTSUP, "KV over several drives is not supported yet");
+    if (o->attention && strcmp(o->attention, "dense"))
+        return inst_fail(msg, INST_ENOTSUP, "attention '%s' is not supported: only dense is",
+                         o->attention);
+    if (o->group && (!is_power_of_two(o->group) || o->group < 16 || o->group > 1024))
+        return inst_fail(msg, INST_EINVAL,
+                         "a token group of %u: must be a power of two from 16 to 1024", o->group);
+    if (o->threads > 1024)
+        return inst_fail(msg, INST_EINVAL, "%u threads: at most 1024", o->threads);
+    if (o->max_sessions > 65536)
+        return inst_fail(msg, INST_EINVAL, "%u sessions: at most 65536", o->max_sessions);
+    if (o->chunk > 65536)
+        return inst_fail(msg, INST_EINVAL, "a chunk of %u tokens: at most 65536", o->chunk);
+    if (o->context > (uint64_t)1 << 32)
+        return inst_fail(msg, INST_EINVAL, "a context of %llu tokens: at most 2^32",
+                         (unsigned long long)o->context);
+    return 0;
+}
+
+static int choose_kernels(inst_engine *e, const char *name, struct inst_msg *msg)
+{
+    e->kernels = name ? kernels_by_name(name) : kernels_best();
+    if (!e->kernels)
+        return inst_fail(msg, INST_ENOTSUP, "kernel set '%s' is unknown or cannot run here", name);
+    return 0;
+}
+
+static int read_names(inst_engine *e, struct inst_msg *msg)
+{
+    struct gguf_string name = {0};
+    int err = gguf_get_string(e->gguf, "general.name", GGUF_OPTIONAL, &name, msg);
+    if (err)
+        return err;
+    struct gguf_print print;
+    const char *text = name.bytes ? gguf_printable(name, &print) : gguf_name(e->gguf);
+    e->name = strdup(text);
+    return e->name ? 0 : inst_fail(msg, INST_ENOMEM, "out of memory");
+}
+
+// The share of pair i that yarn leaves as trained: all of it for pairs that turn more than
+// `rope_fast` times within the original context, nothing below `rope_slow` turns.
+static double yarn_share(const struct model_config *c, size_t pair)
+{
+    const double pi = 3.14159265358979323846;
+    double base = 2 * log((double)c->rope_base), original = c->rope_original;
+    double low = floor(c->rope_dims * log(original / (2 * pi * (double)c->rope_fast)) / base);
+    double high = ceil(c->rope_dims * log(original / (2 * pi * (double)c->rope_slow)) / base);
+    low = fmax(low, 0);
+    high = fmin(high, c->rope_dims - 1);
+    double ramp = ((double)pair - low) / fmax(high - low, 0.001);
+    return 1 - fmin(fmax(ramp, 0), 1);
+}
+
+static int rope_frequencies(inst_engine *e, struct inst_msg *msg)
+{
+    struct model_config *c = &e->config;
+    size_t pairs = c->rope_dims / 2;
+    const float *divisors = e->weights.rope_freqs;
+    if (!pairs)
+        return 0;
+    if (e->weights.rope_long) // one choice for the whole context: stored keys never turn again
+        divisors = e->context > c->rope_original ? e->weights.rope_long : e->weights.rope_short;
+    e->rope_freq = budget_alloc(&e->budget, plan_rope_values(c) / 2, sizeof *e->rope_freq,
+                                "rope frequencies", msg);
+    if (!e->rope_freq)
+        return INST_ENOMEM;
+    for (size_t i = 0; i < pairs; i++) {
+        double exponent = -2.0 * (double)i / c->rope_dims, factor = (double)c->rope_factor;
+        double freq = pow((double)c->rope_base, exponent) / (divisors ? (double)divisors[i] : 1);
+        if (c->rope_scaling == ROPE_LINEAR)
+            freq /= factor;
+        if (c->rope_scaling == ROPE_YARN) {
+            double share = yarn_share(c, i);
+            freq = freq / factor * (1 - share) + freq * share;
+        }
+        e->rope_freq[i] = freq;
+        if (c->rope_window_base > 0)
+            e->rope_freq[pairs + i] = pow((double)c->rope_window_base, exponent);
+    }
+    if (c->rope_scaling == ROPE_YARN && c->rope_factor > 1)
+        c->rope_attention *= 1 + 0.1f * logf(c->rope_factor);
+    return 0;
+}
+
+static int load_model(inst_engine *e, const struct inst_options *o, struct inst_msg *msg)
+{
+    int err = gguf_open(&e->gguf, o->model, &e->budget, msg);
+    if (!err)
+        err = model_config_read(e->gguf, &e->config, msg);
+    if (!err)
+        err = model_weights_bind(e->gguf, &e->config, &e->budget, &e->weights, msg);
+    if (!err)
+        err = tokenizer_open(&e->tokenizer, e->gguf, &e->budget, msg);
+    if (!err)
+        err = read_names(e, msg);
+    e->context = o->context ? o->context : e->config.context;
+    if (!err)
+        err = rope_frequencies(e, msg);
+    if (err)
+        return err;
+    const struct model_config *c = &e->config;
+    if (c->heads / c->kv_heads > GROUP_MAX)
+        return inst_fail(msg, INST_ENOTSUP, "%u query heads for one KV head: at most %d",
+                         c->heads / c->kv_heads, GROUP_MAX);
+    if (e->weights.position_embd.data && e->context > c->context)
+        return inst_fail(msg, INST_EINVAL,
+                         "a context of %llu tokens: the model has learned positions for %u only",
+                         (unsigned long long)e->context, c->context);
+    e->piece = budget_alloc(&e->budget, tokenizer_piece_room(e->tokenizer), 1, "token text", msg);
+    return e->piece ? 0 : INST_ENOMEM;
+}
+
+static int make_plan(inst_engine *e, const struct inst_options *o, struct inst_msg *msg)
+{
+    e->max_sessions = o->max_sessions ? o->max_sessions : 1;
+    struct plan_input input = {
+        .memory = e->memory,
+        .tables = e->budget.used,
+        .context = e->context,
+        .kv_limit = o->kv_limit,
+        .sessions = e->max_sessions,
+        .threads = o->threads,
+        .max_threads = system_cpus(),
+        .group = o->group,
+        .chunk = (uint32_t)min_u64(o->chunk, e->context),
+    };
+    if (e->where.kind == STORE_RAM)
+        input.kv_limit = o->kv_limit ? min_u64(o->kv_limit, e->where.size) : e->where.size;
+    int err = engine_plan(&e->plan, &e->config, &input, msg);
+    if (err)
+        return err;
+    e->kv_limit = e->plan.capacity;
+    return 0;
+}
+
+static int make_buffers(inst_engine *e, struct inst_msg *msg)
+{
+    static const char *const names[] = {
+#define BUFFER_NAME(name, text) "buffer " #name,
+        BUFFER_MAP(BUFFER_NAME)
+#undef BUFFER_NAME
+    };
+    for (int i = 0; i < BUFFER_COUNT; i++) {
+        if (!e->plan.buffer[i])
+            continue;
+        e->buffer[i] = budget_alloc_pages(&e->budget, e->plan.buffer[i], names[i], msg);
+        if (!e->buffer[i])
+            return INST_ENOMEM;
+    }
+    uint32_t n = e->max_sessions;
+    e->sessions = calloc(n, sizeof *e->sessions);
+    struct sync_scratch *sync = e->sync = calloc(1, sizeof *e->sync);
+    if (sync) {
+        sync->missing = calloc(n, sizeof *sync->missing);
+        sync->sessions = calloc(n, sizeof *sync->sessions);
+        sync->tokens = calloc(n, sizeof *sync->tokens);
+        sync->status = calloc(n, sizeof *sync->status);
+        sync->rows = calloc(n, sizeof *sync->rows);
+    }
+    if (!e->sessions || !sync || !sync->missing || !sync->sessions || !sync->tokens ||
+        !sync->status || !sync->rows)
+        return inst_fail(msg, INST_ENOMEM, "out of memory");
+    return 0;
+}
+
+// The first words with the drive: what it is, and the space.
+static int configure_drive(inst_engine *e, struct inst_msg *msg)
+{
+    alignas(64) unsigned char table[IDENTIFY_TABLE_BYTES], config[CONFIG_BYTES];
+    struct drive_identity identity;
+    uint64_t group;
+    struct command identify = {.opcode = OP_IDENTIFY, .length = sizeof table};
+    int err = port_call(&e->port, identify, table, NULL, msg);
+    if (err)
+        return err;
+    if (identity_decode(&identity, table, sizeof table) || !identity.max_items)
+        return inst_fail(msg, INST_EIO, "the drive's identity is malformed");
+    e->max_items = (uint32_t)min_u64(identity.max_items, UINT32_MAX);
+    struct space_config space = e->plan.space;
+    space.group_tokens = e->plan.group;
+    space_config_encode(config, &space);
+    struct command configure = {.opcode = OP_CONFIG, .length = sizeof config};
+    err = port_call(&e->port, configure, config, &group, msg);
+    if (err)
+        return err;
+    e->plan.group = (uint32_t)group;
+    return 0;
+}
+
+static int open_into(inst_engine *e, const struct inst_options *o, struct link *link,
+                     struct inst_msg *msg)
+{
+    int err = check_options(o, msg);
+    if (!err)
+        err = choose_kernels(e, o->kernels, msg);
+    if (!err)
+        err = store_where_open(&e->where, o->n_kv ? o->kv[0] : NULL, msg);
+    if (err)
+        return err;
+    e->memory = o->memory ? o->memory : system_memory_available() / 4;
+    budget_init(&e->budget, e->memory);
+    err = load_model(e, o, msg);
+    if (!err)
+        err = make_plan(e, o, msg);
+    // What the budget cannot see is taken from it here, and the text's share is lent to the caller.
+    if (!err)
+        err = budget_take(&e->budget, e->plan.fixed, "fixed overhead", msg);
+    if (!err)
+        err = make_buffers(e, msg);
+    if (!err)
+        err = pool_new(&e->pool, e->plan.threads, msg);
+    if (!err)
+        err = pool_reserve_scratch(e->pool, e->plan.scratch, msg);
+    if (!err)
+        err = compute_cpu_open(&e->compute, e->kernels, e->pool, msg);
+    if (!err && !link) {
+        err = store_open(&e->store, &e->where, &e->plan, &e->budget, e->pool, e->kernels, msg);
+        link = e->store.link;
+    }
+    if (err)
+        return err;
+    port_open(&e->port, link);
+    return configure_drive(e, msg);
+}
+
+int engine_open_on(inst_engine **out, const struct inst_options *options, struct link *link,
+                   struct inst_msg *msg)
+{
+    *out = NULL;
+    inst_engine *e = calloc(1, sizeof *e);
+    if (!e)
+        return inst_fail(msg, INST_ENOMEM, "engine: out of memory");
+    int err = open_into(e, options, link, msg);
+    if (err)
+        inst_engine_close(e);
+    else
+        *out = e;
+    return err;
+}
+
+int inst_engine_open(inst_engine **out, const struct inst_options *options, struct inst_msg *msg)
+{
+    return engine_open_on(out, options, NULL, msg);
+}
+
+void inst_engine_close(inst_engine *e)
+{
+    if (!e)
+        return;
+    for (uint32_t i = 0; e->sessions && i < e->max_sessions; i++)
+        inst_session_close(e->sessions[i]);
+    store_close(&e->store);
+    compute_close(e->compute);
+    pool_free(e->pool);
+    for (int i = 0; i < BUFFER_COUNT; i++)
+        budget_free(&e->budget, e->buffer[i]);
+    if (e->sync) {
+        free(e->sync->missing);
+        free(e->sync->sessions);
+        free(e->sync->tokens);
+        free(e->sync->status);
+        free(e->sync->rows);
+    }
+    free(e->sync);
+    free(e->sessions);
+    budget_free(&e->budget, e->piece);
+    budget_free(&e->budget, e->rope_freq);
+    free(e->name);
+    tokenizer_free(e->tokenizer);
+    model_weights_free(&e->weights);
+    gguf_close(e->gguf);
+    store_where_free(&e->where);
+    free(e);
+}
+
+void inst_engine_info(const inst_engine *e, struct inst_model_info *info)
+{
+    const struct model_config *c = &e->config;
+    *info = (struct inst_model_info){
+        .architecture = c->architecture,
+        .name = e->name,
+        .layers = c->layers,
+        .width = c->width,
+        .heads = c->heads,
+        .kv_heads = c->kv_heads,
+        .head_dim = c->head_dim,
+        .ffn = c->ffn,
+        .vocab = c->vocab,
+        .trained_context = c->context,
+        .context = e->context,
+        .weight_bytes = e->weights.bytes,
+        .kv_bytes_per_token = (uint64_t)c->layers * c->kv_heads * c->head_dim * 4,
+        .memory = e->memory,
+        .kv_limit = e->kv_limit,
+        .chunk = e->plan.chunk,
+        .group = e->plan.group,
+        .threads = pool_threads(e->pool),
+        .kv_place = e->where.path,
+        .kv_path = e->store.flash ? e->store.flash->path : "",
+        .kernels = e->kernels->name,
+    };
+}
+
+int engine_drive_stats(struct inst_engine *e, struct drive_stats *stats, struct inst_msg *msg)
+{
+    alignas(64) unsigned char table[STAT_TABLE_BYTES];
+    struct command command = {.opcode = OP_STAT, .length = sizeof table};
+    int err = port_call(&e->port, command, table, NULL, msg);
+    if (err)
+        return err;
+    if (stats_decode(stats, table, sizeof table))
+        return inst_fail(msg, INST_EIO, "the drive's statistics are malformed");
+    return 0;
+}
+
+int inst_engine_stats(inst_engine *e, struct inst_stats *stats, struct inst_msg *msg)
+{
+    struct drive_stats drive;
+    int err = engine_drive_stats(e, &drive, msg);
+    if (err)
+        return err;
+    *stats = e->stats;
+    stats->flash_read_bytes = drive.flash_read_bytes;
+    stats->flash_program_bytes = drive.flash_program_bytes;
+    stats->decode_flash_read_bytes = drive.flash_read_bytes - e->prefill_read_bytes;
+    stats->stream_bytes = drive.stream_bytes;
+    if (drive.stream_bytes)
+        stats->waf = (double)drive.flash_program_bytes / (double)drive.stream_bytes;
+    if (drive.live_bytes)
+        stats->space_amplification = (double)drive.allocated_bytes / (double)drive.live_bytes;
+    stats->attended_tokens = drive.attended_tokens;
+    stats->attended_tokens_from_flash = drive.attended_tokens_from_flash;
+    stats->budget_peak_bytes = e->budget.peak;
+    return 0;
+}
+
+int inst_tokenize(inst_engine *engine, const char *text, size_t bytes, unsigned flags,
+                  int32_t **tokens, size_t *n_tokens, struct inst_msg *msg)
+{
+    struct token_list list = {.budget = &engine->budget};
+    unsigned how = (flags & INST_TOKENIZE_NO_BOS ? 0u : TOKENIZER_ADD_SPECIAL) |
+                   (flags & INST_TOKENIZE_NO_SPECIAL ? 0u : TOKENIZER_PARSE_SPECIAL);
+    *tokens = NULL;
+    *n_tokens = 0;
+    int err = tokenizer_encode(engine->tokenizer, text, bytes, how, &list, msg);
+    if (!err) {
+        *tokens = malloc(max_u64(list.count, 1) * sizeof **tokens);
+        if (*tokens) {
+            memcpy(*tokens, list.ids, list.count * sizeof **tokens);
+            *n_tokens = list.count;
+        } else {
+            err = inst_fail(msg, INST_ENOMEM, "out of memory");
+        }
+    }
+    token_list_free(&list);
+    return err;
+}
+
+const char *inst_token_text(inst_engine *engine, int32_t token, size_t *bytes)
+{
+    *bytes = token < 0 ? 0 : tokenizer_piece(engine->tokenizer, (uint32_t)token, 0, engine->piece);
+    return engine->piece;
+}
+
+bool inst_token_is_end(const inst_engine *engine, int32_t token)
+{
+    return token >= 0 && tokenizer_is_end(engine->tokenizer, (uint32_t)token);
+}

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+// Inside of the engine: what its files share. Nothing of this leaves the room.
+#ifndef INST_HOST_ENGINE_ENGINE_H
+#define INST_HOST_ENGINE_ENGINE_H
+
+#include "host/compute/compute.h"
+#include "host/engine/plan.h"
+#include "host/engine/port.h"
+#include "host/engine/store.h"
+#include "host/model/config.h"
+#include "host/model/tokenizer.h"
+#include "instinfer.h"
+
+enum { GROUP_MAX = 256 }; // query heads that share a KV head
+
+struct inst_session {
+    struct inst_engine *engine;
+    uint32_t slot;   // also the number of its sequence on the drive
+    uint32_t epoch;  // of the sequence; a new one whenever the sequence ended
+    uint64_t length; // tokens whose KV is on the drive, in every layer
+    int32_t *tokens; // [context], `length` of them valid
+    float *logits;   // [vocab], of the last token
+    bool has_logits;
+    int dead; // not 0: the drive's state is unknown, with this code
+    inst_logits_fn *on_logits;
+    void *on_logits_user;
+};
+
+// Room for one call of inst_sync, [max_sessions] each, so that a step allocates nothing.
+struct sync_scratch {
+    size_t *missing;
+    struct inst_session **sessions;
+    int32_t *tokens;
+    int *status;
+    uint32_t *rows; // decode's
+};
+
+struct inst_engine {
+    struct budget budget;
+    struct gguf *gguf;
+    struct model_config config;
+    struct model_weights weights;
+    struct tokenizer *tokenizer;
+    struct store_where where;
+    struct engine_plan plan;
+    struct pool *pool;
+    const struct kernels *kernels;
+    struct compute *compute;
+    struct store store; // empty when the link is somebody else's
+    struct port port;
+    uint32_t max_items;         // of one ATTEND
+    void *buffer[BUFFER_COUNT]; // of the plan
+    char *piece;                // text of one token
+    char *arch, *name;          // for inst_model_info
+    double *rope_freq;          // angle per position of pair i; of both sets where there are two
+    uint64_t memory, context, kv_limit;
+    uint32_t next_epoch;
+    uint32_t max_sessions;
+    struct inst_session **sessions; // [max_sessions], NULL = free
+    struct sync_scratch *sync;
+    struct inst_stats stats;     // what the drive does not count
+    uint64_t prefill_read_bytes; // flash read while prefilling
+};
+
+// Opens on somebody else's link (a test's) when `link` is not NULL.
+int engine_open_on(inst_engine **out, const struct inst_options *options, struct link *link,
+                   struct inst_msg *msg);
+
+static inline float *engine_f32(const struct inst_engine *e, enum buffer_id id)
+{
+    return e->buffer[id];
+}
+
+static inline unsigned char *engine_bytes(const struct inst_engine *e, enum buffer_id id)
+{
+    return e->buffer[id];
+}
+
+// Floats between rows of n.
+static inline size_t row_stride(uint64_t n)
+{
+    return (size_t)((n + 15) / 16 * 16);
+}
+
+double engine_seconds(void); // monotonic
+int engine_drive_stats(struct inst_engine *e, struct drive_stats *stats, struct inst_msg *msg);
+
+// layers.c: the parts of a layer that prefill and decode share. Rows are independent of each other
+// in all of them, bit for bit.
+
+// Embeddings of n tokens into x. Positions come after it.
+void layer_embed(struct inst_engine *e, const int32_t *tokens, size_t n);
+// Position of one row, and of rows [0, n) that follow each other: cosines and sines into rope, or
+// learned embeddings added to x.
+void layer_position(struct inst_engine *e, size_t row, uint64_t position);
+void layer_positions(struct inst_engine *e, uint64_t first, size_t n);
+
+// First token that a layer's query at `position` sees.
+static inline uint64_t layer_window_start(const struct inst_engine *e, uint32_t layer,
+                                          uint64_t position)
+{
+    uint32_t window = model_layer_window(&e->config, layer);
+    return window && position >= window ? position + 1 - window : 0;
+}
+
+// Where a strip's q, k and v go: rows [first, first + n) of the chunk or batch.
+typedef void layer_qkv_fn(void *arg, size_t row, const float *q, const float *k, const float *v);
+// Norm and products of all n rows of x, rope applied; `put` takes each row, on any worker.
+void layer_qkv(struct inst_engine *e, uint32_t layer, size_t n, layer_qkv_fn *put, void *arg);
+// x += attention output times attn_output, then the feed-forward block. attn rows lie
+// `attn_stride` floats apart.
+void layer_finish(struct inst_engine *e, uint32_t layer, const float *attn, size_t attn_stride,
+                  size_t n);
+// Logits of n rows of x from row `first` on (n <= strip) into out.
+void layer_logits(struct inst_engine *e, size_t first, size_t n, float *out, size_t out_stride);
+
+// prefill.c: computes n tokens at the session's end. On failure the session keeps the chunks that
+// were done. `progress` as in the public header, with `before` tokens done of `total`.
+struct prefill_progress {
+    inst_progress_fn *fn;
+    void *user;
+    uint64_t before, total;
+};
+int prefill_run(struct inst_session *s, const int32_t *tokens, size_t n,
+                const struct prefill_progress *progress, struct inst_msg *msg);
+
+// decode.c: one token more for each session. Sets status[i]; returns the first failure.
+int decode_step(struct inst_engine *e, struct inst_session **sessions, const int32_t *tokens,
+                size_t n, int *status, struct inst_msg *msg);
+
+// session.c: forgets everything from token `length` on, on the drive too.
+int session_cut(struct inst_session *s, uint64_t length, struct inst_msg *msg);
+
+#endif

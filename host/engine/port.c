@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "host/engine/port.h"
+
+#include <string.h>
+#include <time.h>
+
+enum { WAIT_NS = 100 * 1000 * 1000, POLL_MAX = 16 };
+
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+void port_open(struct port *port, struct link *link)
+{
+    memset(port, 0, sizeof *port);
+    port->link = link;
+}
+
+uint32_t port_ticket(struct port *port)
+{
+    return ++port->next_ticket;
+}
+
+static void take(struct port *port, const struct completion *done)
+{
+    // A completion that nobody asked for cannot come from a correct drive; it is dropped.
+    if (done->cid >= PORT_SLOTS || port->slot[done->cid].state != PORT_BUSY)
+        return;
+    struct port_slot *slot = &port->slot[done->cid];
+    slot->state = PORT_DONE;
+    slot->status = done->status;
+    slot->result = done->result;
+    port->in_flight--;
+    if (done->status) {
+        // The link keeps the text of the latest failure only, so it is copied at once.
+        const char *text = port->link->ops->error_text(port->link);
+        slot->msg.text[0] = 0;
+        inst_fail(&slot->msg, done->status, "%s of layer %u: %s", opcode_name(slot->opcode),
+                  slot->layer, *text ? text : inst_status_text(done->status));
+    }
+}
+
+static void poll(struct port *port, uint64_t max_wait_ns)
+{
+    struct completion done[POLL_MAX];
+    size_t n = port->link->ops->poll(port->link, done, POLL_MAX, max_wait_ns);
+    for (size_t i = 0; i < n; i++)
+        take(port, &done[i]);
+}
+
+static void wait_poll(struct port *port)
+{
+    uint64_t start = now_ns();
+    poll(port, WAIT_NS);
+    port->wait_ns += now_ns() - start;
+}
+
+int port_submit(struct port *port, struct command command, void *data, struct inst_msg *msg)
+{
+    int handle = 0;
+    while (handle < PORT_SLOTS && port->slot[handle].state != PORT_FREE)
+        handle++;
+    if (handle == PORT_SLOTS)
+        return inst_fail(msg, INST_EINTERNAL, "more than %d commands in flight", PORT_SLOTS);
+    command.cid = (uint16_t)handle;
+    command.space = PORT_SPACE;
+    int err;
+    while ((err = port->link->ops->submit(port->link, &command, data)) == INST_ENORESOURCE) {
+        if (!port->in_flight)
+            break;
+        wait_poll(port);
+    }
+    if (err)
+        return inst_fail(msg, err, "%s of layer %u: %s", opcode_name(command.opcode), command.layer,
+                         inst_status_text(err));
+    port->slot[handle].state = PORT_BUSY;
+    port->slot[handle].opcode = command.opcode;
+    port->slot[handle].layer = command.layer;
+    port->in_flight++;
+    return handle;
+}
+
+int port_wait(struct port *port, int handle, uint64_t *result, struct inst_msg *msg)
+{
+    struct port_slot *slot = &port->slot[handle];
+    while (slot->state == PORT_BUSY)
+        wait_poll(port);
+    slot->state = PORT_FREE;
+    if (slot->status)
+        return inst_fail(msg, slot->status, "%s", slot->msg.text);
+    if (result)
+        *result = slot->result;
+    return 0;
+}
+
+int port_call(struct port *port, struct command command, void *data, uint64_t *result,
+              struct inst_msg *msg)
+{
+    int handle = port_submit(port, command, data, msg);
+    return handle < 0 ? handle : port_wait(port, handle, result, msg);
+}
+
+void port_tick(struct port *port)
+{
+    // Even with nothing in flight: the drive reads ahead for the ATTENDs that it expects.
+    poll(port, 0);
+}
+
+void port_drain(struct port *port)
+{
+    while (port->in_flight)
+        wait_poll(port);
+    for (int i = 0; i < PORT_SLOTS; i++)
+        port->slot[i].state = PORT_FREE;
+}

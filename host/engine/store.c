@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "host/engine/store.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+int store_parse_size(const char *text, size_t bytes, uint64_t *out)
+{
+    uint64_t value = 0;
+    size_t i = 0;
+    for (; i < bytes && text[i] >= '0' && text[i] <= '9'; i++)
+        if (__builtin_mul_overflow(value, 10, &value) ||
+            __builtin_add_overflow(value, (uint64_t)(text[i] - '0'), &value))
+            return INST_EINVAL;
+    if (!i || !value)
+        return INST_EINVAL;
+    if (i < bytes) {
+        static const char units[] = "KMGT";
+        char c = (char)(text[i] & ~0x20);
+        const char *unit = c ? strchr(units, c) : NULL;
+        if (!unit || i + 1 != bytes)
+            return INST_EINVAL;
+        for (const char *u = units; u <= unit; u++)
+            if (__builtin_mul_overflow(value, 1024, &value))
+                return INST_EINVAL;
+    }
+    *out = value;
+    return 0;
+}
+
+static int parse_ram(struct store_where *where, const char *text, struct inst_msg *msg)
+{
+    const char *size = text + strlen("ram:"), *at = strchr(size, '@');
+    size_t size_bytes = at ? (size_t)(at - size) : strlen(size);
+    if (store_parse_size(size, size_bytes, &where->size) ||
+        (at && store_parse_size(at + 1, strlen(at + 1), &where->rate)))
+        return inst_fail(msg, INST_EINVAL,
+                         "'%s' is not ram:SIZE[@RATE], for example ram:2G or ram:512M@1G", text);
+    return 0;
+}
+
+// mkdir -p; what exists is fine.
+static int make_directories(char *path)
+{
+    for (char *p = path + 1; *p; p++) {
+        if (*p != '/')
+            continue;
+        *p = 0;
+        int err = mkdir(path, 0777) && errno != EEXIST ? errno : 0;
+        *p = '/';
+        if (err)
+            return err;
+    }
+    return mkdir(path, 0777) && errno != EEXIST ? errno : 0;
+}
+
+static int default_directory(char **out, struct inst_msg *msg)
+{
+    const char *base = getenv("XDG_CACHE_HOME"), *middle = "";
+    // The XDG rules: a relative path there is to be ignored.
+    if (!base || *base != '/') {
+        base = getenv("HOME");
+        middle = "/.cache";
+    }
+    if (!base || *base != '/')
+        return inst_fail(msg, INST_EINVAL,
+                         "no place for KV: neither XDG_CACHE_HOME nor HOME is set (use --kv)");
+    size_t bytes = strlen(base) + strlen(middle) + sizeof "/instinfer";
+    char *path = malloc(bytes);
+    if (!path)
+        return inst_fail(msg, INST_ENOMEM, "out of memory");
+    snprintf(path, bytes, "%s%s/instinfer", base, middle);
+    int err = make_directories(path);
+    if (err) {
+        inst_fail(msg, INST_EIO, "%s: cannot be created: %s", path, strerror(err));
+        free(path);
+        return INST_EIO;
+    }
+    *out = path;
+    return 0;
+}
+
+int store_where_open(struct store_where *where, const char *text, struct inst_msg *msg)
+{
+    *where = (struct store_where){.kind = STORE_DIRECTORY};
+    if (!text)
+        return default_directory(&where->path, msg);
+    if (!(where->path = strdup(text)))
+        return inst_fail(msg, INST_ENOMEM, "out of memory");
+    if (!strcmp(text, "null:")) {
+        where->kind = STORE_NULL;
+        return 0;
+    }
+    if (!strncmp(text, "ram:", 4)) {
+        where->kind = STORE_RAM;
+        return parse_ram(where, text, msg);
+    }
+    struct stat st;
+    if (stat(text, &st))
+        return inst_fail(msg, errno == ENOENT ? INST_ENOENT : INST_EIO, "%s: %s", text,
+                         strerror(errno));
+    if (!S_ISDIR(st.st_mode))
+        return inst_fail(msg, INST_ENOTSUP,
+                         "%s: not a directory (files and devices cannot hold KV yet)", text);
+    return 0;
+}
+
+void store_where_free(struct store_where *where)
+{
+    free(where->path);
+    *where = (struct store_where){0};
+}
+
+static int open_flash(struct store *store, const struct store_where *where,
+                      const struct engine_plan *plan, struct budget *budget, struct inst_msg *msg)
+{
+    switch (where->kind) {
+    case STORE_NULL:
+        return flash_null_open(&store->flash, &plan->geometry, msg);
+    case STORE_RAM:
+        return flash_ram_open(&store->flash, &plan->geometry, where->rate, msg);
+    default:;
+        struct flash_file_options options = {
+            .directory = where->path,
+            .geometry = plan->geometry,
+            .budget = budget,
+        };
+        return flash_file_open(&store->flash, &options, msg);
+    }
+}
+
+int store_open(struct store *store, const struct store_where *where, const struct engine_plan *plan,
+               struct budget *budget, struct pool *pool, const struct kernels *kernels,
+               struct inst_msg *msg)
+{
+    *store = (struct store){.budget = budget};
+    int err = budget_take(budget, plan->drive, "the drive", msg);
+    if (err)
+        return err;
+    store->drive_bytes = plan->drive;
+    err = open_flash(store, where, plan, budget, msg);
+    struct drive_limits limits = {.dram_bytes = plan->drive, .pool = pool, .kernels = kernels};
+    if (!err)
+        err = drive_open(&store->drive, store->flash, &limits, msg);
+    if (!err)
+        err = link_local_open(&store->link, store->drive, store->flash, msg);
+    if (err)
+        store_close(store);
+    return err;
+}
+
+void store_close(struct store *store)
+{
+    link_close(store->link);
+    if (store->drive)
+        drive_close(store->drive);
+    flash_close(store->flash);
+    if (store->budget)
+        budget_give(store->budget, store->drive_bytes);
+    *store = (struct store){0};
+}

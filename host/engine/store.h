@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where KV lives: parses a WHERE ("ram:SIZE[@RATE]", "null:" or a directory) and makes the flash,
+// the drive and the link of it.
+#ifndef INST_HOST_ENGINE_STORE_H
+#define INST_HOST_ENGINE_STORE_H
+
+#include "host/engine/plan.h"
+#include "link/link.h"
+
+struct store_where {
+    enum { STORE_DIRECTORY, STORE_RAM, STORE_NULL } kind;
+    uint64_t size, rate; // RAM: bytes, bytes/s (0 = no limit)
+    char *path;          // what the user named, or the directory
+};
+
+// NULL: the default directory, which is created. Checks that a directory is one.
+int store_where_open(struct store_where *where, const char *text, struct inst_msg *msg);
+void store_where_free(struct store_where *where);
+
+// "64M" -> bytes; suffixes K, M, G, T are powers of 1024. The whole text must be a size > 0.
+int store_parse_size(const char *text, size_t bytes, uint64_t *out);
+
+struct store {
+    struct flash *flash;
+    struct drive *drive;
+    struct link *link;
+    struct budget *budget;
+    uint64_t drive_bytes; // taken from the budget
+};
+
+int store_open(struct store *store, const struct store_where *where, const struct engine_plan *plan,
+               struct budget *budget, struct pool *pool, const struct kernels *kernels,
+               struct inst_msg *msg);
+void store_close(struct store *store); // zeroed is fine
+
+#endif

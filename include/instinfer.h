@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+// InstInfer: text generation with models whose KV cache does not fit in memory. The KV cache lives
+// on a drive and decode attention is computed there.
+//
+// Two nouns: an engine (a model, its memory budget and its drive) and a session (one timeline of
+// tokens, whose KV lives in the drive). One verb: inst_sync brings sessions to whole token
+// prefixes and decides itself what is reused, extended or rebuilt.
+//
+// Every function returns 0 or a negative INST_E* code and never prints, exits or aborts; detail
+// goes into *msg where one is given. An engine and its sessions are used by one thread at a time.
+#ifndef INSTINFER_H
+#define INSTINFER_H
+
+#include "instinfer_status.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+INST_API const char *inst_version(void);
+
+typedef struct inst_engine inst_engine;
+typedef struct inst_session inst_session;
+
+// Called while long work goes on. done and total count prompt tokens. Return false to cancel
+// (the call then fails with INST_ECANCELLED and what was synced stays).
+typedef bool inst_progress_fn(void *user, uint64_t done, uint64_t total);
+
+// Zero-initialise, set what differs.
+struct inst_options {
+    const char *model;     // path of a GGUF file; required
+    const char *const *kv; // where KV lives: a directory, "ram:SIZE[@RATE]" or "null:"
+    size_t n_kv;           // 0: a directory under $XDG_CACHE_HOME
+    uint64_t kv_limit;     // bytes the store may grow to; 0: what the context needs
+    uint64_t memory;       // bytes for everything but mapped weights and "ram:" drives;
+                           // 0: a quarter of what is available to the process
+    uint64_t context;      // tokens per session; 0: the model's trained length
+    uint32_t max_sessions; // sessions alive at a time; 0: 1
+    uint32_t threads;      // 0: all of the process's CPUs
+    uint32_t group;        // token group; 0: chosen by the drive
+    uint32_t chunk;        // prefill chunk in tokens; 0: chosen from the budget
+    const char *attention; // "dense" or NULL
+    const char *kernels;   // a kernel set by name, for tests; NULL: the best
+};
+
+// The path of each place is opened, memory is planned, and a budget that is too small is refused
+// here with a message that says what is needed.
+INST_API int inst_engine_open(inst_engine **out, const struct inst_options *options,
+                              struct inst_msg *msg);
+INST_API void inst_engine_close(inst_engine *engine); // closes its sessions; NULL is fine
+
+struct inst_model_info {
+    const char *architecture, *name; // the engine's
+    uint32_t layers, width, heads, kv_heads, head_dim, ffn, vocab;
+    uint64_t trained_context, context;
+    uint64_t weight_bytes, kv_bytes_per_token;
+    uint64_t memory, kv_limit;
+    uint32_t chunk, group, threads;
+    const char *kv_place, *kv_path, *kernels;
+};
+INST_API void inst_engine_info(const inst_engine *engine, struct inst_model_info *info);
+
+INST_API int inst_session_open(inst_session **out, inst_engine *engine, struct inst_msg *msg);
+INST_API void inst_session_close(inst_session *session); // its KV is reclaimed; NULL is fine
+
+// Brings each session to exactly its token prefix: what it shares with the session's present
+// tokens is kept, the rest is dropped, what is missing is computed (prefill where several tokens
+// are missing, one decode step of the whole batch where one is). On failure of one session its
+// status says so and the others go on; the return value is the first failure.
+struct inst_prefix {
+    inst_session *session;
+    const int32_t *tokens; // the whole prefix, length 1 or more
+    size_t n_tokens;
+    int status; // out
+};
+INST_API int inst_sync(inst_engine *engine, struct inst_prefix *prefixes, size_t count,
+                       inst_progress_fn *progress, void *user, struct inst_msg *msg);
+
+// Logits (vocab floats) after the session's last token; the session's until its next sync. NULL
+// before the first.
+INST_API const float *inst_logits(const inst_session *session);
+
+// Called by inst_sync for every position that it computes, in order, when set: logits of all
+// positions of a prompt. Return false to cancel.
+typedef bool inst_logits_fn(void *user, uint64_t position, const float *logits);
+INST_API void inst_session_on_logits(inst_session *session, inst_logits_fn *fn, void *user);
+
+// Sampling. Defaults as in llama.cpp: inst_sampling_default.
+struct inst_sampling {
+    float temperature; // <= 0: greedy
+    int32_t top_k;     // <= 0: all
+    float top_p, min_p;
+    float repeat_penalty; // 1: off
+    int32_t repeat_last;  // tokens looked back at
+    uint32_t seed;
+};
+INST_API void inst_sampling_default(struct inst_sampling *sampling);
+typedef struct inst_sampler inst_sampler;
+INST_API int inst_sampler_open(inst_sampler **out, inst_engine *engine,
+                               const struct inst_sampling *sampling, struct inst_msg *msg);
+INST_API void inst_sampler_close(inst_sampler *sampler);
+// The next token after `tokens` (the history for the penalty) from the session's logits.
+INST_API int32_t inst_sample(inst_sampler *sampler, const inst_session *session,
+                             const int32_t *tokens, size_t n_tokens);
+
+// Text. *tokens is allocated with malloc and becomes the caller's.
+enum { INST_TOKENIZE_NO_BOS = 1, INST_TOKENIZE_NO_SPECIAL = 2 };
+INST_API int inst_tokenize(inst_engine *engine, const char *text, size_t bytes, unsigned flags,
+                           int32_t **tokens, size_t *n_tokens, struct inst_msg *msg);
+// Bytes of one token (control tokens give none). Not NUL-terminated; the engine's.
+INST_API const char *inst_token_text(inst_engine *engine, int32_t token, size_t *bytes);
+INST_API bool inst_token_is_end(const inst_engine *engine, int32_t token);
+
+// Counters since the engine was opened, one per row: X(type, name, what it means)
+#define INST_STATS_MAP(X)                                                                          \
+    X(uint64_t, prefill_tokens, "tokens computed by prefill")                                      \
+    X(uint64_t, decode_tokens, "tokens computed by decode steps")                                  \
+    X(double, prefill_seconds, "wall time of prefill")                                             \
+    X(double, decode_seconds, "wall time of decode")                                               \
+    X(double, attention_seconds, "part of decode spent waiting for the drive")                     \
+    X(uint64_t, flash_read_bytes, "bytes read from flash")                                         \
+    X(uint64_t, flash_program_bytes, "bytes programmed, summaries and padding included")           \
+    X(uint64_t, decode_flash_read_bytes, "part of flash_read_bytes read during decode")            \
+    X(uint64_t, stream_bytes, "K and V bytes that the drive accepted for flash")                   \
+    X(double, waf, "write amplification: flash_program_bytes / stream_bytes")                      \
+    X(double, space_amplification, "flash allocated / flash live")                                 \
+    X(uint64_t, attended_tokens, "tokens attended by decode, summed over layers and sessions")     \
+    X(uint64_t, attended_tokens_from_flash, "those that came from flash")                          \
+    X(uint64_t, budget_peak_bytes, "most of the memory budget that was in use")
+struct inst_stats {
+#define INST_STATS_FIELD(type, name, text) type name;
+    INST_STATS_MAP(INST_STATS_FIELD)
+#undef INST_STATS_FIELD
+};
+INST_API int inst_engine_stats(inst_engine *engine, struct inst_stats *stats, struct inst_msg *msg);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

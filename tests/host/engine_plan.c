@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "host/engine/plan.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <cmocka.h>
+
+// The model of the README's demo: 3 layers, 2 KV heads of 64.
+static const struct model_config small = {
+    .layers = 3,
+    .width = 256,
+    .heads = 8,
+    .kv_heads = 2,
+    .head_dim = 64,
+    .ffn = 512,
+    .vocab = 1296,
+    .context = 65536,
+    .rope_dims = 64,
+};
+// MHA, 64 KiB of KV per token.
+static const struct model_config wide = {
+    .layers = 16,
+    .width = 1024,
+    .heads = 8,
+    .kv_heads = 8,
+    .head_dim = 128,
+    .ffn = 1024,
+    .vocab = 260,
+    .context = 8192,
+    .rope_dims = 128,
+};
+
+static uint64_t total(const struct engine_plan *p, const struct plan_input *in)
+{
+    uint64_t sum = in->tables + p->fixed + p->text + p->sessions + p->drive;
+    for (int i = 0; i < BUFFER_COUNT; i++)
+        sum += p->buffer[i];
+    return sum;
+}
+
+static void plans_fit(const struct model_config *config, const struct plan_input *in)
+{
+    struct engine_plan p;
+    struct inst_msg msg = {0};
+    if (engine_plan(&p, config, in, &msg))
+        fail_msg("%s", msg.text);
+    assert_true(total(&p, in) <= in->memory);
+    assert_true(p.needed <= in->memory);
+    assert_in_range(p.threads, 1, in->max_threads);
+    assert_in_range(p.chunk, 1, 512);
+    assert_true(p.piece % ATTENTION_TILE == 0 && p.piece > 0);
+    assert_true(p.rows >= in->sessions && p.rows >= p.chunk);
+    assert_true(p.group >= 16 && p.group <= 1024);
+    assert_true(p.capacity >=
+                in->context * config->layers * config->kv_heads * config->head_dim * 4);
+}
+
+static void the_promised_budgets_work(void **state)
+{
+    (void)state;
+    plans_fit(&small, &(struct plan_input){.memory = 8 << 20,
+                                           .tables = 200 << 10,
+                                           .context = 17000,
+                                           .sessions = 1,
+                                           .max_threads = 4});
+    plans_fit(&wide, &(struct plan_input){.memory = 16 << 20,
+                                          .tables = 100 << 10,
+                                          .context = 5100,
+                                          .sessions = 1,
+                                          .max_threads = 4});
+    plans_fit(&wide, &(struct plan_input){.memory = 1 << 30,
+                                          .tables = 100 << 10,
+                                          .context = 8192,
+                                          .sessions = 8,
+                                          .max_threads = 64});
+}
+
+static void more_memory_never_means_a_smaller_chunk(void **state)
+{
+    (void)state;
+    uint32_t chunk = 0;
+    struct plan_input in = {.tables = 100 << 10, .context = 5100, .sessions = 1, .max_threads = 2};
+    unsigned fitted = 0;
+    for (in.memory = 1 << 20; in.memory <= 1ull << 31; in.memory += in.memory / 4) {
+        struct engine_plan p;
+        int err = engine_plan(&p, &wide, &in, NULL);
+        if (err) {
+            assert_int_equal(err, INST_ENOMEM);
+            assert_int_equal(fitted, 0); // once it fits, it fits with more
+            continue;
+        }
+        fitted++;
+        assert_true(p.needed <= in.memory);
+        // Threads are worth more than chunk, so a plan with more of them may start smaller.
+        if (p.threads == 2) {
+            assert_true(p.chunk >= chunk);
+            chunk = p.chunk;
+        }
+    }
+    assert_true(fitted > 20);
+    assert_int_equal(chunk, 512);
+}
+
+static void a_refusal_names_what_works(void **state)
+{
+    (void)state;
+    struct engine_plan p;
+    struct inst_msg msg = {0};
+    struct plan_input in = {
+        .memory = 2 << 20, .tables = 100 << 10, .context = 5100, .sessions = 1, .max_threads = 4};
+    assert_int_equal(engine_plan(&p, &wide, &in, &msg), INST_ENOMEM);
+    assert_non_null(strstr(msg.text, "--memory 2.0M is too small for this model at context 5100"));
+    const char *need = strstr(msg.text, "at least ");
+    assert_non_null(need);
+    double mib = strtod(need + strlen("at least "), NULL);
+    in.memory = (uint64_t)(mib * 1024 * 1024);
+    msg.text[0] = 0;
+    if (engine_plan(&p, &wide, &in, &msg))
+        fail_msg("%s", msg.text);
+}
+
+static void wishes_are_kept(void **state)
+{
+    (void)state;
+    struct engine_plan p;
+    struct plan_input in = {.memory = 256 << 20,
+                            .context = 4000,
+                            .sessions = 1,
+                            .threads = 3,
+                            .max_threads = 8,
+                            .group = 64,
+                            .chunk = 7,
+                            .kv_limit = 600 << 20};
+    assert_int_equal(engine_plan(&p, &wide, &in, NULL), 0);
+    assert_int_equal(p.threads, 3);
+    assert_int_equal(p.group, 64);
+    assert_int_equal(p.chunk, 7);
+    assert_true(p.capacity <= 600 << 20);
+    assert_true(p.capacity > 500 << 20);
+    in.chunk = 4000; // more than fits beside all else in 16M
+    in.memory = 16 << 20;
+    assert_int_equal(engine_plan(&p, &wide, &in, NULL), INST_ENOMEM);
+}
+
+static void short_memory_costs_threads(void **state)
+{
+    (void)state;
+    struct engine_plan p;
+    struct plan_input in = {.memory = 8 << 20, .context = 2048, .sessions = 1, .max_threads = 64};
+    assert_int_equal(engine_plan(&p, &small, &in, NULL), 0);
+    assert_in_range(p.threads, 1, 16);
+    in.threads = 64;
+    assert_int_equal(engine_plan(&p, &small, &in, NULL), INST_ENOMEM);
+}
+
+static void huge_numbers_do_not_wrap(void **state)
+{
+    (void)state;
+    struct engine_plan p;
+    struct model_config huge = wide;
+    huge.width = huge.ffn = huge.vocab = UINT32_MAX;
+    struct plan_input in = {
+        .memory = UINT64_MAX, .context = 1ull << 32, .sessions = 65536, .max_threads = 1024};
+    assert_true(engine_plan(&p, &huge, &in, NULL) < 0 || total(&p, &in) <= in.memory);
+    in.memory = 1ull << 40;
+    assert_true(engine_plan(&p, &huge, &in, NULL) < 0);
+}
+
+static void sizes_read_well(void **state)
+{
+    (void)state;
+    char text[24];
+    assert_string_equal(plan_bytes_text(100, text), "100 bytes");
+    assert_string_equal(plan_bytes_text(1536, text), "1.5K");
+    assert_string_equal(plan_bytes_text(300 << 20, text), "300M");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_promised_budgets_work),
+        cmocka_unit_test(more_memory_never_means_a_smaller_chunk),
+        cmocka_unit_test(a_refusal_names_what_works),
+        cmocka_unit_test(wishes_are_kept),
+        cmocka_unit_test(short_memory_costs_threads),
+        cmocka_unit_test(huge_numbers_do_not_wrap),
+        cmocka_unit_test(sizes_read_well),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

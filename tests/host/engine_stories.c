@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+// A trained model end to end: the greedy text equals llama.cpp's, wherever KV lives, and the
+// attended tokens really came from flash. The golden text was made by
+//   llama-completion -m stories260K.gguf -p "Once upon a time" -n 180 --temp 0 -no-cnv
+//     --no-display-prompt
+#include "tests/host/engine_helper.h"
+
+enum { GENERATED = 180 };
+
+static const char model[] = SHARED_MODEL("stories260K.gguf");
+static char golden[1024];
+
+static void generate(const char *kv, const struct inst_options *options, double from_flash)
+{
+    struct fixture f = {0};
+    open_engine(&f, model, kv, options);
+    int32_t *tokens;
+    size_t n, bytes, written = 0;
+    char text[1024];
+    assert_int_equal(inst_tokenize(f.engine, "Once upon a time", 16, 0, &tokens, &n, &f.msg), 0);
+    tokens = realloc(tokens, (n + GENERATED) * sizeof *tokens);
+    struct inst_sampling greedy = {.top_p = 1, .repeat_penalty = 1};
+    inst_sampler *sampler;
+    assert_int_equal(inst_sampler_open(&sampler, f.engine, &greedy, NULL), 0);
+    for (int i = 0; i < GENERATED; i++) {
+        if (sync_tokens(&f, 0, tokens, n))
+            fail_msg("%s", f.msg.text);
+        tokens[n] = inst_sample(sampler, f.session[0], tokens, n);
+        const char *piece = inst_token_text(f.engine, tokens[n++], &bytes);
+        assert_true(written + bytes < sizeof text);
+        memcpy(text + written, piece, bytes);
+        written += bytes;
+    }
+    assert_int_equal(sync_tokens(&f, 0, tokens, n), 0); // the last one too, as the command does
+    text[written] = 0;
+    assert_string_equal(text, golden);
+    struct inst_stats stats;
+    assert_int_equal(inst_engine_stats(f.engine, &stats, NULL), 0);
+    if (from_flash > 0) {
+        // Whole groups only are on flash: 180 steps over 5 layers.
+        double share = (double)stats.attended_tokens_from_flash / (double)stats.attended_tokens;
+        assert_true(share >= from_flash);
+        assert_true(stats.flash_program_bytes > 0);
+        if (strncmp(kv, "ram:", 4))
+            assert_true(stats.flash_read_bytes > 0);
+        assert_true(stats.waf >= 1);
+    }
+    free(tokens);
+    inst_sampler_close(sampler);
+    close_engine(&f);
+}
+
+static void text_equals_llama_cpp_everywhere(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t group;
+        double share;
+    } groups[] = {{16, 0.9}, {32, 0.83}, {64, 0.67}};
+    static const char *const places[] = {"ram:64M", "/tmp"};
+    generate(NULL, &(struct inst_options){.threads = 1}, 0);
+    for (size_t g = 0; g < 3; g++)
+        for (size_t p = 0; p < 2; p++)
+            for (uint32_t threads = 1; threads <= 4; threads += 3)
+                generate(places[p],
+                         &(struct inst_options){.group = groups[g].group, .threads = threads},
+                         groups[g].share);
+}
+
+static void every_accepted_memory_gives_the_text(void **state)
+{
+    (void)state;
+    unsigned accepted = 0;
+    for (uint64_t memory = 1 << 20; memory <= 32 << 20; memory += memory / 3) {
+        struct inst_options o = {.model = model,
+                                 .memory = memory,
+                                 .threads = 2,
+                                 .group = 16,
+                                 .kv = (const char *const[]){"/tmp"},
+                                 .n_kv = 1};
+        inst_engine *e;
+        struct inst_msg msg = {0};
+        int err = inst_engine_open(&e, &o, &msg);
+        inst_engine_close(e);
+        if (err) {
+            assert_int_equal(err, INST_ENOMEM);
+            assert_non_null(strstr(msg.text, "is too small for this model"));
+            assert_int_equal(accepted, 0);
+            continue;
+        }
+        accepted++;
+        generate("/tmp", &o, 0.9);
+    }
+    assert_true(accepted > 4);
+}
+
+int main(void)
+{
+    if (access(model, R_OK))
+        return 77;
+    FILE *f = fopen(INST_SOURCE_DIR "/tests/data/stories260K_greedy_180.txt", "r");
+    if (!f || !fread(golden, 1, sizeof golden - 1, f))
+        return 1;
+    fclose(f);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(text_equals_llama_cpp_everywhere),
+        cmocka_unit_test(every_accepted_memory_gives_the_text),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0
+// Row invariance of the whole engine (contract point 9), reuse of prefixes, batches and failures,
+// on the fake drive and on the real one: all of them must give the same bits.
+#include "tests/host/engine_helper.h"
+
+enum { N = 197 };
+
+static char model[64];
+static int32_t text[8][N + 1];
+
+static int setup(void **state)
+{
+    (void)state;
+    write_model(model, TENSOR_F16);
+    for (uint32_t s = 0; s < 8; s++)
+        for (size_t i = 0; i <= N; i++)
+            text[s][i] = text_token(s, i);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    unlink(model);
+    return 0;
+}
+
+static bool collect_logits(void *user, uint64_t position, const float *logits)
+{
+    struct fixture *f = ((void **)user)[0];
+    float *all = ((void **)user)[1];
+    memcpy((char *)all + position * logits_bytes(f), logits, logits_bytes(f));
+    return true;
+}
+
+// Logits of all N positions.
+static float *all_logits(const char *kv, const struct inst_options *options)
+{
+    struct fixture f = {0};
+    open_engine(&f, model, kv, options);
+    float *all = calloc(N, logits_bytes(&f));
+    inst_session_on_logits(f.session[0], collect_logits, (void *[]){&f, all});
+    assert_int_equal(sync_tokens(&f, 0, text[0], N), 0);
+    assert_memory_equal(inst_logits(f.session[0]), (char *)all + (N - 1) * logits_bytes(&f),
+                        logits_bytes(&f));
+    close_engine(&f);
+    return all;
+}
+
+static void chunks_threads_stores_give_equal_bits(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *kv;
+        struct inst_options o;
+    } cases[] = {
+        {NULL, {.chunk = 1, .threads = 1}},
+        {NULL, {.chunk = 7, .threads = 3}},
+        {NULL, {.chunk = 64, .threads = 2}},
+        {NULL, {.chunk = 65, .threads = 4, .kernels = "reference"}},
+        {"ram:64M", {.chunk = 512, .threads = 1, .group = 16}},
+        {"ram:64M", {.chunk = 7, .threads = 2, .group = 32}},
+        {"ram:64M@200M", {.chunk = 33, .threads = 2, .group = 64}},
+        {"/tmp", {.chunk = 1, .threads = 1, .group = 16}},
+        {"/tmp", {.chunk = 64, .threads = 4, .group = 128}},
+    };
+    float *expected = all_logits(NULL, &(struct inst_options){.chunk = 512, .threads = 1});
+    double sum = 0;
+    for (size_t i = 0; i < N * SYNTH_VOCAB_MIN; i++)
+        sum += fabs((double)expected[i]);
+    assert_true(isfinite(sum) && sum > 1);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        float *got = all_logits(cases[i].kv, &cases[i].o);
+        for (size_t p = 0; p < N; p++)
+            if (memcmp(got + p * SYNTH_VOCAB_MIN, expected + p * SYNTH_VOCAB_MIN,
+                       SYNTH_VOCAB_MIN * sizeof *got))
+                fail_msg("case %zu: logits of position %zu differ", i, p);
+        free(got);
+    }
+    free(expected);
+}
+
+// Token by token through ATTEND gives what prefill gives.
+static void decode_equals_prefill(void **state)
+{
+    (void)state;
+    float *expected = all_logits(NULL, &(struct inst_options){.threads = 2});
+    for (int real = 0; real < 2; real++) {
+        struct fixture f = {0};
+        open_engine(&f, model, real ? "ram:64M" : NULL,
+                    &(struct inst_options){.group = 16, .threads = 2});
+        for (size_t n = 1; n <= N; n++) {
+            assert_int_equal(sync_tokens(&f, 0, text[0], n), 0);
+            assert_memory_equal(inst_logits(f.session[0]),
+                                (char *)expected + (n - 1) * logits_bytes(&f), logits_bytes(&f));
+        }
+        struct inst_stats stats;
+        assert_int_equal(inst_engine_stats(f.engine, &stats, NULL), 0);
+        assert_int_equal(stats.decode_tokens, N);
+        assert_int_equal(stats.prefill_tokens, 0);
+        if (real) // 3 layers; every token attends to itself and all before it
+            assert_int_equal(stats.attended_tokens, 3 * N * (N + 1) / 2);
+        close_engine(&f);
+    }
+    free(expected);
+}
+
+static void batch_equals_alone(void **state)
+{
+    (void)state;
+    static const size_t lengths[8] = {1, 15, 16, 64, 65, 100, 128, 190};
+    for (int real = 0; real < 2; real++) {
+        const char *kv = real ? "/tmp" : NULL;
+        struct inst_options o = {.max_sessions = 8, .group = 16, .chunk = 50, .threads = 2};
+        struct fixture f = {0}, alone = {0};
+        open_engine(&f, model, kv, &o);
+        o.max_sessions = 1;
+        open_engine(&alone, model, kv, &o);
+        for (size_t step = 0; step < 5; step++) {
+            struct inst_prefix p[8];
+            for (size_t i = 0; i < 8; i++)
+                p[i] = (struct inst_prefix){f.session[i], text[i], lengths[i] + step, -1};
+            if (inst_sync(f.engine, p, 8, NULL, NULL, &f.msg))
+                fail_msg("%s", f.msg.text);
+            for (size_t i = 0; i < 8; i++)
+                assert_int_equal(p[i].status, 0);
+        }
+        for (size_t i = 0; i < 8; i++) {
+            assert_int_equal(sync_tokens(&alone, 0, text[i], lengths[i] + 4), 0);
+            assert_memory_equal(inst_logits(alone.session[0]), inst_logits(f.session[i]),
+                                logits_bytes(&f));
+        }
+        close_engine(&f);
+        close_engine(&alone);
+    }
+}
+
+static uint64_t computed(const struct fixture *f)
+{
+    return f->engine->stats.prefill_tokens + f->engine->stats.decode_tokens;
+}
+
+static void sync_computes_only_what_is_missing(void **state)
+{
+    (void)state;
+    for (int real = 0; real < 2; real++) {
+        struct fixture f = {0}, fresh = {0};
+        struct inst_options o = {.group = 16, .threads = 1};
+        open_engine(&f, model, real ? "ram:64M" : NULL, &o);
+        open_engine(&fresh, model, NULL, &o);
+        assert_null(inst_logits(f.session[0]));
+        assert_int_equal(sync_tokens(&f, 0, text[0], 150), 0);
+        assert_int_equal(computed(&f), 150);
+        assert_int_equal(sync_tokens(&f, 0, text[0], 150), 0); // nothing to do
+        assert_int_equal(computed(&f), 150);
+        assert_int_equal(sync_tokens(&f, 0, text[0], 100), 0); // shorter: the last one again
+        assert_int_equal(computed(&f), 151);
+        int32_t other[160];
+        memcpy(other, text[0], sizeof other);
+        other[70]++;
+        assert_int_equal(sync_tokens(&f, 0, other, 160), 0); // 70 are shared
+        assert_int_equal(computed(&f), 151 + 90);
+        assert_int_equal(sync_tokens(&fresh, 0, other, 160), 0);
+        assert_memory_equal(inst_logits(f.session[0]), inst_logits(fresh.session[0]),
+                            logits_bytes(&f));
+        assert_int_equal(sync_tokens(&f, 0, text[1], 90), 0); // nothing is shared
+        assert_int_equal(computed(&f), 151 + 90 + 90);
+        assert_int_equal(sync_tokens(&fresh, 0, text[1], 90), 0);
+        assert_memory_equal(inst_logits(f.session[0]), inst_logits(fresh.session[0]),
+                            logits_bytes(&f));
+        if (!real)
+            assert_int_equal(fake_drive_length(f.link, 0, 2), 90);
+        close_engine(&f);
+        close_engine(&fresh);
+    }
+}
+
+static void bad_prefixes_are_refused(void **state)
+{
+    (void)state;
+    struct fixture f = {0}, other = {0};
+    open_engine(&f, model, NULL, &(struct inst_options){.context = 64, .max_sessions = 2});
+    open_engine(&other, model, NULL, NULL);
+    int32_t tokens[65] = {3};
+    assert_int_equal(sync_tokens(&f, 0, tokens, 65), INST_EINVAL);
+    assert_non_null(strstr(f.msg.text, "65 tokens do not fit in the context of 64"));
+    assert_int_equal(sync_tokens(&f, 0, tokens, 0), INST_EINVAL);
+    tokens[1] = SYNTH_VOCAB_MIN;
+    assert_int_equal(sync_tokens(&f, 0, tokens, 2), INST_EINVAL);
+    assert_non_null(strstr(f.msg.text, "token 260 at position 1"));
+    tokens[1] = -1;
+    assert_int_equal(sync_tokens(&f, 0, tokens, 2), INST_EINVAL);
+    struct inst_prefix p[2] = {{f.session[0], text[0], 3, 0}, {f.session[0], text[0], 4, 0}};
+    assert_int_equal(inst_sync(f.engine, p, 2, NULL, NULL, NULL), INST_EINVAL);
+    assert_int_equal(p[0].status, 0); // the good one went on
+    assert_int_equal(p[1].status, INST_EINVAL);
+    p[0].session = other.session[0];
+    assert_int_equal(inst_sync(f.engine, p, 1, NULL, NULL, NULL), INST_EINVAL);
+    assert_int_equal(inst_sync(f.engine, p, 3, NULL, NULL, NULL), INST_EINVAL);
+    inst_session *third;
+    assert_int_equal(inst_session_open(&third, f.engine, NULL), INST_ENORESOURCE);
+    close_engine(&f);
+    close_engine(&other);
+}
+
+// After any failed command the session is where it was after the last good chunk and can go on.
+static void failures_leave_sessions_usable(void **state)
+{
+    (void)state;
+    static const struct {
+        uint8_t opcode;
+        uint64_t nth;
+        size_t kept; // of 120 tokens in chunks of 50, after 20 decoded ones
+    } cases[] = {
+        {OP_WRITE, 1, 20}, {OP_WRITE, 3, 20}, {OP_WRITE, 4, 70},
+        {OP_READ, 1, 20},  {OP_READ, 5, 70},  {OP_COLLECT, 2, 20},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct fixture f = {0}, fresh = {0};
+        open_engine(&f, model, NULL, &(struct inst_options){.chunk = 50});
+        open_engine(&fresh, model, NULL, NULL);
+        assert_int_equal(sync_tokens(&f, 0, text[0], 20), 0);
+        fake_drive_faults(f.link, &(struct fake_faults){.opcode = cases[i].opcode,
+                                                        .fail_command = cases[i].nth,
+                                                        .code = INST_EIO,
+                                                        .fail_item = -1});
+        assert_int_equal(sync_tokens(&f, 0, text[0], 140), INST_EIO);
+        assert_non_null(strstr(f.msg.text, "injected"));
+        for (uint32_t layer = 0; layer < 3; layer++)
+            assert_int_equal(fake_drive_length(f.link, 0, layer), cases[i].kept);
+        assert_int_equal(sync_tokens(&f, 0, text[0], 140), 0);
+        assert_int_equal(sync_tokens(&fresh, 0, text[0], 140), 0);
+        assert_memory_equal(inst_logits(f.session[0]), inst_logits(fresh.session[0]),
+                            logits_bytes(&f));
+        close_engine(&f);
+        close_engine(&fresh);
+    }
+}
+
+static void a_failed_item_harms_nobody_else(void **state)
+{
+    (void)state;
+    for (uint64_t nth = 1; nth <= 3; nth++) {
+        struct fixture f = {0}, fresh = {0};
+        open_engine(&f, model, NULL, &(struct inst_options){.max_sessions = 4});
+        open_engine(&fresh, model, NULL, NULL);
+        struct inst_prefix p[4];
+        for (int step = 0; step < 2; step++) {
+            for (size_t i = 0; i < 4; i++)
+                p[i] = (struct inst_prefix){f.session[i], text[i], 40 + 10 * i + (size_t)step, 0};
+            if (step)
+                fake_drive_faults(f.link, &(struct fake_faults){.opcode = OP_ATTEND,
+                                                                .fail_command = nth,
+                                                                .code = INST_ECORRUPT,
+                                                                .fail_item = 1});
+            int err = inst_sync(f.engine, p, 4, NULL, NULL, &f.msg);
+            assert_int_equal(err, step ? INST_ECORRUPT : 0);
+        }
+        for (size_t i = 0; i < 4; i++) {
+            assert_int_equal(p[i].status, i == 1 ? INST_ECORRUPT : 0);
+            if (i == 1) { // cut back, and good again
+                assert_int_equal(fake_drive_length(f.link, 1, 0), 50);
+                assert_int_equal(sync_tokens(&f, 1, text[1], 51), 0);
+            }
+            assert_int_equal(sync_tokens(&fresh, 0, text[i], 41 + 10 * i), 0);
+            assert_memory_equal(inst_logits(f.session[i]), inst_logits(fresh.session[0]),
+                                logits_bytes(&f));
+        }
+        close_engine(&f);
+        close_engine(&fresh);
+    }
+}
+
+static void a_session_that_cannot_be_cut_back_is_dead(void **state)
+{
+    (void)state;
+    struct fixture f = {0};
+    open_engine(&f, model, NULL, NULL);
+    assert_int_equal(sync_tokens(&f, 0, text[0], 30), 0);
+    fake_drive_faults(
+        f.link, &(struct fake_faults){
+                    .opcode = OP_RECLAIM, .fail_command = 1, .code = INST_EIO, .fail_item = -1});
+    assert_int_equal(sync_tokens(&f, 0, text[0], 20), INST_EIO);
+    assert_null(inst_logits(f.session[0]));
+    assert_int_equal(sync_tokens(&f, 0, text[0], 20), INST_EIO);
+    assert_non_null(strstr(f.msg.text, "open a new one"));
+    inst_session_close(f.session[0]);
+    assert_int_equal(inst_session_open(&f.session[0], f.engine, NULL), 0);
+    assert_int_equal(sync_tokens(&f, 0, text[0], 20), 0);
+    close_engine(&f);
+}
+
+static bool cancel_late(void *user, uint64_t done, uint64_t total)
+{
+    uint64_t *calls = user;
+    assert_true(done <= total);
+    return ++*calls < 5;
+}
+
+static void cancelling_keeps_whole_chunks(void **state)
+{
+    (void)state;
+    struct fixture f = {0};
+    open_engine(&f, model, NULL, &(struct inst_options){.chunk = 50});
+    uint64_t calls = 0;
+    struct inst_prefix p = {f.session[0], text[0], 190, 0};
+    assert_int_equal(inst_sync(f.engine, &p, 1, cancel_late, &calls, &f.msg), INST_ECANCELLED);
+    assert_int_equal(p.status, INST_ECANCELLED);
+    assert_int_equal(f.session[0]->length, 50); // two layers and the chunk, then two layers more
+    assert_int_equal(fake_drive_length(f.link, 0, 0), 50);
+    assert_int_equal(sync_tokens(&f, 0, text[0], 190), 0);
+    close_engine(&f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(chunks_threads_stores_give_equal_bits),
+        cmocka_unit_test(decode_equals_prefill),
+        cmocka_unit_test(batch_equals_alone),
+        cmocka_unit_test(sync_computes_only_what_is_missing),
+        cmocka_unit_test(bad_prefixes_are_refused),
+        cmocka_unit_test(failures_leave_sessions_usable),
+        cmocka_unit_test(a_failed_item_harms_nobody_else),
+        cmocka_unit_test(a_session_that_cannot_be_cut_back_is_dead),
+        cmocka_unit_test(cancelling_keeps_whole_chunks),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
