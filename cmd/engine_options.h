@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// Options that every command with an engine shares.
+#ifndef INST_CMD_ENGINE_OPTIONS_H
+#define INST_CMD_ENGINE_OPTIONS_H
+
+#include "cmd/options.h"
+#include "instinfer.h"
+
+struct engine_options {
+    struct inst_options engine;
+    struct option_list kv;
+};
+
+// Rows for an option table; E is a struct engine_options.
+#define ENGINE_OPTION_ROWS(E)                                                                      \
+    {"Model and machine", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},                              \
+        {"--model", 'm', OPTION_TEXT, &(E).engine.model, 0, 0, "MODEL", "GGUF file"},              \
+        {"--threads", 't', OPTION_U32, &(E).engine.threads, 1, 1024, "N", "default: all CPUs"},    \
+        {"--context", 'c',          OPTION_U64, &(E).engine.context,                               \
+         1,           4294967296.0, "N",        "tokens of context; default: the model's"},        \
+        {"--memory",                                                                               \
+         0,                                                                                        \
+         OPTION_SIZE,                                                                              \
+         &(E).engine.memory,                                                                       \
+         0,                                                                                        \
+         0,                                                                                        \
+         "SIZE",                                                                                   \
+         "for everything but weights and ram: drives; default: a quarter of what is available"},   \
+        {"--kv",                                                                                   \
+         0,                                                                                        \
+         OPTION_LIST,                                                                              \
+         &(E).kv,                                                                                  \
+         0,                                                                                        \
+         0,                                                                                        \
+         "WHERE",                                                                                  \
+         "where KV lives: a directory, ram:SIZE[@RATE] or null:; default: the cache directory"},   \
+        {"--kv-limit",                                                                             \
+         0,                                                                                        \
+         OPTION_SIZE,                                                                              \
+         &(E).engine.kv_limit,                                                                     \
+         0,                                                                                        \
+         0,                                                                                        \
+         "SIZE",                                                                                   \
+         "what KV may grow to; default: what the context needs"},                                  \
+        {"--group",  0,                                                                            \
+         OPTION_U32, &(E).engine.group,                                                            \
+         16,         1024,                                                                         \
+         "T",        "tokens of a token group, a power of two; default: chosen by the drive"},     \
+        {"--attention", 0, OPTION_TEXT, &(E).engine.attention, 0, 0, "dense", "the only one yet"}, \
+        {"--chunk", 0,     OPTION_U32, &(E).engine.chunk,                                          \
+         1,         65536, "C",        "prefill chunk in tokens; default: chosen from --memory"},  \
+    {                                                                                              \
+        "--kernels", 0, OPTION_TEXT, &(E).engine.kernels, 0, 0, "NAME", "kernel set, for tests"    \
+    }
+
+// Checks what the table cannot and opens. 0 or an exit code, with the error line printed.
+int engine_options_open(inst_engine **engine, struct engine_options *options, const char *command);
+// Prints the error line of a failed call; the exit code.
+int failed(int code, const struct inst_msg *msg);
+
+#endif

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+// instinfer inspect: what a GGUF file holds, and whether it runs here.
+#include "cmd/commands.h"
+#include "cmd/options.h"
+#include "host/model/config.h"
+#include "host/model/tokenizer.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+static void print_string(struct gguf_string s)
+{
+    struct gguf_print print;
+    printf("%s", gguf_printable(s, &print));
+}
+
+static void print_key(const struct gguf *gguf, const struct gguf_key *key)
+{
+    char name[128];
+    snprintf(name, sizeof name, "%.*s", (int)(key->name.bytes < 127 ? key->name.bytes : 127),
+             key->name.data);
+    struct gguf_string text;
+    uint64_t u;
+    float f;
+    bool b;
+    printf("  ");
+    print_string(key->name);
+    printf(" = ");
+    if (key->type == GGUF_ARRAY)
+        printf("[%llu values]", (unsigned long long)key->count);
+    else if (key->type == GGUF_STRING && !gguf_get_string(gguf, name, GGUF_REQUIRED, &text, NULL))
+        print_string(text);
+    else if (key->type == GGUF_BOOL && !gguf_get_bool(gguf, name, GGUF_REQUIRED, &b, NULL))
+        printf("%s", b ? "true" : "false");
+    else if (key->type == GGUF_F32 &&
+             !gguf_get_f32(gguf, name, GGUF_REQUIRED, -3.4e38f, 3.4e38f, &f, NULL))
+        printf("%g", (double)f);
+    else if (!gguf_get_u64(gguf, name, GGUF_REQUIRED, 0, UINT64_MAX, &u, NULL))
+        printf("%llu", (unsigned long long)u);
+    else
+        printf("(type %u)", key->type);
+    putchar('\n');
+}
+
+static const char *type_name(uint32_t type, char room[24])
+{
+    const struct tensor_type_info *info = tensor_type_info(type);
+    if (info)
+        return info->name;
+    snprintf(room, 24, "type %u", type);
+    return room;
+}
+
+static void print_types(const struct gguf *gguf)
+{
+    enum { TYPES = 64 };
+    uint64_t count[TYPES] = {0}, bytes[TYPES] = {0};
+    for (uint64_t i = 0; i < gguf_tensor_count(gguf); i++) {
+        const struct gguf_tensor *t = gguf_tensor_at(gguf, i);
+        if (t->type < TYPES) {
+            count[t->type]++;
+            bytes[t->type] += t->bytes;
+        }
+    }
+    for (uint32_t i = 0; i < TYPES; i++) {
+        char room[24];
+        if (count[i])
+            printf("  %-6s %6llu tensors, %.1f MiB\n", type_name(i, room),
+                   (unsigned long long)count[i], (double)bytes[i] / 1048576);
+    }
+}
+
+static void print_tensor(const struct gguf_tensor *t)
+{
+    char room[24];
+    printf("  ");
+    print_string(t->name);
+    printf(" %s [", type_name(t->type, room));
+    for (uint32_t i = 0; i < t->n_dims; i++)
+        printf(i ? " x %llu" : "%llu", (unsigned long long)t->dims[i]);
+    printf("] at %llu\n", (unsigned long long)t->offset);
+}
+
+static void print_config(const struct model_config *c)
+{
+    printf("architecture %s: %u layers, width %u, %u query heads, %u KV heads, head_dim %u, "
+           "ffn %u, vocabulary %u\n",
+           c->architecture, c->layers, c->width, c->heads, c->kv_heads, c->head_dim, c->ffn,
+           c->vocab);
+    printf("trained context %u tokens, rope base %g over %u of %u dimensions\n", c->context,
+           (double)c->rope_base, c->rope_dims, c->head_dim);
+    printf("KV %.1f KiB per token, %.1f MiB for the trained context\n",
+           (double)c->layers * c->kv_heads * c->head_dim * 4 / 1024,
+           (double)c->layers * c->kv_heads * c->head_dim * 4 * c->context / 1048576);
+}
+
+static void print_file(const struct gguf *gguf, struct budget *budget, bool verbose)
+{
+    struct inst_msg why = {0};
+    struct model_config config;
+    struct model_weights weights = {0};
+    struct tokenizer *tokenizer = NULL;
+    printf("%s: GGUF version %u, %.1f MiB, %llu keys, %llu tensors\n", gguf_name(gguf),
+           gguf_version(gguf), (double)gguf_bytes(gguf) / 1048576,
+           (unsigned long long)gguf_key_count(gguf), (unsigned long long)gguf_tensor_count(gguf));
+    print_types(gguf);
+    int err = model_config_read(gguf, &config, &why);
+    if (!err) {
+        print_config(&config);
+        err = model_weights_bind(gguf, &config, budget, &weights, &why);
+    }
+    struct inst_msg no_tokenizer = {0};
+    int token_err = tokenizer_open(&tokenizer, gguf, budget, &no_tokenizer);
+    if (!token_err)
+        printf("tokenizer %s, %u tokens\n", tokenizer_kind(tokenizer), tokenizer_count(tokenizer));
+    if (err || token_err)
+        printf("runs here: no: %s\n", err ? why.text : no_tokenizer.text);
+    else
+        puts("runs here: yes");
+    if (verbose) {
+        puts("keys:");
+        for (uint64_t i = 0; i < gguf_key_count(gguf); i++)
+            print_key(gguf, gguf_key_at(gguf, i));
+        puts("tensors:");
+        for (uint64_t i = 0; i < gguf_tensor_count(gguf); i++)
+            print_tensor(gguf_tensor_at(gguf, i));
+    }
+    tokenizer_free(tokenizer);
+    model_weights_free(&weights);
+}
+
+int command_inspect(int argc, char **argv)
+{
+    static bool verbose;
+    const struct option rows[] = {
+        {"Options", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
+        {"--verbose", 'v', OPTION_FLAG, &verbose, 0, 0, NULL, "all keys and tensors"},
+    };
+    const struct options options = {"inspect", "MODEL", "Prints what a GGUF file holds.", rows,
+                                    sizeof rows / sizeof *rows};
+    int n, code;
+    if (!options_parse(&options, argc, argv, &n, &code))
+        return code;
+    if (n != 1)
+        return fail(EXIT_USAGE, "inspect: give one MODEL");
+    struct budget budget;
+    struct inst_msg msg = {0};
+    struct gguf *gguf;
+    budget_init(&budget, UINT64_MAX);
+    if (gguf_open(&gguf, argv[0], &budget, &msg))
+        return fail(EXIT_FAILED, "%s", msg.text);
+    print_file(gguf, &budget, verbose);
+    gguf_close(gguf);
+    if (fflush(stdout) || ferror(stdout))
+        return fail(EXIT_FAILED, "standard output: %s", strerror(errno));
+    return 0;
+}

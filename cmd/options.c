@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cmd/options.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+int fail(int code, const char *fmt, ...)
+{
+    va_list args;
+    va_start(args, fmt);
+    fputs("instinfer: ", stderr);
+    vfprintf(stderr, fmt, args);
+    fputc('\n', stderr);
+    va_end(args);
+    return code;
+}
+
+static int usage_error(const char *command, const char *name, const char *value, const char *what)
+{
+    if (value)
+        return fail(EXIT_USAGE, "%s: %s: '%s' %s", command, name, value, what);
+    return fail(EXIT_USAGE, "%s: %s %s", command, name, what);
+}
+
+// The whole text as an integer in [min, max]. 0, or a text that says what is wrong.
+static const char *parse_integer(const char *text, long long min, unsigned long long max,
+                                 unsigned long long *out, char why[96])
+{
+    const char *digits = text + (*text == '-');
+    size_t n = strspn(digits, "0123456789");
+    if (!n || digits[n])
+        return "is not a whole number";
+    errno = 0;
+    unsigned long long magnitude = strtoull(digits, NULL, 10);
+    bool negative = *text == '-' && magnitude;
+    bool bad = errno == ERANGE;
+    if (negative)
+        bad |= min >= 0 || magnitude > (unsigned long long)-min;
+    else
+        bad |= magnitude > max || (min > 0 && magnitude < (unsigned long long)min);
+    if (bad) {
+        snprintf(why, 96, "is out of range (%lld to %llu)", min, max);
+        return why;
+    }
+    *out = negative ? 0 - magnitude : magnitude;
+    return NULL;
+}
+
+static const char *parse_float(const char *text, double min, double max, float *out, char why[96])
+{
+    char *end;
+    double value = strtod(text, &end);
+    if (end == text || *end || isspace((unsigned char)*text) || !isfinite(value) ||
+        text[strspn(text, "+-")] == '0' + ('x' - '0'))
+        return "is not a number";
+    if (value < min || value > max) {
+        snprintf(why, 96, "is out of range (%g to %g)", min, max);
+        return why;
+    }
+    *out = (float)value;
+    return NULL;
+}
+
+// "64M", and "2.6M" as messages and summaries print it.
+static const char *parse_size(const char *text, uint64_t *out)
+{
+    static const char what[] = "is not a size (a number with K, M, G or T, for example 512M)";
+    size_t n = strspn(text, "0123456789");
+    if (!n || n > 19)
+        return what;
+    uint64_t value = strtoull(text, NULL, 10), unit_bytes = 1;
+    size_t decimals = text[n] == '.' ? strspn(text + n + 1, "0123456789") : 0;
+    const char *end = text + n + (decimals ? decimals + 1 : 0);
+    if (*end) {
+        static const char units[] = "KMGT";
+        const char *unit = strchr(units, toupper((unsigned char)*end));
+        if (!unit || end[1])
+            return what;
+        unit_bytes = (uint64_t)1024 << 10 * (unit - units);
+    }
+    if ((decimals && unit_bytes == 1) || decimals > 3)
+        return what;
+    if (__builtin_mul_overflow(value, unit_bytes, &value))
+        return "is too large";
+    uint64_t part = unit_bytes;
+    for (size_t i = 1, scale = 10; i <= decimals; i++, scale *= 10)
+        if (__builtin_add_overflow(value, part * (uint64_t)(text[n + i] - '0') / scale, &value))
+            return "is too large";
+    if (!value)
+        return "must be more than 0";
+    *out = value;
+    return NULL;
+}
+
+static const char *append(struct option_list *list, const char *value)
+{
+    const char **items = realloc(list->items, (list->n + 1) * sizeof *items);
+    if (!items)
+        return "does not fit in memory";
+    list->items = items;
+    items[list->n++] = value;
+    return NULL;
+}
+
+static const char *store(const struct option *o, const char *text, char why[96])
+{
+    unsigned long long n;
+    const char *wrong = NULL;
+    switch (o->kind) {
+    case OPTION_TEXT:
+        *(const char **)o->value = text;
+        return NULL;
+    case OPTION_LIST:
+        return append(o->value, text);
+    case OPTION_F32:
+        return parse_float(text, o->min, o->max, o->value, why);
+    case OPTION_SIZE:
+        return parse_size(text, o->value);
+    case OPTION_U32:
+    case OPTION_U64:
+    case OPTION_I32:
+        wrong = parse_integer(text, (long long)o->min, (unsigned long long)o->max, &n, why);
+        if (wrong)
+            return wrong;
+        if (o->kind == OPTION_U32)
+            *(uint32_t *)o->value = (uint32_t)n;
+        else if (o->kind == OPTION_U64)
+            *(uint64_t *)o->value = n;
+        else
+            *(int32_t *)o->value = (int32_t)n;
+        return NULL;
+    case OPTION_FLAG:
+    case OPTION_HEADING:
+        break;
+    }
+    return "is not an option with a value";
+}
+
+static void print_help(const struct options *options)
+{
+    printf("usage: instinfer %s [options]%s%s\n%s\n", options->command,
+           options->operands ? " " : "", options->operands ? options->operands : "",
+           options->about);
+    for (size_t i = 0; i < options->n_rows; i++) {
+        const struct option *o = &options->rows[i];
+        if (o->kind == OPTION_HEADING) {
+            printf("\n%s:\n", o->name);
+            continue;
+        }
+        char left[64], letter[8] = "    ";
+        if (o->letter)
+            snprintf(letter, sizeof letter, "-%c, ", o->letter);
+        snprintf(left, sizeof left, "%s%s %s", letter, o->name, o->argument ? o->argument : "");
+        printf("  %-28s %s\n", left, o->help);
+    }
+    printf("\n      %-26s %s\n", "--help", "this text");
+}
+
+static const struct option *find(const struct options *options, const char *arg, size_t bytes)
+{
+    for (size_t i = 0; i < options->n_rows; i++) {
+        const struct option *o = &options->rows[i];
+        if (o->kind == OPTION_HEADING)
+            continue;
+        if (strlen(o->name) == bytes && !memcmp(o->name, arg, bytes))
+            return o;
+        if (o->letter && bytes == 2 && arg[0] == '-' && arg[1] == o->letter)
+            return o;
+    }
+    return NULL;
+}
+
+// One option at argv[*i]; moves *i over its value. 0 or an exit code.
+static int parse_one(const struct options *options, int argc, char **argv, int *i)
+{
+    const char *arg = argv[*i], *equals = !strncmp(arg, "--", 2) ? strchr(arg, '=') : NULL;
+    size_t bytes = equals ? (size_t)(equals - arg) : strlen(arg);
+    const struct option *o = find(options, arg, bytes);
+    if (!o)
+        return fail(EXIT_USAGE, "%s: unknown option %s (see instinfer %s --help)", options->command,
+                    arg, options->command);
+    char name[40], why[96];
+    snprintf(name, sizeof name, "%.*s", (int)bytes, arg);
+    if (o->kind == OPTION_FLAG) {
+        if (equals)
+            return usage_error(options->command, name, NULL, "takes no value");
+        *(bool *)o->value = true;
+        return 0;
+    }
+    const char *value = equals ? equals + 1 : *i + 1 < argc ? argv[++*i] : NULL;
+    if (!value)
+        return usage_error(options->command, name, NULL, "needs a value");
+    const char *wrong = store(o, value, why);
+    return wrong ? usage_error(options->command, name, value, wrong) : 0;
+}
+
+bool options_parse(const struct options *options, int argc, char **argv, int *n_operands,
+                   int *exit_code)
+{
+    bool only_operands = false;
+    *n_operands = 0;
+    for (int i = 1; i < argc; i++) {
+        const char *arg = argv[i];
+        if (!only_operands && !strcmp(arg, "--")) {
+            only_operands = true;
+        } else if (!only_operands && (!strcmp(arg, "--help") || !strcmp(arg, "-h"))) {
+            print_help(options);
+            *exit_code = EXIT_OK;
+            return false;
+        } else if (!only_operands && arg[0] == '-' && arg[1]) {
+            if ((*exit_code = parse_one(options, argc, argv, &i)))
+                return false;
+        } else if (!options->operands) {
+            *exit_code = fail(EXIT_USAGE, "%s: unexpected argument '%s'", options->command, arg);
+            return false;
+        } else {
+            argv[(*n_operands)++] = argv[i];
+        }
+    }
+    return true;
+}
+
+void options_free(const struct options *options)
+{
+    for (size_t i = 0; i < options->n_rows; i++)
+        if (options->rows[i].kind == OPTION_LIST) {
+            struct option_list *list = options->rows[i].value;
+            free(list->items);
+            *list = (struct option_list){0};
+        }
+}

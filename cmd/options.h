@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+// Command line options as a table: one row per option gives parsing, range, error line and help.
+// Accepted forms: -x VALUE, --name VALUE, --name=VALUE, "--" before operands.
+#ifndef INST_CMD_OPTIONS_H
+#define INST_CMD_OPTIONS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
+
+enum option_kind {
+    OPTION_FLAG,    // bool *
+    OPTION_TEXT,    // const char **
+    OPTION_LIST,    // struct option_list *; may be given several times
+    OPTION_U32,     // uint32_t *
+    OPTION_U64,     // uint64_t *
+    OPTION_I32,     // int32_t *
+    OPTION_F32,     // float *
+    OPTION_SIZE,    // uint64_t *, with K, M, G, T
+    OPTION_HEADING, // a line of the help text
+};
+
+struct option_list {
+    const char **items;
+    size_t n;
+};
+
+struct option {
+    const char *name; // with its dashes, or the text of a heading
+    char letter;      // 0 = none
+    enum option_kind kind;
+    void *value;
+    double min, max; // of numbers
+    const char *argument, *help;
+};
+
+struct options {
+    const char *command;  // "run"
+    const char *operands; // for the usage line, NULL = takes none
+    const char *about;    // one line
+    const struct option *rows;
+    size_t n_rows;
+};
+
+// Parses argv[1..]. Returns true when the command shall go on; false with *exit_code set when it
+// shall end (an error line or the help text has been printed). Operands are moved to argv[0..n).
+bool options_parse(const struct options *options, int argc, char **argv, int *n_operands,
+                   int *exit_code);
+// Frees the lists.
+void options_free(const struct options *options);
+
+// "instinfer: ..." on stderr; returns `code`.
+int fail(int code, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+#endif

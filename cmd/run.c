@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+// instinfer run: stands on the public header alone, as any other program could.
+#include "cmd/commands.h"
+#include "cmd/engine_options.h"
+#include "cmd/input.h"
+#include "cmd/output.h"
+#include "cmd/stats_json.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+static volatile sig_atomic_t interrupted;
+
+static void on_interrupt(int signal)
+{
+    (void)signal;
+    interrupted = 1;
+}
+
+struct run {
+    struct engine_options engine;
+    struct inst_sampling sampling;
+    const char *prompt, *file, *stats_path;
+    uint64_t predict;
+    struct option_list stops;
+    bool ignore_eos, verbose;
+
+    inst_engine *e;
+    inst_session *session;
+    inst_sampler *sampler;
+    int32_t *tokens; // prompt, then what was generated
+    size_t n_tokens, room;
+    struct terminal terminal;
+    struct meter meter;
+    struct output output;
+    struct inst_model_info info;
+    struct run_result result;
+    FILE *stats_file;
+};
+
+static bool on_progress(void *user, uint64_t done, uint64_t total)
+{
+    struct run *r = user;
+    terminal_progress(&r->terminal, done, total);
+    meter_sample(&r->meter, false);
+    return !interrupted;
+}
+
+// The prompt's ids, with room for all that the context can hold after them.
+static int read_prompt(struct run *r)
+{
+    struct input input;
+    struct inst_msg msg = {0};
+    int32_t *tokens = NULL;
+    size_t n = 0;
+    int code = input_open(&input, "run", r->prompt, r->file);
+    if (code)
+        return code;
+    code = inst_tokenize(r->e, input.text, input.bytes, 0, &tokens, &n, &msg);
+    meter_sample(&r->meter, true);
+    input_close(&input);
+    if (code)
+        return failed(code, &msg);
+    if (!n || n > r->info.context) {
+        free(tokens);
+        if (!n)
+            return fail(EXIT_FAILED, "the prompt has no tokens");
+        return fail(EXIT_FAILED,
+                    "the prompt of %zu tokens does not fit in the context of %llu (see -c)", n,
+                    (unsigned long long)r->info.context);
+    }
+    uint64_t left = r->info.context - n;
+    r->room = n + (size_t)(r->predict < left ? r->predict : left);
+    r->tokens = realloc(tokens, r->room * sizeof *tokens);
+    if (!r->tokens) {
+        free(tokens);
+        return fail(EXIT_FAILED, "out of memory");
+    }
+    r->n_tokens = r->result.prompt_tokens = n;
+    return 0;
+}
+
+static int sync_session(struct run *r)
+{
+    struct inst_msg msg = {0};
+    struct inst_prefix prefix = {
+        .session = r->session, .tokens = r->tokens, .n_tokens = r->n_tokens};
+    int err = inst_sync(r->e, &prefix, 1, on_progress, r, &msg);
+    if (err == INST_ECANCELLED && interrupted)
+        return 0;
+    terminal_end_progress(&r->terminal);
+    return err ? failed(err, &msg) : 0;
+}
+
+// Sets the reason why it ended. 0 or an exit code.
+static int generate(struct run *r)
+{
+    while (true) {
+        int code = sync_session(r);
+        if (code)
+            return code;
+        meter_sample(&r->meter, false);
+        if (interrupted) {
+            r->result.stop_reason = "interrupt";
+            return 0;
+        }
+        if (r->result.generated_tokens == r->predict || r->n_tokens == r->info.context) {
+            r->result.stop_reason = r->result.generated_tokens == r->predict ? "length" : "context";
+            return 0;
+        }
+        int32_t token = inst_sample(r->sampler, r->session, r->tokens, r->n_tokens);
+        if (inst_token_is_end(r->e, token) && !r->ignore_eos) {
+            r->result.stop_reason = "end";
+            return 0;
+        }
+        r->tokens[r->n_tokens++] = token;
+        r->result.generated_tokens++;
+        size_t bytes;
+        const char *text = inst_token_text(r->e, token, &bytes);
+        if (!output_put(&r->output, text, bytes)) {
+            r->result.stop_reason = "stop";
+            return 0;
+        }
+    }
+}
+
+static int open_all(struct run *r)
+{
+    struct inst_msg msg = {0};
+    for (size_t i = 0; i < r->stops.n; i++)
+        if (!*r->stops.items[i])
+            return fail(EXIT_USAGE, "run: --stop needs a text that is not empty");
+    if (!r->prompt == !r->file)
+        return fail(EXIT_USAGE, r->file
+                                    ? "run: give either -p or -f, not both"
+                                    : "run: no prompt given: use -p TEXT or -f FILE (- = stdin)");
+    if (r->stats_path && !(r->stats_file = fopen(r->stats_path, "we")))
+        return fail(EXIT_FAILED, "%s: %s", r->stats_path, strerror(errno));
+    int code = engine_options_open(&r->e, &r->engine, "run");
+    if (code)
+        return code;
+    inst_engine_info(r->e, &r->info);
+    terminal_first_line(&r->terminal, &r->info);
+    code = read_prompt(r);
+    if (code)
+        return code;
+    int err = inst_session_open(&r->session, r->e, &msg);
+    if (!err)
+        err = inst_sampler_open(&r->sampler, r->e, &r->sampling, &msg);
+    return err ? failed(err, &msg) : 0;
+}
+
+static int run_all(struct run *r)
+{
+    int code = open_all(r);
+    if (code)
+        return code;
+    // The first Ctrl-C ends cleanly, a second one at once.
+    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
+    sigaction(SIGINT, &action, NULL);
+    r->result.stop_reason = "error";
+    r->result.seed = r->sampling.seed;
+    code = generate(r);
+    terminal_end_progress(&r->terminal);
+    if (!output_end(&r->output) && !code)
+        code = fail(EXIT_FAILED, "standard output: %s", strerror(r->output.error));
+    meter_sample(&r->meter, true);
+    r->result.peak_memory = r->meter.peak;
+    struct inst_msg msg = {0};
+    int err = inst_engine_stats(r->e, &r->result.stats, &msg);
+    if (err && !code)
+        code = failed(err, &msg);
+    if (r->terminal.lines && !r->output.newline)
+        fputc('\n', stderr);
+    terminal_summary(&r->terminal, &r->result);
+    if (r->stats_file) {
+        int wrote = stats_json_write(r->stats_file, r->stats_path, &r->info, &r->result, r->tokens,
+                                     r->n_tokens);
+        r->stats_file = NULL;
+        code = code ? code : wrote;
+    }
+    return code ? code : interrupted ? EXIT_INTERRUPTED : EXIT_OK;
+}
+
+int command_run(int argc, char **argv)
+{
+    static struct run r;
+    r.predict = UINT64_MAX;
+    inst_sampling_default(&r.sampling);
+    const struct option rows[] = {
+        {"Text", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
+        {"--prompt", 'p', OPTION_TEXT, &r.prompt, 0, 0, "TEXT", "the prompt"},
+        {"--file", 'f', OPTION_TEXT, &r.file, 0, 0, "FILE", "prompt from a file, - = stdin"},
+        {"--predict", 'n', OPTION_U64, &r.predict, 0, 1e18, "N",
+         "tokens to generate; default: until an end token or the context is full"},
+        {"--stop", 0, OPTION_LIST, &r.stops, 0, 0, "TEXT",
+         "ends before this text; may be given several times"},
+        {"--ignore-eos", 0, OPTION_FLAG, &r.ignore_eos, 0, 0, NULL, "goes on after end tokens"},
+        ENGINE_OPTION_ROWS(r.engine),
+        {"Sampling", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
+        {"--temp", 0, OPTION_F32, &r.sampling.temperature, 0, 100, "T", "0 = greedy; default 0.8"},
+        {"--top-k", 0, OPTION_I32, &r.sampling.top_k, 0, INT32_MAX, "K", "0 = all; default 40"},
+        {"--top-p", 0, OPTION_F32, &r.sampling.top_p, 0, 1, "P", "default 0.95"},
+        {"--min-p", 0, OPTION_F32, &r.sampling.min_p, 0, 1, "P", "default 0.05"},
+        {"--repeat-penalty", 0, OPTION_F32, &r.sampling.repeat_penalty, 0.01, 100, "P",
+         "1 = off, the default"},
+        {"--repeat-last", 0, OPTION_I32, &r.sampling.repeat_last, -1, INT32_MAX, "N",
+         "tokens that the penalty looks at, -1 = all; default 64"},
+        {"--seed", 0, OPTION_U32, &r.sampling.seed, 0, UINT32_MAX, "S",
+         "default: random, reported in --stats"},
+        {"Reports", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
+        {"--stats", 0, OPTION_TEXT, &r.stats_path, 0, 0, "FILE.json", "counters and token ids"},
+        {"--verbose", 'v', OPTION_FLAG, &r.verbose, 0, 0, NULL,
+         "first line and summary even when stderr is no terminal"},
+    };
+    const struct options options = {"run", NULL, "Generates text; only that goes to stdout.", rows,
+                                    sizeof rows / sizeof *rows};
+    int n, code;
+    if (options_parse(&options, argc, argv, &n, &code)) {
+        terminal_open(&r.terminal, r.verbose);
+        output_open(&r.output, &r.stops);
+        code = run_all(&r);
+    }
+    if (r.stats_file)
+        fclose(r.stats_file);
+    inst_sampler_close(r.sampler);
+    inst_engine_close(r.e);
+    output_close(&r.output);
+    free(r.tokens);
+    options_free(&options);
+    return code;
+}

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// cJSON writes everything but the token ids: as JSON nodes they would cost more memory than the
+// model's own buffers, so they are printed directly.
+#include "cmd/stats_json.h"
+#include "cmd/options.h"
+
+#include <cjson/cJSON.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+static bool add(cJSON *o, const char *name, double value)
+{
+    return cJSON_AddNumberToObject(o, name, value);
+}
+
+static bool add_model(cJSON *o, const struct inst_model_info *info)
+{
+    return cJSON_AddStringToObject(o, "version", inst_version()) &&
+           cJSON_AddStringToObject(o, "model", info->name) &&
+           cJSON_AddStringToObject(o, "architecture", info->architecture) &&
+           add(o, "weight_bytes", (double)info->weight_bytes) &&
+           add(o, "kv_bytes_per_token", (double)info->kv_bytes_per_token) &&
+           add(o, "context", (double)info->context) && add(o, "memory", (double)info->memory) &&
+           add(o, "kv_limit", (double)info->kv_limit) && add(o, "chunk", info->chunk) &&
+           add(o, "group", info->group) && add(o, "threads", info->threads) &&
+           cJSON_AddStringToObject(o, "kernels", info->kernels) &&
+           cJSON_AddStringToObject(o, "kv_place", info->kv_place) &&
+           cJSON_AddStringToObject(o, "kv_path", info->kv_path);
+}
+
+static bool add_result(cJSON *o, const struct run_result *r)
+{
+    const struct inst_stats *s = &r->stats;
+    bool ok = add(o, "prompt_tokens", (double)r->prompt_tokens) &&
+              add(o, "generated_tokens", (double)r->generated_tokens) &&
+              cJSON_AddStringToObject(o, "stop_reason", r->stop_reason) &&
+              add(o, "seed", r->seed) &&
+              add(o, "prefill_tokens_per_s", rate((double)s->prefill_tokens, s->prefill_seconds)) &&
+              add(o, "decode_tokens_per_s", rate((double)s->decode_tokens, s->decode_seconds)) &&
+              add(o, "peak_memory_bytes", (double)r->peak_memory);
+#define ADD_FIELD(type, name, text) ok = ok && add(o, #name, (double)s->name);
+    INST_STATS_MAP(ADD_FIELD)
+#undef ADD_FIELD
+    return ok;
+}
+
+int stats_json_write(FILE *file, const char *path, const struct inst_model_info *info,
+                     const struct run_result *result, const int32_t *tokens, size_t n_tokens)
+{
+    cJSON *object = cJSON_CreateObject();
+    char *text = NULL;
+    if (object && add_model(object, info) && add_result(object, result))
+        text = cJSON_Print(object);
+    cJSON_Delete(object);
+    size_t n = text ? strlen(text) : 0;
+    bool ok = n > 2;
+    // Without the closing "\n}".
+    ok =
+        ok && fwrite(text, 1, n - 2, file) == n - 2 && fputs(",\n\t\"text_tokens\":\t[", file) >= 0;
+    for (size_t i = 0; ok && i < n_tokens; i++)
+        ok = fprintf(file, i ? ", %d" : "%d", tokens[i]) > 0;
+    ok = ok && fputs("]\n}\n", file) >= 0;
+    cJSON_free(text);
+    int saved = errno;
+    if (fclose(file) && ok) {
+        saved = errno;
+        ok = false;
+    }
+    return ok ? 0 : fail(EXIT_FAILED, "%s: %s", path, strerror(saved));
+}

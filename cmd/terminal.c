@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cmd/terminal.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static double seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+double rate(double amount, double time)
+{
+    return time > 0 ? amount / time : 0;
+}
+
+static const char *size_text(double bytes, char out[24])
+{
+    static const char unit[] = "BKMGTPE";
+    int i = 0;
+    for (; bytes >= 1024 && unit[i + 1]; i++)
+        bytes /= 1024;
+    snprintf(out, 24, i == 0 || bytes >= 100 ? "%.0f%c" : "%.1f%c", bytes, unit[i]);
+    return out;
+}
+
+void terminal_open(struct terminal *terminal, bool verbose)
+{
+    bool tty = isatty(STDERR_FILENO);
+    *terminal = (struct terminal){.lines = tty || verbose, .bar = tty};
+}
+
+void terminal_first_line(const struct terminal *terminal, const struct inst_model_info *info)
+{
+    // Said always: nobody shall take this text for the model's.
+    if (!strcmp(info->kv_place, "null:"))
+        fputs("instinfer: null drive: timing only, the text is meaningless\n", stderr);
+    if (!terminal->lines)
+        return;
+    char weights[24], memory[24], limit[24];
+    fprintf(stderr,
+            "%s: weights %s, memory %s, KV limit %s in %s (%s), context %llu, chunk %u, group %u, "
+            "%u threads, %s\n",
+            info->name, size_text((double)info->weight_bytes, weights),
+            size_text((double)info->memory, memory), size_text((double)info->kv_limit, limit),
+            info->kv_place, info->kv_path, (unsigned long long)info->context, info->chunk,
+            info->group, info->threads, info->kernels);
+}
+
+void terminal_progress(struct terminal *terminal, uint64_t done, uint64_t total)
+{
+    enum { WIDTH = 30 };
+    if (!terminal->bar || !total)
+        return;
+    double now = seconds();
+    if (terminal->bar_start <= 0)
+        terminal->bar_start = terminal->bar_last = now;
+    // Prompts that are done in a moment get no bar.
+    if (now - terminal->bar_last < 0.1)
+        return;
+    terminal->bar_last = now;
+    terminal->bar_shown = true;
+    char bar[WIDTH + 1];
+    int filled = (int)(done * WIDTH / total);
+    memset(bar, ' ', WIDTH);
+    memset(bar, '#', (size_t)filled);
+    bar[WIDTH] = 0;
+    fprintf(stderr, "\rprefill [%s] %llu/%llu tokens, %.0f tokens/s\033[K", bar,
+            (unsigned long long)done, (unsigned long long)total,
+            rate((double)done, now - terminal->bar_start));
+}
+
+void terminal_end_progress(struct terminal *terminal)
+{
+    if (terminal->bar_shown)
+        fputs("\r\033[K", stderr);
+    terminal->bar_shown = false;
+    terminal->bar_start = 0;
+}
+
+void terminal_summary(const struct terminal *terminal, const struct run_result *r)
+{
+    if (!terminal->lines)
+        return;
+    const struct inst_stats *s = &r->stats;
+    char per_token[24], peak[24];
+    double decoded = (double)s->decode_tokens;
+    fprintf(
+        stderr,
+        "prompt %llu tokens, %.1f tokens/s; generated %llu tokens, %.1f tokens/s (%s); "
+        "flash read %s per token, %.2f GB/s; WAF %.2f; peak memory %s\n",
+        (unsigned long long)r->prompt_tokens, rate((double)s->prefill_tokens, s->prefill_seconds),
+        (unsigned long long)r->generated_tokens, rate(decoded, s->decode_seconds), r->stop_reason,
+        size_text(decoded > 0 ? (double)s->decode_flash_read_bytes / decoded : 0, per_token),
+        rate((double)s->decode_flash_read_bytes, s->attention_seconds) / 1e9, s->waf,
+        size_text((double)r->peak_memory, peak));
+}
+
+// Value of "NAME:   N kB" in /proc/self/status.
+static uint64_t status_bytes(const char *text, const char *name)
+{
+    const char *at = strstr(text, name);
+    return at ? strtoull(at + strlen(name), NULL, 10) * 1024 : 0;
+}
+
+void meter_sample(struct meter *meter, bool now)
+{
+    double t = seconds();
+    if (!now && t - meter->last < 0.005)
+        return;
+    meter->last = t;
+    // No stdio: the meter must not add to what it measures.
+    char text[4096];
+    int fd = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    ssize_t n = read(fd, text, sizeof text - 1);
+    close(fd);
+    if (n <= 0)
+        return;
+    text[n] = 0;
+    uint64_t used = status_bytes(text, "RssAnon:") + status_bytes(text, "RssShmem:");
+    if (used > meter->peak)
+        meter->peak = used;
+}

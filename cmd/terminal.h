@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a person sees on stderr: the first line, the prefill bar, the closing summary.
+#ifndef INST_CMD_TERMINAL_H
+#define INST_CMD_TERMINAL_H
+
+#include "instinfer.h"
+
+struct terminal {
+    bool lines; // first line and summary
+    bool bar;   // stderr is a terminal
+    bool bar_shown;
+    double bar_start, bar_last; // seconds
+};
+
+void terminal_open(struct terminal *terminal, bool verbose);
+void terminal_first_line(const struct terminal *terminal, const struct inst_model_info *info);
+void terminal_progress(struct terminal *terminal, uint64_t done, uint64_t total);
+void terminal_end_progress(struct terminal *terminal);
+
+struct run_result {
+    struct inst_stats stats;
+    uint64_t prompt_tokens, generated_tokens, peak_memory;
+    uint32_t seed;
+    const char *stop_reason; // "end", "length", "context", "stop", "interrupt", "error"
+};
+void terminal_summary(const struct terminal *terminal, const struct run_result *result);
+
+double rate(double amount, double seconds); // 0 when there was no time
+
+// Peak of RssAnon + RssShmem of this process, as far as it was looked at. NULL fields are fine.
+struct meter {
+    uint64_t peak;
+    double last; // seconds
+};
+// Looks, but not more often than every few milliseconds unless `now`.
+void meter_sample(struct meter *meter, bool now);
+
+#endif

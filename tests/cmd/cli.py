@@ -1,0 +1,347 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""The command line as a user meets it: results, error lines, exit codes. Standard library only."""
+import array
+import ast
+import json
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+INSTINFER, SHARED = sys.argv[1], sys.argv[2]
+STATS_KEYS = """prompt_tokens generated_tokens prefill_tokens_per_s decode_tokens_per_s
+flash_read_bytes flash_program_bytes stream_bytes waf space_amplification attended_tokens
+attended_tokens_from_flash peak_memory_bytes kv_path text_tokens""".split()
+
+
+def run(*args, stdin=b"", **kwargs):
+    kwargs.setdefault("timeout", 60)
+    return subprocess.run([INSTINFER, *map(str, args)], input=stdin, capture_output=True, **kwargs)
+
+
+def read(path):
+    with open(path, "rb") as f:
+        return f.read()
+
+
+def write(path, text):
+    with open(path, "w") as f:
+        f.write(text)
+
+
+def read_npy(path):
+    data = read(path)
+    assert data[:8] == b"\x93NUMPY\x01\x00"
+    n = struct.unpack("<H", data[8:10])[0]
+    header = ast.literal_eval(data[10:10 + n].decode())
+    assert header["descr"] == "<f4" and not header["fortran_order"] and (10 + n) % 64 == 0
+    values = array.array("f", data[10 + n:])
+    assert len(values) == header["shape"][0] * header["shape"][1]
+    return header["shape"], values
+
+
+SANITIZED = any(name in read(INSTINFER) for name in (b"__asan_init", b"__tsan_init"))
+
+
+class Cli(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.dir = tempfile.TemporaryDirectory()
+        cls.model = cls.dir.name + "/model.gguf"
+        shape = "--layers 3 --width 64 --heads 4 --kv-heads 2 --head-dim 16 --ffn 96 --type F16"
+        r = run("synth", *shape.split(), "-c", 400, "-o", cls.model)
+        assert r.returncode == 0, r.stderr
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.dir.cleanup()
+
+    def path(self, name):
+        return self.dir.name + "/" + name
+
+    def run_model(self, *args, **kwargs):
+        return run("run", "-m", self.model, "--kv", "ram:16M", *args, **kwargs)
+
+    def assert_error(self, r, code, *texts):
+        self.assertEqual(r.returncode, code, r.stderr)
+        self.assertEqual(r.stdout, b"")
+        lines = r.stderr.decode().splitlines()
+        self.assertEqual(len(lines), 1, lines)
+        self.assertTrue(lines[0].startswith("instinfer: "), lines)
+        for text in texts:
+            self.assertIn(text, lines[0])
+
+    def test_usage_errors_name_the_flag(self):
+        m = ["run", "-m", self.model, "-p", "x"]
+        cases = [
+            (["nonsense"], "'nonsense'"),
+            (["run", "--bogus"], "--bogus"),
+            (["run", "stray"], "'stray'"),
+            (["run", "-p", "x"], "-m MODEL"),
+            (["run", "-m", self.model], "-p TEXT"),
+            (m + ["-f", "y"], "-p or -f"),
+            (m + ["-n"], "-n needs a value"),
+            (m + ["-n", "ten"], "-n: 'ten' is not a whole number"),
+            (m + ["-n", "-1"], "-n: '-1' is out of range"),
+            (m + ["-n", "1e3"], "-n: '1e3'"),
+            (m + ["-c", "0"], "-c: '0' is out of range"),
+            (m + ["-t", "0"], "-t: '0' is out of range (1 to 1024)"),
+            (m + ["-t", "99999999999999999999"], "-t:"),
+            (m + ["--temp", "hot"], "--temp: 'hot' is not a number"),
+            (m + ["--temp", "-1"], "--temp: '-1' is out of range"),
+            (m + ["--temp", "nan"], "--temp: 'nan'"),
+            (m + ["--top-p=1.5"], "--top-p: '1.5' is out of range"),
+            (m + ["--min-p", ""], "--min-p: ''"),
+            (m + ["--seed", "4294967296"], "--seed: '4294967296'"),
+            (m + ["--memory", "lots"], "--memory: 'lots' is not a size"),
+            (m + ["--memory", "0"], "--memory: '0'"),
+            (m + ["--kv-limit", "99999999999T"], "--kv-limit:"),
+            (m + ["--group", "48"], "--group: '48' is not a power of two"),
+            (m + ["--group", "8"], "--group: '8' is out of range"),
+            (m + ["--attention", "sparse"], "--attention: 'sparse'"),
+            (m + ["--stop", ""], "--stop"),
+            (m + ["--ignore-eos=1"], "--ignore-eos takes no value"),
+            (["logits", "-m", self.model, "-p", "x"], "-o FILE.npy"),
+            (["logits", "-m", self.model, "-o", "x"], "--tokens"),
+            (["logits", "-m", self.model, "-o", self.path("t.npy"), "--tokens", "1,,2"], "--tokens"),
+            (["tokenize", "-p", "x"], "-m MODEL"),
+            (["inspect"], "MODEL"),
+            (["synth"], "-o FILE.gguf"),
+            (["synth", "-o", "x", "--type", "Q9"], "--type: 'Q9'"),
+        ]
+        for args, text in cases:
+            with self.subTest(args=args):
+                self.assert_error(run(*args), 2, text)
+        r = run()
+        self.assertEqual(r.returncode, 2)
+        self.assertIn(b"usage:", r.stderr)
+
+    def test_run_time_errors(self):
+        m = ["run", "-m", self.model, "-p", "x"]
+        cases = [
+            (["run", "-m", "/no/such/file", "-p", "x"], "/no/such/file"),
+            (["run", "-m", "/dev/null", "-p", "x"], "null"),
+            (["run", "-m", self.model, "-f", "/no/such/text"], "/no/such/text"),
+            (m + ["--kv", "/no/such/dir"], "/no/such/dir"),
+            (m + ["--kv", "ram:"], "ram:SIZE"),
+            (m + ["--kv", "ram:1M", "--kv", "ram:1M"], "several drives"),
+            (m + ["--memory", "600K"], "at least"),
+            (m + ["-c", "1"], "does not fit in the context of 1"),
+            (m + ["--kernels", "mmx"], "mmx"),
+            (m + ["--stats", "/no/such/dir/s.json"], "/no/such/dir/s.json"),
+            (["run", "-m", self.model, "-p", "x" * 500, "--kv", "ram:16M"], "501 tokens"),
+            (["inspect", "/no/such/file"], "/no/such/file"),
+            (["logits", "-m", self.model, "-p", "x", "-o", "/no/such/dir/x.npy"], "x.npy"),
+            (["logits", "-m", self.model, "--tokens", "1,100000", "-o", self.path("z.npy"),
+              "--kv", "ram:16M"], "100000"),
+            (["synth", "-o", self.model], "model.gguf"),
+        ]
+        for args, text in cases:
+            with self.subTest(args=args):
+                self.assert_error(run(*args), 1, text)
+        self.assertFalse(os.path.exists(self.path("z.npy")))
+
+    def test_help_and_version(self):
+        for args in [["--help"], ["-h"], ["--version"]] + [
+                [c, "--help"] for c in "run logits tokenize inspect synth".split()]:
+            r = run(*args)
+            self.assertEqual((r.returncode, r.stderr), (0, b""), args)
+            self.assertTrue(r.stdout)
+        text = run("run", "--help").stdout.decode()
+        for flag in """-m -p -f -n -c -t --temp --top-k --top-p --min-p --repeat-penalty --seed --stop
+                --ignore-eos --kv --kv-limit --memory --group --attention --stats -v""".split():
+            self.assertIn(flag, text)
+
+    def test_quiet_in_a_pipe_and_stats(self):
+        stats = self.path("stats.json")
+        r = self.run_model("-p", "hello", "-n", 40, "--temp", 0, "--stats", stats, "--group", 16,
+                           "--ignore-eos")
+        self.assertEqual((r.returncode, r.stderr), (0, b""))
+        r.stdout.decode()  # valid UTF-8
+        s = json.loads(read(stats))
+        for key in STATS_KEYS:
+            self.assertIn(key, s)
+        self.assertEqual(s["prompt_tokens"], 6)  # <s> and five bytes
+        self.assertEqual(s["generated_tokens"], 40)
+        self.assertEqual(len(s["text_tokens"]), 46)
+        self.assertEqual(s["text_tokens"][:2], [1, 3 + ord("h")])
+        # 3 layers; the token at position n attends to n + 1.
+        self.assertEqual(s["attended_tokens"], 3 * sum(range(7, 47)))
+        self.assertGreater(s["attended_tokens_from_flash"], 0)
+        self.assertEqual(s["stream_bytes"], s["stream_bytes"] // 16 * 16)
+        self.assertGreater(s["peak_memory_bytes"], 100000)
+        again = self.run_model("-f", "-", "-n", 40, "--temp", 0, "-t", 2, "--ignore-eos",
+                               stdin=b"hello")
+        self.assertEqual(again.stdout, r.stdout)
+        v = self.run_model("-p", "hello", "-n", 3, "-v")
+        self.assertIn(b"weights", v.stderr)
+        self.assertIn(b"WAF", v.stderr)
+
+    def test_seed_and_length(self):
+        outs = [self.run_model("-p", "abc", "-n", 30, "--temp", 2, "--ignore-eos", "--seed", s).stdout
+                for s in (1, 1, 2)]
+        self.assertEqual(outs[0], outs[1])
+        self.assertNotEqual(outs[0], outs[2])
+        stats = self.path("s2.json")
+        r = self.run_model("-p", "abc", "-c", 20, "--ignore-eos", "--stats", stats)
+        self.assertEqual(r.returncode, 0)
+        s = json.loads(read(stats))
+        self.assertEqual((s["stop_reason"], len(s["text_tokens"])), ("context", 20))
+        r = self.run_model("-p", "abc", "-n", 0)
+        self.assertEqual((r.returncode, r.stdout), (0, b""))
+
+    def test_stop_text(self):
+        r = self.run_model("-p", "abc", "-n", 60, "--temp", 0, "--ignore-eos")
+        text = r.stdout.decode()
+        if len(text) > 6:
+            stop = text[3:5]
+            cut = self.run_model("-p", "abc", "-n", 60, "--temp", 0, "--ignore-eos", "--stop", stop)
+            self.assertEqual(cut.stdout.decode(), text[:text.index(stop)])
+
+    def test_null_drive_says_so(self):
+        r = run("run", "-m", self.model, "-p", "abc", "-n", 5, "--kv", "null:", "--ignore-eos")
+        self.assertEqual(r.returncode, 0)
+        self.assertIn(b"meaningless", r.stderr)
+
+    def test_store_leaves_nothing_behind(self):
+        store = self.path("store")
+        os.mkdir(store)
+        r = run("run", "-m", self.model, "-p", "abc" * 30, "-n", 50, "--kv", store, "--group", 16,
+                "--ignore-eos")
+        self.assertEqual((r.returncode, r.stderr), (0, b""))
+        self.assertEqual(os.listdir(store), [])
+        env = dict(os.environ, XDG_CACHE_HOME=self.path("cache"))
+        r = run("run", "-m", self.model, "-p", "abc", "-n", 5, env=env)
+        self.assertEqual(r.returncode, 0, r.stderr)
+        self.assertEqual(os.listdir(self.path("cache/instinfer")), [])
+
+    def test_memory_stays_in_budget(self):
+        if SANITIZED:
+            self.skipTest("sanitizers have memory of their own")
+        model, stats, text = self.path("wide.gguf"), self.path("wide.json"), self.path("wide.txt")
+        run("synth", *("--layers 4 --width 256 --heads 8 --kv-heads 8 --head-dim 64 --ffn 256 "
+                       "--type F16 --overwrite").split(), "-c", 3000, "-o", model)
+        write(text, "the quick brown fox. " * 95)
+        for memory in (6 << 20, 12 << 20):
+            r = run("run", "-m", model, "-f", text, "-n", 30, "--kv", self.dir.name, "--memory",
+                    memory, "-t", 2, "--stats", stats, "--ignore-eos")
+            self.assertEqual(r.returncode, 0, r.stderr)
+            s = json.loads(read(stats))
+            self.assertGreater(s["kv_bytes_per_token"] * len(s["text_tokens"]), 14 << 20)
+            self.assertLessEqual(s["peak_memory_bytes"], memory)
+            self.assertLessEqual(s["waf"], 1.05)
+
+    def test_full_store_is_a_clear_error(self):
+        for kv in (["--kv", "ram:256K"], ["--kv", self.dir.name, "--kv-limit", "256K"]):
+            r = run("run", "-m", self.model, "-p", "abcdefgh" * 20, "-c", 4000, "-n", 3000,
+                    "--ignore-eos", "--group", 16, *kv)
+            self.assertEqual(r.returncode, 1)
+            self.assertEqual(len(r.stderr.decode().splitlines()), 1, r.stderr)
+            self.assertIn(b"drive is full (see --kv-limit", r.stderr)
+
+    def test_interrupt_ends_cleanly(self):
+        stats = self.path("int.json")
+        p = subprocess.Popen([INSTINFER, "run", "-m", self.model, "-p", "abc", "-c", "1000000",
+                              "--kv", "ram:1G", "--ignore-eos", "-v", "--stats", stats],
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        p.stdout.read(20)
+        p.send_signal(signal.SIGINT)
+        _, err = p.communicate(timeout=30)
+        self.assertEqual(p.returncode, 130, err)
+        self.assertIn(b"interrupt", err)
+        self.assertEqual(json.loads(read(stats))["stop_reason"], "interrupt")
+
+    def test_closed_stdout_is_an_error(self):
+        p = subprocess.Popen([INSTINFER, "run", "-m", self.model, "-p", "abc", "-c", "1000000",
+                              "--kv", "ram:1G", "--ignore-eos"],
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        p.stdout.read(5)
+        p.stdout.close()
+        err = p.stderr.read()
+        p.stderr.close()
+        self.assertEqual(p.wait(timeout=30), 1)
+        self.assertIn(b"standard output", err)
+
+    def test_terminal_sees_the_bar_and_the_summary(self):
+        master, slave = pty.openpty()
+        text = self.path("long.txt")
+        write(text, "x y z " * 1500)
+        p = subprocess.Popen([INSTINFER, "run", "-m", self.model, "-f", text, "-n", "3", "-c", "20000",
+                              "--kv", "ram:64M", "--chunk", "1", "-t", "1", "--ignore-eos"],
+                             stdout=subprocess.DEVNULL, stderr=slave)
+        os.close(slave)
+        seen, end = b"", time.time() + 60
+        while time.time() < end and select.select([master], [], [], 60)[0]:
+            try:
+                part = os.read(master, 65536)
+            except OSError:
+                break
+            if not part:
+                break
+            seen += part
+        os.close(master)
+        self.assertEqual(p.wait(timeout=30), 0)
+        self.assertIn(b"weights", seen)
+        self.assertIn(b"prefill [", seen)
+        self.assertIn(b"peak memory", seen)
+
+    def test_tokenize(self):
+        r = run("tokenize", "-m", self.model, "-p", "ab", "--ids")
+        ids = json.loads(r.stdout)
+        self.assertEqual(ids[0], 1)
+        self.assertEqual(ids[-2:], [3 + ord("a"), 3 + ord("b")])
+        no_bos = json.loads(run("tokenize", "-m", self.model, "-f", "-", "--ids", "--no-bos",
+                                stdin=b"ab").stdout)
+        self.assertEqual(no_bos, ids[1:])
+        special = json.loads(run("tokenize", "-m", self.model, "-p", "</s>", "--ids",
+                                 "--no-bos").stdout)
+        plain = json.loads(run("tokenize", "-m", self.model, "-p", "</s>", "--ids", "--no-bos",
+                               "--no-special").stdout)
+        self.assertIn(2, special)
+        self.assertNotIn(2, plain)
+        self.assertEqual(len(run("tokenize", "-m", self.model, "-p", "ab").stdout.splitlines()),
+                         len(ids))
+        vocab = SHARED + "/vocab/ggml-vocab-llama-spm.gguf"
+        if os.path.exists(vocab):
+            r = run("tokenize", "-m", vocab, "-p", "Hello world", "--ids")
+            self.assertEqual(json.loads(r.stdout), [1, 15043, 3186])
+
+    def test_logits(self):
+        out, last = self.path("all.npy"), self.path("last.npy")
+        base = ["logits", "-m", self.model, "--kv", "ram:16M"]
+        ids = [1, 100, 101, 102, 103]
+        tokens = ",".join(map(str, ids))
+        self.assertEqual(run(*base, "--tokens", tokens, "--all", "-o", out).returncode, 0)
+        self.assertEqual(run(*base, "--tokens", tokens, "-o", last).returncode, 0)
+        shape, every = read_npy(out)
+        self.assertEqual(shape[0], 5)
+        last_shape, values = read_npy(last)
+        self.assertEqual(last_shape, (1, shape[1]))
+        self.assertEqual(values, every[4 * shape[1]:])
+        for extra in (["--chunk", 1], ["--chunk", 3, "-t", 2], ["--group", 16, "--kernels",
+                                                               "reference"]):
+            other = self.path("other.npy")
+            self.assertEqual(run(*base, "--tokens", tokens, "--all", "-o", other, *extra).returncode, 0)
+            self.assertEqual(read(other), read(out), extra)
+
+    def test_inspect(self):
+        r = run("inspect", self.model, "-v")
+        self.assertEqual(r.returncode, 0, r.stderr)
+        for text in (b"llama", b"3 layers", b"runs here: yes", b"F16", b"blk.0.attn_q.weight"):
+            self.assertIn(text, r.stdout)
+        vocab = SHARED + "/vocab/ggml-vocab-llama-spm.gguf"
+        if os.path.exists(vocab):
+            r = run("inspect", vocab)
+            self.assertEqual(r.returncode, 0)
+            self.assertIn(b"runs here: no", r.stdout)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1], verbosity=1)

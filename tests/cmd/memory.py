@@ -1,0 +1,192 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""--memory is kept, as seen from outside: RssAnon + RssShmem of the process, sampled every 10 ms.
+And nothing is left behind by Ctrl-C or kill -9. Standard library only.
+
+memory.py INSTINFER MODELS quick|large"""
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+INSTINFER, MODELS, PART = sys.argv[1:4]
+RECALL = MODELS + "/recall.gguf"
+M = 1 << 20
+
+
+def read(path):
+    with open(path, "rb") as f:
+        return f.read()
+
+
+def text_of(n):
+    """n bytes, so n tokens for a vocabulary of bytes."""
+    return "".join(random.Random(n).choices("abcdefghijklmnopqrstuvwxyz .,", k=n))
+
+
+def meter(pid):
+    """RssAnon + RssShmem; 0 when the process is gone."""
+    try:
+        status = read(f"/proc/{pid}/status").decode()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return sum(int(kib) * 1024 for kib in re.findall(r"Rss(?:Anon|Shmem):\s+(\d+) kB", status))
+
+
+class Memory(unittest.TestCase):
+    def setUp(self):
+        self.tmp = tempfile.TemporaryDirectory(dir=os.getcwd())
+        self.dir = self.tmp.name
+        self.kv = self.dir + "/kv"
+        os.mkdir(self.kv)
+
+    def tearDown(self):
+        self.tmp.cleanup()
+
+    def start(self, model, *args):
+        self.stats_path = self.dir + "/stats.json"
+        command = [INSTINFER, "run", "-m", model, "--kv", self.kv, "--temp", "0", "--ignore-eos",
+                   "-v", "--stats", self.stats_path, *map(str, args)]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    def prompt(self, text):
+        path = self.dir + "/prompt"
+        with open(path, "w") as f:
+            f.write(text)
+        return path
+
+    def metered(self, model, budget, *args):
+        """Runs to the end; (peak seen from outside, stats)."""
+        p = self.start(model, "--memory", budget, *args)
+        peak = 0
+        while p.poll() is None:
+            peak = max(peak, meter(p.pid))
+            time.sleep(0.01)
+        err = p.stderr.read().decode()
+        p.stderr.close()
+        self.assertEqual(p.returncode, 0, err)
+        stats = json.loads(read(self.stats_path))
+        print(f"{os.path.basename(model)} {' '.join(map(str, args[2:]))}: budget "
+              f"{budget / M:.2f}M, peak {peak / M:.2f}M, own {stats['peak_memory_bytes'] / M:.2f}M,"
+              f" chunk {stats['chunk']}, {stats['threads']} threads", flush=True)
+        self.assertLessEqual(peak, budget)
+        self.assertLessEqual(stats["peak_memory_bytes"], budget)
+        # The process looks less often than we do, but at its own work: neither is far off.
+        self.assertGreaterEqual(stats["peak_memory_bytes"], peak * 0.8)
+        self.assertLessEqual(stats["budget_peak_bytes"], budget)
+        self.assertEqual(os.listdir(self.kv), [])
+        return peak, stats
+
+
+class Large(Memory):
+    def test_320_mib_of_kv_in_16_mib(self):
+        model = self.dir + "/mha.gguf"
+        shape = ("--layers 16 --width 1024 --heads 8 --kv-heads 8 --head-dim 128 --ffn 1024 "
+                 "--vocab 300 --type f16 -c 5000")
+        subprocess.run([INSTINFER, "synth", *shape.split(), "-o", model], check=True)
+        _, stats = self.metered(model, 16 * M, "-f", self.prompt(text_of(4949)), "-n", 50,
+                                "-c", 5000)
+        self.assertEqual(len(stats["text_tokens"]), 5000)
+        self.assertEqual(stats["text_tokens"][0], 1)
+        self.assertEqual(stats["kv_bytes_per_token"] * 5000, 5000 * 16 * 8 * 128 * 4)
+        self.assertGreater(stats["stream_bytes"], 300 * M)
+        self.assertGreater(stats["decode_flash_read_bytes"], 40 * 300 * M)
+
+    def test_16k_tokens_of_recall_in_8_mib(self):
+        prompt = self.prompt(text_of(16000))
+        for threads in 1, 4, 8:
+            _, stats = self.metered(RECALL, 8 * M, "-f", prompt, "-n", 20, "-c", 16384,
+                                    "-t", threads)
+            self.assertGreater(stats["stream_bytes"],
+                               stats["kv_bytes_per_token"] * (stats["prompt_tokens"] - 256))
+
+
+class Quick(Memory):
+    def refused(self, budget, *args):
+        """None, or the budget that the refusal names as enough."""
+        r = subprocess.run([INSTINFER, "run", "-m", RECALL, "-p", "x", "-n", "0", "--kv", self.kv,
+                            "--memory", str(budget), *map(str, args)], capture_output=True)
+        if r.returncode == 0:
+            return None
+        self.assertEqual(r.returncode, 1)
+        err = r.stderr.decode()
+        self.assertEqual(err.count("\n"), 1, err)
+        return re.search(r"is too small for this model at context \d+: at least (\S+) needed",
+                         err).group(1)
+
+    def test_every_budget_down_to_the_least(self):
+        for args in (["-c", 16384, "-t", 1], ["-c", 16384, "-t", 4], ["-c", 65536, "-t", 2]):
+            low, high = 64 * 1024, 64 * M  # refused, accepted
+            self.assertIsNotNone(self.refused(low, *args))
+            while high - low > 4096:
+                middle = (low + high) // 2
+                said = self.refused(middle, *args)
+                if said is None:
+                    high = middle
+                else:
+                    self.assertIsNone(self.refused(said, *args), f"{middle}: {said} is too little")
+                    low = middle
+            prompt = self.prompt(text_of(800))
+            for budget in high, high + high // 8, 2 * high:
+                self.metered(RECALL, budget, "-f", prompt, "-n", 10, *args)
+
+    def test_interrupt_leaves_nothing(self):
+        for what, n in ("prefill", 60000), ("decode", 500):
+            with self.subTest(what):
+                p = self.start(RECALL, "-f", self.prompt(text_of(n)), "-c", 65536, "--memory",
+                               "16M")
+                self.wait_for_kv(p)
+                if what == "decode":
+                    time.sleep(2)
+                p.send_signal(signal.SIGINT)
+                start = time.monotonic()
+                err = p.communicate(timeout=20)[1].decode()
+                self.assertLess(time.monotonic() - start, 2)
+                self.assertEqual(p.returncode, 130, err)
+                last = err.splitlines()[-1]
+                self.assertIn("(interrupt)", last)
+                self.assertIn("peak memory", last)
+                stats = json.loads(read(self.stats_path))
+                self.assertEqual(stats["stop_reason"], "interrupt")
+                if what == "prefill":
+                    self.assertEqual(stats["generated_tokens"], 0)
+                    self.assertLess(stats["prefill_tokens"], n)
+                else:
+                    self.assertGreater(stats["generated_tokens"], 10)
+                self.assertEqual(os.listdir(self.kv), [])
+
+    def wait_for_kv(self, p):
+        """Until the process has written to its unnamed file in the KV directory."""
+        for _ in range(1000):
+            for fd in os.listdir(f"/proc/{p.pid}/fd"):
+                try:
+                    path = f"/proc/{p.pid}/fd/{fd}"
+                    if os.readlink(path).startswith(self.kv) and \
+                            os.stat(path).st_blocks * 512 > M // 4:
+                        return
+                except FileNotFoundError:
+                    pass
+            time.sleep(0.01)
+        self.fail("no KV was written")
+
+    def test_kill_leaves_nothing(self):
+        p = self.start(RECALL, "-f", self.prompt(text_of(60000)), "-c", 65536)
+        self.wait_for_kv(p)
+        self.assertEqual(os.listdir(self.kv), [])  # it has no name even now
+        p.kill()
+        p.communicate()
+        self.assertEqual(os.listdir(self.kv), [])
+
+
+if __name__ == "__main__":
+    if any(name in read(INSTINFER) for name in (b"__asan_init", b"__tsan_init")):
+        sys.exit(77)  # a sanitizer's memory is not ours
+    case = {"quick": Quick, "large": Large}[PART]
+    suite = unittest.defaultTestLoader.loadTestsFromTestCase(case)
+    sys.exit(not unittest.TextTestRunner(verbosity=2).run(suite).wasSuccessful())
