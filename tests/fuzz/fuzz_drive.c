@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+// Commands from an enemy: the input is a stream of records {entry, payload length, payload}. The
+// drive may refuse anything but must neither crash, hang nor touch memory that is not its own.
+#include "base/checked.h"
+#include "drive/drive.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { DATA_BYTES = 1 << 16, RECORD_HEADER = 16, STEPS = 400 };
+
+struct target {
+    struct pool *pool;
+    struct flash *flash;
+    struct drive *drive;
+    uint64_t now_ns;
+};
+
+static void settle(struct target *t, size_t wanted)
+{
+    struct completion done[16];
+    size_t got = 0;
+    for (int i = 0; i < STEPS && (got < wanted || drive_runnable(t->drive)); i++)
+        got += drive_step(t->drive, t->now_ns += 1000000, done, 16);
+}
+
+static void open_target(struct target *t, uint8_t shape)
+{
+    struct flash_geometry g = {.page_bytes = 512,
+                               .pages_per_block = 20,
+                               .dies = 1 + shape % 3,
+                               .channels = 1,
+                               .read_bytes = 4096};
+    g.blocks = 30 * g.dies;
+    if (pool_new(&t->pool, 1, NULL) ||
+        flash_ram_open(&t->flash, &g, shape & 4 ? 1u << 30 : 0, NULL))
+        abort();
+    struct drive_limits limits = {.dram_bytes = 4 << 20, .pool = t->pool};
+    if (drive_open(&t->drive, t->flash, &limits, NULL))
+        abort();
+    uint8_t entry[COMMAND_BYTES], payload[CONFIG_BYTES] __attribute__((aligned(64)));
+    struct space_config config = {.layers = 2,
+                                  .kv_heads = 2,
+                                  .head_dim = 8,
+                                  .group_tokens = 16,
+                                  .max_tokens = 64,
+                                  .max_sequences = 2,
+                                  .q_heads = 4};
+    space_config_encode(payload, &config);
+    command_encode(entry, &(struct command){.opcode = OP_CONFIG, .length = CONFIG_BYTES});
+    drive_submit(t->drive, entry, payload, 0);
+    settle(t, 1);
+}
+
+// 16 bytes choose the entry's fields from small ranges, so that most commands get past the first
+// checks; the payload is used as it comes.
+static void run_record(struct target *t, const uint8_t *record, const uint8_t *payload,
+                       size_t payload_bytes, uint8_t *data)
+{
+    static const uint8_t opcodes[] = {OP_WRITE, OP_ATTEND,   OP_READ,   OP_COLLECT,
+                                      OP_FORK,  OP_RECLAIM,  OP_CONFIG, OP_FLUSH,
+                                      OP_STAT,  OP_IDENTIFY, OP_SEAL,   OP_OPEN};
+    struct command c = {
+        .opcode = record[0] < 240 ? opcodes[record[0] % 12] : record[0],
+        .space = record[1] % 3 == 2,
+        .layer = record[2] % 3,
+        .count = record[3] < 200 ? 1 + record[3] % 3 : record[3] * 65537u,
+        .ticket = record[4] % 5,
+        .timeout_ms = record[5] % 3 * 100,
+        .length = record[6] < 200 ? DATA_BYTES : record[6],
+    };
+    memset(data, 0, DATA_BYTES);
+    if (record[7] & 1) {
+        // A well-formed table whose fields the input chooses.
+        table_put_header(data, &(struct table_header){.head_first = record[8] % 3,
+                                                      .head_count = record[9] % 4,
+                                                      .q_heads = record[10] % 9,
+                                                      .scale = 1});
+        for (uint32_t i = 0; i < 3 && (i + 1) * 10 <= payload_bytes; i++) {
+            const uint8_t *p = payload + i * 10;
+            table_put_item(data, i,
+                           &(struct table_item){
+                               .seq = p[0] % 3,
+                               .epoch = p[1] > 250,
+                               .pos = (uint64_t)p[2] << p[3] % 56 * (p[4] > 240),
+                               .n_tokens = p[5] == 255 ? UINT64_MAX : p[5] % 70,
+                               .lifetime = p[6] % 2,
+                               .parent = p[7] % 3,
+                               .layer_first = p[8] % 3,
+                               .layer_count = p[9] % 4,
+                           });
+        }
+    } else {
+        memcpy(data, payload, payload_bytes);
+    }
+    uint8_t entry[COMMAND_BYTES];
+    command_encode(entry, &c);
+    if (drive_submit(t->drive, entry, data, t->now_ns) == 0)
+        settle(t, 1);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *input, size_t bytes)
+{
+    struct target t = {0};
+    // One buffer per command in flight: a COLLECT that waits keeps its own.
+    static uint8_t *buffers[64];
+    if (bytes < 1)
+        return 0;
+    open_target(&t, input[0]);
+    size_t at = 1;
+    for (int n = 0; n < 64 && at + RECORD_HEADER <= bytes; n++) {
+        const uint8_t *record = input + at;
+        size_t payload = min_u64(record[15], bytes - at - RECORD_HEADER);
+        if (!buffers[n] && !(buffers[n] = aligned_alloc(64, DATA_BYTES)))
+            abort();
+        run_record(&t, record, record + RECORD_HEADER, payload, buffers[n]);
+        at += RECORD_HEADER + payload;
+        if (drive_check(t.drive, NULL))
+            abort();
+    }
+    drive_close(t.drive);
+    flash_close(t.flash);
+    pool_free(t.pool);
+    return 0;
+}
