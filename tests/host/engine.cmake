@@ -6,3 +6,6 @@ endforeach()
 foreach(name architectures sync stories faults cut)
   inst_test(NAME host/engine_${name} SOURCES engine_${name}.c fake_drive.c LIBS ${ENGINE_TEST_LIBS})
 endforeach()
+# What llama.cpp wrote is kept as JSON (CJSON_*: model.cmake).
+target_include_directories(test_host_engine_stories PRIVATE ${CJSON_INCLUDE})
+target_link_libraries(test_host_engine_stories PRIVATE ${CJSON_LIBRARY})
