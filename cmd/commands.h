@@ -9,7 +9,8 @@
     X(logits, "write a prompt's logits to a .npy file")                                            \
     X(tokenize, "text to token ids")                                                               \
     X(inspect, "what a GGUF file holds")                                                           \
-    X(synth, "write a random model of any shape")
+    X(synth, "write a random model of any shape")                                                  \
+    X(bench, "measure, beside others")
 
 #define COMMAND_DECLARE(name, text) int command_##name(int argc, char **argv);
 COMMAND_MAP(COMMAND_DECLARE)

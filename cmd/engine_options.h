@@ -11,21 +11,30 @@ struct engine_options {
     struct option_list kv;
 };
 
-// Rows for an option table; E is a struct engine_options.
-#define ENGINE_OPTION_ROWS(E)                                                                      \
+// Rows for an option table; E is a struct engine_options. A command with threads and context of its
+// own takes the first and the last of the three groups.
+#define ENGINE_OPTION_ROWS(E) ENGINE_MODEL_ROWS(E), ENGINE_SIZE_ROWS(E), ENGINE_MEMORY_ROWS(E)
+
+#define ENGINE_MODEL_ROWS(E)                                                                       \
     {"Model and machine", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},                              \
-        {"--model", 'm', OPTION_TEXT, &(E).engine.model, 0, 0, "MODEL", "GGUF file"},              \
-        {"--threads", 't', OPTION_U32, &(E).engine.threads, 1, 1024, "N", "default: all CPUs"},    \
-        {"--context", 'c',          OPTION_U64, &(E).engine.context,                               \
-         1,           4294967296.0, "N",        "tokens of context; default: the model's"},        \
-        {"--memory",                                                                               \
-         0,                                                                                        \
-         OPTION_SIZE,                                                                              \
-         &(E).engine.memory,                                                                       \
-         0,                                                                                        \
-         0,                                                                                        \
-         "SIZE",                                                                                   \
-         "for everything but weights and ram: drives; default: a quarter of what is available"},   \
+    {                                                                                              \
+        "--model", 'm', OPTION_TEXT, &(E).engine.model, 0, 0, "MODEL", "GGUF file"                 \
+    }
+#define ENGINE_SIZE_ROWS(E)                                                                        \
+    {"--threads", 't', OPTION_U32, &(E).engine.threads, 1, 1024, "N", "default: all CPUs"},        \
+    {                                                                                              \
+        "--context", 'c', OPTION_U64, &(E).engine.context, 1, 4294967296.0, "N",                   \
+            "tokens of context; default: the model's"                                              \
+    }
+#define ENGINE_MEMORY_ROWS(E)                                                                      \
+    {"--memory",                                                                                   \
+     0,                                                                                            \
+     OPTION_SIZE,                                                                                  \
+     &(E).engine.memory,                                                                           \
+     0,                                                                                            \
+     0,                                                                                            \
+     "SIZE",                                                                                       \
+     "for everything but weights and ram: drives; default: a quarter of what is available"},       \
         {"--kv",                                                                                   \
          0,                                                                                        \
          OPTION_LIST,                                                                              \

@@ -107,6 +107,29 @@ static const char *append(struct option_list *list, const char *value)
     return NULL;
 }
 
+// "1,2,3": the last of several options counts.
+static const char *parse_numbers(const char *text, const struct option *o, char why[96])
+{
+    struct option_numbers *list = o->value;
+    size_t room = 1;
+    for (const char *p = text; *p; p++)
+        room += *p == ',';
+    free(list->items);
+    *list = (struct option_numbers){.items = calloc(room, sizeof *list->items)};
+    char *copy = strdup(text), *rest = copy;
+    const char *wrong = copy && list->items ? NULL : "does not fit in memory";
+    for (char *part; !wrong && (part = strsep(&rest, ","));) {
+        unsigned long long n;
+        wrong = parse_integer(part, (long long)o->min, (unsigned long long)o->max, &n, why);
+        if (!wrong)
+            list->items[list->n++] = n;
+        else if (room > 1 && wrong != why)
+            wrong = "is not a list of whole numbers like 1,2,3";
+    }
+    free(copy);
+    return wrong;
+}
+
 static const char *store(const struct option *o, const char *text, char why[96])
 {
     unsigned long long n;
@@ -117,6 +140,8 @@ static const char *store(const struct option *o, const char *text, char why[96])
         return NULL;
     case OPTION_LIST:
         return append(o->value, text);
+    case OPTION_NUMBERS:
+        return parse_numbers(text, o, why);
     case OPTION_F32:
         return parse_float(text, o->min, o->max, o->value, why);
     case OPTION_SIZE:
@@ -227,10 +252,16 @@ bool options_parse(const struct options *options, int argc, char **argv, int *n_
 
 void options_free(const struct options *options)
 {
-    for (size_t i = 0; i < options->n_rows; i++)
-        if (options->rows[i].kind == OPTION_LIST) {
-            struct option_list *list = options->rows[i].value;
+    for (size_t i = 0; i < options->n_rows; i++) {
+        const struct option *o = &options->rows[i];
+        if (o->kind == OPTION_LIST) {
+            struct option_list *list = o->value;
             free(list->items);
             *list = (struct option_list){0};
+        } else if (o->kind == OPTION_NUMBERS) {
+            struct option_numbers *list = o->value;
+            free(list->items);
+            *list = (struct option_numbers){0};
         }
+    }
 }

@@ -14,6 +14,7 @@ enum option_kind {
     OPTION_FLAG,    // bool *
     OPTION_TEXT,    // const char **
     OPTION_LIST,    // struct option_list *; may be given several times
+    OPTION_NUMBERS, // struct option_numbers *; whole numbers with commas between them
     OPTION_U32,     // uint32_t *
     OPTION_U64,     // uint64_t *
     OPTION_I32,     // int32_t *
@@ -27,12 +28,17 @@ struct option_list {
     size_t n;
 };
 
+struct option_numbers {
+    uint64_t *items;
+    size_t n;
+};
+
 struct option {
     const char *name; // with its dashes, or the text of a heading
     char letter;      // 0 = none
     enum option_kind kind;
     void *value;
-    double min, max; // of numbers
+    double min, max; // of numbers, each of several
     const char *argument, *help;
 };
 
