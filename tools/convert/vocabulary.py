@@ -1,0 +1,470 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tokenizer of a checkpoint as the keys of a GGUF file.
+
+Two kinds, as GGUF names them. "gpt2": byte-pair encoding of visible bytes,
+from tokenizer.json or from vocab.json and merges.txt. "llama": SentencePiece's
+BPE, from tokenizer.model or from tokenizer.json. Which words a text of kind
+gpt2 is cut into follows from the pre-tokenizer's description, which must be one of a
+table, because GGUF only has names for them.
+"""
+
+import json
+import struct
+from dataclasses import dataclass, field
+
+from checkpoint import Refused
+
+# tokenizer.ggml.token_type; SentencePiece has the same numbers.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+UNRANKED = -1e6  # score of a token that no merge makes
+
+CASELESS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+WORDS_ETC = (
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+CASED = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+WHOLE = "whole words"  # a word that is a token is not put together by merges
+# What a pre-tokenizer does -> its name in GGUF.
+PRE_TOKENIZERS = {
+    ("gpt2 words",): "gpt-2",
+    (f"split {CASELESS}{WORDS_ETC % '{1,3}'}", WHOLE): "llama-bpe",
+    (f"split {CASELESS}{WORDS_ETC % '{1,3}'}",): "dbrx",
+    (f"split {CASELESS}{WORDS_ETC % ''}",): "qwen2",
+    (f"split {CASED}", WHOLE): "tekken",
+    ("single digits", "gpt2 words"): "smollm",
+}
+
+
+@dataclass
+class Vocabulary:
+    kind: str
+    tokens: list  # by id; None where there is none
+    types: list
+    merges: list = None
+    scores: list = None
+    pre: str = None
+    add_space: bool = None
+    add_bos: bool = None  # as far as the tokenizer itself says
+    add_eos: bool = None
+    special: dict = field(default_factory=dict)  # role -> id
+
+    def put(self, number, text, kind, score=0.0):
+        """A token at its place, which may be behind the end."""
+        while number >= len(self.tokens):
+            self.tokens.append(None)
+            self.types.append(UNUSED)
+            if self.scores is not None:
+                self.scores.append(0.0)
+        self.tokens[number] = text
+        self.types[number] = kind
+        if self.scores is not None:
+            self.scores[number] = score
+
+
+def _from_table(table, where):
+    """Tokens by id from text -> id."""
+    if not isinstance(table, dict) or not all(
+        isinstance(n, int) and 0 <= n < 1 << 24 for n in table.values()
+    ):
+        raise Refused(f"{where}: its vocabulary is malformed")
+    tokens = [None] * (max(table.values(), default=-1) + 1)
+    for text, number in table.items():
+        tokens[number] = text
+    return tokens
+
+
+# SentencePiece: a protocol buffer of which three messages matter.
+
+
+def _varint(raw, at):
+    value = shift = 0
+    while True:
+        byte = raw[at]
+        at += 1
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            return value, at
+        if shift > 63:
+            raise ValueError
+
+
+def _fields(raw):
+    """(number, value) of every field of a message; bytes for what has a
+    length."""
+    at = 0
+    while at < len(raw):
+        key, at = _varint(raw, at)
+        wire = key & 7
+        if wire == 0:
+            value, at = _varint(raw, at)
+        else:
+            size = {1: 8, 5: 4}.get(wire)
+            if wire == 2:
+                size, at = _varint(raw, at)
+            if size is None or at + size > len(raw):
+                raise ValueError
+            value = raw[at : at + size]
+            at += size
+        yield key >> 3, value
+
+
+def _read_sentencepiece(path):
+    pieces, trainer, normalizer = [], {}, {}
+    try:
+        for number, value in _fields(path.read_bytes()):
+            if number == 1:
+                piece = {2: bytes(4), 3: NORMAL} | dict(_fields(value))
+                score = struct.unpack("<f", piece[2])[0]
+                pieces.append((piece[1].decode(), score, piece[3]))
+            elif number == 2:
+                trainer = dict(_fields(value))
+            elif number == 3:
+                normalizer = dict(_fields(value))
+    except (ValueError, IndexError, KeyError, struct.error, TypeError):
+        raise Refused(f"{path}: not a SentencePiece model") from None
+    if not pieces:
+        raise Refused(f"{path}: not a SentencePiece model")
+    if trainer.get(3, 1) != 2:
+        raise Refused(
+            f"{path}: only SentencePiece models of the type BPE are supported"
+        )
+    texts, scores, types = map(list, zip(*pieces, strict=True))
+    add_space = bool(normalizer.get(3, 1))
+    return Vocabulary(
+        "llama", texts, types, scores=scores, add_space=add_space
+    )
+
+
+# tokenizer.json
+
+
+def _steps(node):
+    """The parts of a sequence, or the one there is."""
+    if node is None:
+        return []
+    if node.get("type") == "Sequence":
+        for name in ("pretokenizers", "normalizers", "processors", "decoders"):
+            if name in node:
+                return [s for part in node[name] for s in _steps(part)]
+    return [node]
+
+
+def _step_text(step):
+    """What a step of a pre-tokenizer does, as in PRE_TOKENIZERS."""
+    kind = step.get("type")
+    if kind == "ByteLevel":
+        if step.get("add_prefix_space"):
+            return "a space first"
+        return "gpt2 words" if step.get("use_regex", True) else ""
+    if kind == "Digits" and step.get("individual_digits"):
+        return "single digits"
+    if kind == "Split" and isinstance(step.get("pattern"), dict):
+        kept = step.get("behavior") == "Isolated" and not step.get("invert")
+        # "Removed" with "invert" says the same in other words.
+        kept |= step.get("behavior") == "Removed" and bool(step.get("invert"))
+        regex = step["pattern"].get("Regex")
+        if kept and regex:
+            return f"split {regex}"
+    return json.dumps(step, ensure_ascii=False)
+
+
+def _pre_tokenizer(data, where):
+    parts = _steps(data.get("pre_tokenizer"))
+    steps = tuple(filter(None, map(_step_text, parts)))
+    if data["model"].get("ignore_merges"):
+        steps += (WHOLE,)
+    if steps not in PRE_TOKENIZERS:
+        raise Refused(
+            f"{where}: its pre-tokenizer is unknown ({', '.join(steps)}); say"
+            " which one of GGUF it is with --pre NAME"
+        )
+    return PRE_TOKENIZERS[steps]
+
+
+def _merge_list(merges, where):
+    """Merges as "left right"."""
+    texts = []
+    for merge in merges:
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise Refused(f"{where}: {merge!r} is not a merge")
+        if any(" " in part for part in pair):
+            raise Refused(f"{where}: a merge of {pair!r} has a space in it")
+        texts.append(" ".join(pair))
+    return texts
+
+
+def _scores_of_merges(tokens, merges):
+    """SentencePiece joins the pair whose token has the best score: that order
+    of tokens is the order of the merges that make them."""
+    rank = {}
+    for i, merge in enumerate(merges):
+        rank.setdefault(merge.replace(" ", ""), i)
+    return [float(-rank[t]) if t in rank else UNRANKED for t in tokens]
+
+
+def _add_space_of(data, where):
+    """Whether a text gets a space first, where spaces are U+2581."""
+    add = False
+    for step in _steps(data.get("normalizer")):
+        kind = step.get("type")
+        if kind == "Prepend" and step.get("prepend") == "\u2581":
+            add = True
+        elif kind != "Replace" or step.get("content") != "\u2581":
+            raise Refused(f"{where}: normalizer {kind} is not supported")
+    for step in _steps(data.get("pre_tokenizer")):
+        kind = step.get("type")
+        if kind == "Metaspace":
+            scheme = step.get("prepend_scheme", "always")
+            add |= scheme != "never" and step.get("add_prefix_space", True)
+        elif kind != "Split":  # at spaces, of which a normalizer left none
+            raise Refused(f"{where}: pre-tokenizer {kind} is not supported")
+    return add
+
+
+def _template(node, where):
+    """(texts before, texts behind) that the post-processor adds."""
+    for step in _steps(node):
+        kind = step.get("type")
+        if kind == "TemplateProcessing":
+            before, behind, seen = [], [], False
+            for item in step["single"]:
+                if "Sequence" in item:
+                    seen = True
+                else:
+                    side = behind if seen else before
+                    side.append(item["SpecialToken"]["id"])
+            return before, behind
+        if kind != "ByteLevel":
+            raise Refused(f"{where}: post-processor {kind} is not supported")
+    return None
+
+
+def _read_tokenizer_json(checkpoint, data, pre):
+    where = checkpoint.folder / "tokenizer.json"
+    model = data.get("model") or {}
+    if model.get("type", "BPE") != "BPE" or "merges" not in model:
+        raise Refused(
+            f"{where}: its model {model.get('type')} is not supported"
+        )
+    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(name):
+            raise Refused(f"{where}: {name} is not supported")
+    tokens = _from_table(model.get("vocab"), where)
+    merges = _merge_list(model["merges"], where)
+    pre_steps = _steps(data.get("pre_tokenizer"))
+    if any(step.get("type") == "ByteLevel" for step in pre_steps):
+        normalizers = {s.get("type") for s in _steps(data.get("normalizer"))}
+        if normalizers - {"NFC"}:
+            raise Refused(
+                f"{where}: normalizers {normalizers} are not supported"
+            )
+        types = [NORMAL if t is not None else UNUSED for t in tokens]
+        vocabulary = Vocabulary("gpt2", tokens, types, merges=merges)
+        vocabulary.pre = pre or _pre_tokenizer(data, where)
+    elif checkpoint.path("tokenizer.model"):
+        vocabulary = _read_sentencepiece(checkpoint.path("tokenizer.model"))
+    elif model.get("byte_fallback"):
+        scores = _scores_of_merges(tokens, merges)
+        types = [_piece_type(text, model.get("unk_token")) for text in tokens]
+        vocabulary = Vocabulary("llama", tokens, types, scores=scores)
+        vocabulary.add_space = _add_space_of(data, where)
+    else:
+        raise Refused(
+            f"{where}: neither byte-level BPE nor one with a fallback to bytes"
+        )
+    _read_template(vocabulary, data, where)
+    for token in data.get("added_tokens", []):
+        kind = CONTROL if token.get("special") else USER_DEFINED
+        _add(vocabulary, token["id"], token["content"], kind)
+    return vocabulary
+
+
+def _piece_type(text, unknown):
+    if text is None:
+        return UNUSED
+    if text == unknown:
+        return UNKNOWN
+    is_byte = len(text) == 6 and text.startswith("<0x") and text[5] == ">"
+    return BYTE if is_byte else NORMAL
+
+
+def _read_template(vocabulary, data, where):
+    template = _template(data.get("post_processor"), where)
+    if template is None:
+        return
+    before, behind = template
+    if len(before) > 1 or len(behind) > 1:
+        raise Refused(f"{where}: adds more than one token at an end")
+    vocabulary.add_bos, vocabulary.add_eos = bool(before), bool(behind)
+    ids = {t["content"]: t["id"] for t in data.get("added_tokens", [])}
+    for role, texts in (("bos", before), ("eos", behind)):
+        if texts:
+            vocabulary.special[role] = ids.get(texts[0])
+
+
+def _add(vocabulary, number, text, kind):
+    """An added token; those of SentencePiece keep the type they have there."""
+    if vocabulary.kind == "llama" and number < len(vocabulary.tokens):
+        known = vocabulary.types[number]
+        if vocabulary.tokens[number] == text and known != NORMAL:
+            return
+    score = vocabulary.scores[number] if _has(vocabulary, number) else UNRANKED
+    vocabulary.put(number, text, kind, score)
+
+
+def _has(vocabulary, number):
+    return vocabulary.scores is not None and number < len(vocabulary.scores)
+
+
+# vocab.json and merges.txt
+
+
+def _read_gpt2_files(checkpoint, pre):
+    where = checkpoint.folder / "vocab.json"
+    tokens = _from_table(checkpoint.json("vocab.json"), where)
+    types = [NORMAL if t is not None else UNUSED for t in tokens]
+    path = checkpoint.folder / "merges.txt"
+    try:
+        lines = path.read_bytes().decode().split("\n")
+    except (OSError, ValueError) as error:
+        raise Refused(f"{path}: {error}") from None
+    if lines and lines[0].startswith("#version"):
+        lines = lines[1:]
+    merges = _merge_list([line for line in lines if line.strip()], path)
+    settings = checkpoint.json("tokenizer_config.json") or {}
+    if settings.get("add_prefix_space"):
+        raise Refused(
+            f"{checkpoint.folder / 'tokenizer_config.json'}: add_prefix_space"
+            " is not supported"
+        )
+    return Vocabulary(
+        "gpt2", tokens, types, merges=merges, pre=pre or "gpt-2", add_bos=False
+    )
+
+
+def _text_of(token):
+    """Special tokens are named by their text or by an object with it."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+ROLES = {
+    "bos_token": "bos",
+    "eos_token": "eos",
+    "unk_token": "unknown",
+    "pad_token": "padding",
+}
+OTHER_ROLES = ("sep_token", "cls_token", "mask_token")
+
+
+def _read_settings(checkpoint, vocabulary):
+    """What the files beside the vocabulary say of special and added tokens."""
+    settings = (checkpoint.json("special_tokens_map.json") or {}) | (
+        checkpoint.json("tokenizer_config.json") or {}
+    )
+    for text, number in (checkpoint.json("added_tokens.json") or {}).items():
+        if number >= len(vocabulary.tokens) or not vocabulary.tokens[number]:
+            _add(vocabulary, number, text, USER_DEFINED)
+    for number, token in settings.get("added_tokens_decoder", {}).items():
+        kind = CONTROL if token.get("special") else USER_DEFINED
+        _add(vocabulary, int(number), token["content"], kind)
+    ids = {text: i for i, text in enumerate(vocabulary.tokens)}
+    extra = settings.get("additional_special_tokens") or []
+    for name in (*ROLES, *OTHER_ROLES, *range(len(extra))):
+        text = _text_of(
+            extra[name] if isinstance(name, int) else settings.get(name)
+        )
+        number = ids.get(text) if text is not None else None
+        if number is None:
+            continue
+        if name in ROLES:
+            vocabulary.special[ROLES[name]] = number
+        if vocabulary.types[number] in (NORMAL, USER_DEFINED):
+            vocabulary.types[number] = CONTROL
+    for name in ("add_bos", "add_eos"):
+        if isinstance(settings.get(f"{name}_token"), bool):
+            setattr(vocabulary, name, settings[f"{name}_token"])
+    return settings
+
+
+def _chat_template(checkpoint, settings):
+    path = checkpoint.path("chat_template.jinja")
+    if path:
+        return path.read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    if isinstance(template, list):  # several by name
+        named = {t["name"]: t["template"] for t in template}
+        template = named.get("default")
+    return template
+
+
+def read(checkpoint, rows, pre):
+    """(Vocabulary with as many tokens as the embeddings have rows, chat
+    template or None)."""
+    data = checkpoint.json("tokenizer.json")
+    if data is not None:
+        try:
+            vocabulary = _read_tokenizer_json(checkpoint, data, pre)
+        except (KeyError, TypeError, AttributeError):
+            where = checkpoint.folder / "tokenizer.json"
+            raise Refused(f"{where}: malformed") from None
+    elif checkpoint.path("tokenizer.model"):
+        vocabulary = _read_sentencepiece(checkpoint.path("tokenizer.model"))
+    elif checkpoint.path("vocab.json"):
+        vocabulary = _read_gpt2_files(checkpoint, pre)
+    else:
+        raise Refused(
+            f"{checkpoint.folder}: no tokenizer in it (tokenizer.json,"
+            " tokenizer.model, or vocab.json with merges.txt)"
+        )
+    settings = _read_settings(checkpoint, vocabulary)
+    for role in ("bos", "eos"):
+        number = checkpoint.config.get(f"{role}_token_id")
+        number = number[0] if isinstance(number, list) and number else number
+        if role not in vocabulary.special and isinstance(number, int):
+            vocabulary.special[role] = number
+    if vocabulary.add_bos is None:
+        vocabulary.add_bos = vocabulary.kind == "llama"
+    if len(vocabulary.tokens) > rows:
+        raise Refused(
+            f"{checkpoint.folder}: {len(vocabulary.tokens)} tokens, but the"
+            f" embeddings have {rows} rows"
+        )
+    if rows > len(vocabulary.tokens):
+        vocabulary.put(rows - 1, None, UNUSED)
+    vocabulary.tokens = [
+        f"[PAD{i}]" if text is None else text
+        for i, text in enumerate(vocabulary.tokens)
+    ]
+    return vocabulary, _chat_template(checkpoint, settings)
+
+
+def add_keys(writer, vocabulary, template):
+    prefix = "tokenizer.ggml."
+    writer.add(prefix + "model", "str", vocabulary.kind)
+    if vocabulary.kind == "gpt2":
+        writer.add(prefix + "pre", "str", vocabulary.pre)
+    writer.add_array(prefix + "tokens", "str", vocabulary.tokens)
+    if vocabulary.scores is not None:
+        writer.add_array(prefix + "scores", "f32", vocabulary.scores)
+    writer.add_array(prefix + "token_type", "i32", vocabulary.types)
+    if vocabulary.merges is not None:
+        writer.add_array(prefix + "merges", "str", vocabulary.merges)
+    for role, number in vocabulary.special.items():
+        if number is not None and 0 <= number < len(vocabulary.tokens):
+            writer.add(f"{prefix}{role}_token_id", "u32", number)
+    writer.add(prefix + "add_bos_token", "bool", bool(vocabulary.add_bos))
+    writer.add(prefix + "add_eos_token", "bool", bool(vocabulary.add_eos))
+    if vocabulary.add_space is not None:
+        space = bool(vocabulary.add_space)
+        writer.add(prefix + "add_space_prefix", "bool", space)
+    if isinstance(template, str) and template:
+        writer.add("tokenizer.chat_template", "str", template)
