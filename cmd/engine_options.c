@@ -5,8 +5,11 @@
 
 int failed(int code, const struct inst_msg *msg)
 {
-    return fail(EXIT_FAILED, "%s%s", msg->text[0] ? msg->text : inst_status_text(code),
-                code == INST_ENOSPC ? " (see --kv-limit and --kv)" : "");
+    const char *hint = code == INST_ENOSPC    ? " (see --kv-limit and --kv)"
+                       : code == INST_ENOCHAT ? "; --template NAME chats with one of these names, "
+                                                "--raw without a template"
+                                              : "";
+    return fail(EXIT_FAILED, "%s%s", msg->text[0] ? msg->text : inst_status_text(code), hint);
 }
 
 int engine_options_open(inst_engine **engine, struct engine_options *options, const char *command)

@@ -3,6 +3,7 @@
 #include "cmd/commands.h"
 #include "cmd/options.h"
 #include "host/model/config.h"
+#include "host/model/template.h"
 #include "host/model/tokenizer.h"
 
 #include <errno.h>
@@ -88,11 +89,27 @@ static void print_config(const struct model_config *c)
            "ffn %u, vocabulary %u\n",
            c->architecture, c->layers, c->width, c->heads, c->kv_heads, c->head_dim, c->ffn,
            c->vocab);
-    printf("trained context %u tokens, rope base %g over %u of %u dimensions\n", c->context,
-           (double)c->rope_base, c->rope_dims, c->head_dim);
+    printf("trained context %u tokens, ", c->context);
+    if (c->rope_dims)
+        printf("rope base %g over %u of %u dimensions\n", (double)c->rope_base, c->rope_dims,
+               c->head_dim);
+    else
+        puts("learned positions");
     printf("KV %.1f KiB per token, %.1f MiB for the trained context\n",
            (double)c->layers * c->kv_heads * c->head_dim * 4 / 1024,
            (double)c->layers * c->kv_heads * c->head_dim * 4 * c->context / 1048576);
+}
+
+static void print_chat(const struct gguf *gguf)
+{
+    struct chat_template chat;
+    struct inst_msg why = {0};
+    if (!chat_template_read(&chat, gguf, NULL, &why))
+        printf("chat template %s\n", chat_template_name(&chat));
+    else if (gguf_find(gguf, "tokenizer.chat_template"))
+        printf("chat template: none that is known here: %s\n", why.text);
+    else
+        puts("chat template: none in the file");
 }
 
 static void print_file(const struct gguf *gguf, struct budget *budget, bool verbose)
@@ -114,6 +131,7 @@ static void print_file(const struct gguf *gguf, struct budget *budget, bool verb
     int token_err = tokenizer_open(&tokenizer, gguf, budget, &no_tokenizer);
     if (!token_err)
         printf("tokenizer %s, %u tokens\n", tokenizer_kind(tokenizer), tokenizer_count(tokenizer));
+    print_chat(gguf);
     if (err || token_err)
         printf("runs here: no: %s\n", err ? why.text : no_tokenizer.text);
     else

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // instinfer run: stands on the public header alone, as any other program could.
+#include "cmd/run.h"
 #include "cmd/commands.h"
-#include "cmd/engine_options.h"
 #include "cmd/input.h"
-#include "cmd/output.h"
 #include "cmd/stats_json.h"
 
 #include <errno.h>
@@ -19,26 +18,15 @@ static void on_interrupt(int signal)
     interrupted = 1;
 }
 
-struct run {
-    struct engine_options engine;
-    struct inst_sampling sampling;
-    const char *prompt, *file, *stats_path;
-    uint64_t predict;
-    struct option_list stops;
-    bool ignore_eos, verbose;
+bool run_interrupted(void)
+{
+    return interrupted;
+}
 
-    inst_engine *e;
-    inst_session *session;
-    inst_sampler *sampler;
-    int32_t *tokens; // prompt, then what was generated
-    size_t n_tokens, room;
-    struct terminal terminal;
-    struct meter meter;
-    struct output output;
-    struct inst_model_info info;
-    struct run_result result;
-    FILE *stats_file;
-};
+void run_forget_interrupt(void)
+{
+    interrupted = 0;
+}
 
 static bool on_progress(void *user, uint64_t done, uint64_t total)
 {
@@ -72,8 +60,8 @@ static int read_prompt(struct run *r)
                     (unsigned long long)r->info.context);
     }
     uint64_t left = r->info.context - n;
-    r->room = n + (size_t)(r->predict < left ? r->predict : left);
-    r->tokens = realloc(tokens, r->room * sizeof *tokens);
+    size_t room = n + (size_t)(r->predict < left ? r->predict : left);
+    r->tokens = realloc(tokens, room * sizeof *tokens);
     if (!r->tokens) {
         free(tokens);
         return fail(EXIT_FAILED, "out of memory");
@@ -94,9 +82,10 @@ static int sync_session(struct run *r)
     return err ? failed(err, &msg) : 0;
 }
 
-// Sets the reason why it ended. 0 or an exit code.
-static int generate(struct run *r)
+int run_generate(struct run *r)
 {
+    uint64_t made = 0;
+    r->result.stop_reason = "error";
     while (true) {
         int code = sync_session(r);
         if (code)
@@ -106,8 +95,8 @@ static int generate(struct run *r)
             r->result.stop_reason = "interrupt";
             return 0;
         }
-        if (r->result.generated_tokens == r->predict || r->n_tokens == r->info.context) {
-            r->result.stop_reason = r->result.generated_tokens == r->predict ? "length" : "context";
+        if (made == r->predict || r->n_tokens == r->info.context) {
+            r->result.stop_reason = made == r->predict ? "length" : "context";
             return 0;
         }
         int32_t token = inst_sample(r->sampler, r->session, r->tokens, r->n_tokens);
@@ -117,6 +106,7 @@ static int generate(struct run *r)
         }
         r->tokens[r->n_tokens++] = token;
         r->result.generated_tokens++;
+        made++;
         size_t bytes;
         const char *text = inst_token_text(r->e, token, &bytes);
         if (!output_put(&r->output, text, bytes)) {
@@ -126,24 +116,47 @@ static int generate(struct run *r)
     }
 }
 
+static int check_chat(const struct run *r)
+{
+    const char *name = r->system ? "--system" : r->template ? "--template" : "--raw";
+    if (!r->chat && (r->system || r->template || r->raw))
+        return fail(EXIT_USAGE, "run: %s is of a conversation: it needs --chat", name);
+    if (r->raw && (r->system || r->template))
+        return fail(EXIT_USAGE, "run: --raw is without a template: it goes without %s", name);
+    return 0;
+}
+
+static int open_engine(struct run *r)
+{
+    struct engine_options *o = &r->engine;
+    if (r->chat)
+        o->engine.chat = r->raw ? "raw" : r->template ? r->template : "auto";
+    int code = engine_options_open(&r->e, o, "run");
+    if (!code)
+        inst_engine_info(r->e, &r->info);
+    return code;
+}
+
 static int open_all(struct run *r)
 {
     struct inst_msg msg = {0};
+    int code = check_chat(r);
+    if (code)
+        return code;
     for (size_t i = 0; i < r->stops.n; i++)
         if (!*r->stops.items[i])
             return fail(EXIT_USAGE, "run: --stop needs a text that is not empty");
-    if (!r->prompt == !r->file)
+    if (!r->prompt == !r->file && (r->file || !r->chat))
         return fail(EXIT_USAGE, r->file
                                     ? "run: give either -p or -f, not both"
                                     : "run: no prompt given: use -p TEXT or -f FILE (- = stdin)");
     if (r->stats_path && !(r->stats_file = fopen(r->stats_path, "we")))
         return fail(EXIT_FAILED, "%s: %s", r->stats_path, strerror(errno));
-    int code = engine_options_open(&r->e, &r->engine, "run");
+    code = open_engine(r);
     if (code)
         return code;
-    inst_engine_info(r->e, &r->info);
     terminal_first_line(&r->terminal, &r->info);
-    code = read_prompt(r);
+    code = r->chat ? 0 : read_prompt(r);
     if (code)
         return code;
     int err = inst_session_open(&r->session, r->e, &msg);
@@ -157,12 +170,13 @@ static int run_all(struct run *r)
     int code = open_all(r);
     if (code)
         return code;
-    // The first Ctrl-C ends cleanly, a second one at once.
-    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
+    // The first Ctrl-C ends cleanly, a second one at once; in a chat each ends an answer.
+    struct sigaction action = {.sa_handler = on_interrupt,
+                               .sa_flags = r->chat ? 0 : (int)SA_RESETHAND};
     sigaction(SIGINT, &action, NULL);
-    r->result.stop_reason = "error";
+    r->result.stop_reason = "none";
     r->result.seed = r->sampling.seed;
-    code = generate(r);
+    code = r->chat ? chat_run(r) : run_generate(r);
     terminal_end_progress(&r->terminal);
     if (!output_end(&r->output) && !code)
         code = fail(EXIT_FAILED, "standard output: %s", strerror(r->output.error));
@@ -181,7 +195,7 @@ static int run_all(struct run *r)
         r->stats_file = NULL;
         code = code ? code : wrote;
     }
-    return code ? code : interrupted ? EXIT_INTERRUPTED : EXIT_OK;
+    return code ? code : interrupted && !r->chat ? EXIT_INTERRUPTED : EXIT_OK;
 }
 
 int command_run(int argc, char **argv)
@@ -198,6 +212,14 @@ int command_run(int argc, char **argv)
         {"--stop", 0, OPTION_LIST, &r.stops, 0, 0, "TEXT",
          "ends before this text; may be given several times"},
         {"--ignore-eos", 0, OPTION_FLAG, &r.ignore_eos, 0, 0, NULL, "goes on after end tokens"},
+        {"Conversation", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
+        {"--chat", 0, OPTION_FLAG, &r.chat, 0, 0, NULL,
+         "turns from the terminal or, line by line, from a pipe; with -p or -f just one"},
+        {"--system", 0, OPTION_TEXT, &r.system, 0, 0, "TEXT", "the system text"},
+        {"--template", 0, OPTION_TEXT, &r.template, 0, 0, "NAME",
+         "chat template by name; default: the model's"},
+        {"--raw", 0, OPTION_FLAG, &r.raw, 0, 0, NULL,
+         "no template: the model just goes on with the text"},
         ENGINE_OPTION_ROWS(r.engine),
         {"Sampling", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
         {"--temp", 0, OPTION_F32, &r.sampling.temperature, 0, 100, "T", "0 = greedy; default 0.8"},

@@ -26,7 +26,8 @@ static bool add_model(cJSON *o, const struct inst_model_info *info)
            add(o, "group", info->group) && add(o, "threads", info->threads) &&
            cJSON_AddStringToObject(o, "kernels", info->kernels) &&
            cJSON_AddStringToObject(o, "kv_place", info->kv_place) &&
-           cJSON_AddStringToObject(o, "kv_path", info->kv_path);
+           cJSON_AddStringToObject(o, "kv_path", info->kv_path) &&
+           cJSON_AddStringToObject(o, "chat_template", info->chat ? info->chat : "");
 }
 
 static bool add_result(cJSON *o, const struct run_result *r)
@@ -35,6 +36,7 @@ static bool add_result(cJSON *o, const struct run_result *r)
     bool ok = add(o, "prompt_tokens", (double)r->prompt_tokens) &&
               add(o, "generated_tokens", (double)r->generated_tokens) &&
               cJSON_AddStringToObject(o, "stop_reason", r->stop_reason) &&
+              add(o, "turns", (double)r->turns) &&
               add(o, "seed", r->seed) &&
               add(o, "prefill_tokens_per_s", rate((double)s->prefill_tokens, s->prefill_seconds)) &&
               add(o, "decode_tokens_per_s", rate((double)s->decode_tokens, s->decode_seconds)) &&

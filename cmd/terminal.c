@@ -46,11 +46,12 @@ void terminal_first_line(const struct terminal *terminal, const struct inst_mode
     char weights[24], memory[24], limit[24];
     fprintf(stderr,
             "%s: weights %s, memory %s, KV limit %s in %s (%s), context %llu, chunk %u, group %u, "
-            "%u threads, %s\n",
+            "%u threads, %s%s%s\n",
             info->name, size_text((double)info->weight_bytes, weights),
             size_text((double)info->memory, memory), size_text((double)info->kv_limit, limit),
             info->kv_place, info->kv_path, (unsigned long long)info->context, info->chunk,
-            info->group, info->threads, info->kernels);
+            info->group, info->threads, info->kernels, info->chat ? ", chat template " : "",
+            info->chat ? info->chat : "");
 }
 
 void terminal_progress(struct terminal *terminal, uint64_t done, uint64_t total)

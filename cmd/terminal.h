@@ -20,8 +20,9 @@ void terminal_end_progress(struct terminal *terminal);
 struct run_result {
     struct inst_stats stats;
     uint64_t prompt_tokens, generated_tokens, peak_memory;
+    uint64_t turns; // of a chat
     uint32_t seed;
-    const char *stop_reason; // "end", "length", "context", "stop", "interrupt", "error"
+    const char *stop_reason; // "end", "length", "context", "stop", "interrupt", "error", "none"
 };
 void terminal_summary(const struct terminal *terminal, const struct run_result *result);
 

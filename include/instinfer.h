@@ -45,6 +45,7 @@ struct inst_options {
     uint32_t chunk;        // prefill chunk in tokens; 0: chosen from the budget
     const char *attention; // "dense" or NULL
     const char *kernels;   // a kernel set by name, for tests; NULL: the best
+    const char *chat;      // chat template: "auto" (the file's), a name, or NULL: no chat
 };
 
 // The path of each place is opened, memory is planned, and a budget that is too small is refused
@@ -61,6 +62,7 @@ struct inst_model_info {
     uint64_t memory, kv_limit;
     uint32_t chunk, group, threads;
     const char *kv_place, *kv_path, *kernels;
+    const char *chat; // name of the chat template, NULL: none
 };
 INST_API void inst_engine_info(const inst_engine *engine, struct inst_model_info *info);
 
@@ -114,6 +116,17 @@ INST_API int inst_tokenize(inst_engine *engine, const char *text, size_t bytes, 
 // Bytes of one token (control tokens give none). Not NUL-terminated; the engine's.
 INST_API const char *inst_token_text(inst_engine *engine, int32_t token, size_t *bytes);
 INST_API bool inst_token_is_end(const inst_engine *engine, int32_t token);
+
+// Chat. The tokens that go on with a conversation when its user says `text`, up to the start of the
+// answer: in the first turn from the beginning, `system` (NULL: none, or the template's) included,
+// then from the end of the answer before. What the user says cannot become structure: names of
+// special tokens in it are plain text. *tokens becomes the caller's, as above.
+INST_API int inst_chat_turn(inst_engine *engine, bool first, const char *system, const char *text,
+                            size_t bytes, int32_t **tokens, size_t *n_tokens, struct inst_msg *msg);
+// Once tokens[answer, n_tokens) is a whole answer: removes what the template does not keep of it (a
+// model's thoughts) and returns how many tokens are left.
+INST_API size_t inst_chat_settle(inst_engine *engine, int32_t *tokens, size_t n_tokens,
+                                 size_t answer);
 
 // Counters since the engine was opened, one per row: X(type, name, what it means)
 #define INST_STATS_MAP(X)                                                                          \

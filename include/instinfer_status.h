@@ -18,7 +18,8 @@
     X(INST_ETIMEOUT, -11, "timed out", 0x706)                                                      \
     X(INST_ECANCELLED, -12, "cancelled", 0x007)                                                    \
     X(INST_EEXIST, -13, "already exists", 0x707)                                                   \
-    X(INST_EINTERNAL, -14, "internal error", 0x006)
+    X(INST_EINTERNAL, -14, "internal error", 0x006)                                                \
+    X(INST_ENOCHAT, -15, "no chat template that is known", 0x708)
 
 enum inst_status {
 #define INST_STATUS_ENUM(name, number, text, nvme) name = number,

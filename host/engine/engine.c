@@ -125,6 +125,8 @@ static int load_model(inst_engine *e, const struct inst_options *o, struct inst_
         err = tokenizer_open(&e->tokenizer, e->gguf, &e->budget, msg);
     if (!err)
         err = read_names(e, msg);
+    if (!err)
+        err = engine_chat_open(e, o->chat, msg);
     e->context = o->context ? o->context : e->config.context;
     if (!err)
         err = rope_frequencies(e, msg);
@@ -330,6 +332,7 @@ void inst_engine_info(const inst_engine *e, struct inst_model_info *info)
         .kv_place = e->where.path,
         .kv_path = e->store.flash ? e->store.flash->path : "",
         .kernels = e->kernels->name,
+        .chat = chat_template_name(&e->chat),
     };
 }
 

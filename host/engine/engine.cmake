@@ -1,5 +1,6 @@
 set(INST_HOST_ENGINE_SOURCES
   compute/cpu.c
+  engine/chat.c
   engine/decode.c
   engine/engine.c
   engine/layers.c

@@ -8,6 +8,7 @@
 #include "host/engine/port.h"
 #include "host/engine/store.h"
 #include "host/model/config.h"
+#include "host/model/template.h"
 #include "host/model/tokenizer.h"
 #include "instinfer.h"
 
@@ -41,6 +42,7 @@ struct inst_engine {
     struct model_config config;
     struct model_weights weights;
     struct tokenizer *tokenizer;
+    struct chat_template chat; // without a form: no chat
     struct store_where where;
     struct engine_plan plan;
     struct pool *pool;
@@ -127,6 +129,9 @@ int prefill_run(struct inst_session *s, const int32_t *tokens, size_t n,
 // decode.c: one token more for each session. Sets status[i]; returns the first failure.
 int decode_step(struct inst_engine *e, struct inst_session **sessions, const int32_t *tokens,
                 size_t n, int *status, struct inst_msg *msg);
+
+// chat.c: settles the chat template, by the option of that name.
+int engine_chat_open(struct inst_engine *e, const char *name, struct inst_msg *msg);
 
 // session.c: forgets everything from token `length` on, on the drive too.
 int session_cut(struct inst_session *s, uint64_t length, struct inst_msg *msg);

@@ -54,6 +54,30 @@ static const struct {
      TOKEN_CONTROL | TOKEN_END},
 };
 
+// What structures chats beside the ends above. Files give these any type; that of user-defined
+// tokens, which are found in every text, must not let a stranger's words become structure.
+static const char *const markers[] = {
+    "<s>",
+    "<|im_start|>",
+    "<|im_sep|>",
+    "<|start_header_id|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|end_header_id|>",
+    "[INST]",
+    "[/INST]",
+    "[SYSTEM_PROMPT]",
+    "[/SYSTEM_PROMPT]",
+    "[TOOL_CALLS]",
+    "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]",
+    "[AVAILABLE_TOOLS]",
+    "<|python_tag|>",
+    "[/AVAILABLE_TOOLS]",
+    "<start_of_turn>",
+};
+
 // Tokens for filling in the middle of a text: a key names them or, where it is absent, the first
 // of these names that is there. Three of them also end generation.
 static const struct {
@@ -283,7 +307,12 @@ static int mark_special(struct tokenizer *t, struct inst_msg *msg)
     for (size_t i = 0; i < sizeof shown / sizeof *shown; i++) {
         uint32_t id = find_name(t, shown[i]);
         if (id != TOKENIZER_NONE)
-            t->attribute[id] = TOKEN_USER;
+            t->attribute[id] = TOKEN_USER | TOKEN_MARKER;
+    }
+    for (size_t i = 0; i < sizeof markers / sizeof *markers; i++) {
+        uint32_t id = find_name(t, markers[i]);
+        if (id != TOKENIZER_NONE)
+            t->attribute[id] |= TOKEN_MARKER;
     }
     for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
         uint32_t id = TOKENIZER_NONE;
@@ -502,23 +531,63 @@ struct fragments {
     uint64_t count, capacity;
 };
 
-static int fragment_add(struct budget *budget, struct fragments *f, const char *text,
-                        uint64_t bytes, uint32_t token, struct inst_msg *msg)
+// A text on its way to fragments.
+struct source {
+    const struct tokenizer *t;
+    const char *text;
+    uint64_t bytes;
+    const struct token_span *spans; // none: all of it is the caller's own
+    uint64_t n_spans;
+    bool parse; // control tokens too
+    struct budget *budget;
+    struct inst_msg *msg;
+};
+
+static int fragment_add(const struct source *src, struct fragments *f, const char *text,
+                        uint64_t bytes, uint32_t token)
 {
     if (!bytes && token == TOKENIZER_NONE)
         return 0;
-    int rc = list_reserve(budget, (void **)&f->at, &f->capacity, f->count, f->count + 1,
-                          sizeof *f->at, msg);
+    int rc = list_reserve(src->budget, (void **)&f->at, &f->capacity, f->count, f->count + 1,
+                          sizeof *f->at, src->msg);
     if (!rc)
-        f->at[f->count++] = (struct fragment){text, bytes, token};
+        f->at[f->count++] = (struct fragment){.text = text, .bytes = bytes, .token = token};
     return rc;
+}
+
+// Whether any byte of [text, text + bytes) is a stranger's.
+static bool is_foreign(const struct source *src, const char *text, uint64_t bytes)
+{
+    uint64_t start = (uint64_t)(text - src->text), at = 0;
+    for (uint64_t i = 0; i < src->n_spans && at < start + bytes; i++) {
+        at += src->spans[i].bytes;
+        if (src->spans[i].foreign && src->spans[i].bytes && at > start)
+            return true;
+    }
+    return false;
+}
+
+// Next place in the text where special token `id` counts, NULL when there is none.
+static const char *find_token(const struct source *src, uint32_t id, const char *text,
+                              uint64_t bytes)
+{
+    const struct tokenizer *t = src->t;
+    const char *end = text + bytes, *hit;
+    while ((hit = memmem(text, (size_t)(end - text), token_text(t, id), t->token[id].bytes))) {
+        if (!(t->attribute[id] & (TOKEN_HIDDEN | TOKEN_MARKER)) ||
+            !is_foreign(src, hit, t->token[id].bytes))
+            return hit;
+        text = hit + 1;
+    }
+    return NULL;
 }
 
 // Copies `from` to `to`, cutting every occurrence of special token `id` out of the text, left to
 // right.
-static int cut_token(const struct tokenizer *t, uint32_t id, const struct fragments *from,
-                     struct fragments *to, struct budget *budget, struct inst_msg *msg)
+static int cut_token(const struct source *src, uint32_t id, const struct fragments *from,
+                     struct fragments *to)
 {
+    const struct tokenizer *t = src->t;
     uint32_t length = t->token[id].bytes;
     int rc = 0;
     to->count = 0;
@@ -526,13 +595,13 @@ static int cut_token(const struct tokenizer *t, uint32_t id, const struct fragme
         const char *text = from->at[i].text, *hit;
         uint64_t bytes = from->at[i].bytes;
         if (from->at[i].token != TOKENIZER_NONE) {
-            rc = fragment_add(budget, to, NULL, 0, from->at[i].token, msg);
+            rc = fragment_add(src, to, NULL, 0, from->at[i].token);
             continue;
         }
-        while (!rc && (hit = memmem(text, bytes, token_text(t, id), length))) {
-            rc = fragment_add(budget, to, text, (uint64_t)(hit - text), TOKENIZER_NONE, msg);
+        while (!rc && (hit = find_token(src, id, text, bytes))) {
+            rc = fragment_add(src, to, text, (uint64_t)(hit - text), TOKENIZER_NONE);
             if (!rc)
-                rc = fragment_add(budget, to, NULL, 0, id, msg);
+                rc = fragment_add(src, to, NULL, 0, id);
             bytes -= (uint64_t)(hit - text) + length;
             text = hit + length;
             while (t->attribute[id] & TOKEN_RSTRIP && bytes && isspace((unsigned char)*text)) {
@@ -541,72 +610,105 @@ static int cut_token(const struct tokenizer *t, uint32_t id, const struct fragme
             }
         }
         if (!rc)
-            rc = fragment_add(budget, to, text, bytes, TOKENIZER_NONE, msg);
+            rc = fragment_add(src, to, text, bytes, TOKENIZER_NONE);
     }
     return rc;
 }
 
 // Which special tokens (by rank) occur in the text at all: one pass, so that the many that do not
 // cost nothing more.
-static void find_present(const struct tokenizer *t, const char *text, uint64_t bytes, uint8_t hide,
-                         uint8_t *present)
+static void find_present(const struct source *src, uint8_t *present)
 {
-    for (uint64_t i = 0; i < bytes; i++) {
-        unsigned char c = (unsigned char)text[i];
+    const struct tokenizer *t = src->t;
+    uint8_t hide = src->parse ? 0 : TOKEN_HIDDEN;
+    for (uint64_t i = 0; i < src->bytes; i++) {
+        unsigned char c = (unsigned char)src->text[i];
         for (uint32_t j = t->first_byte[c]; j < t->first_byte[c + 1]; j++) {
             uint32_t rank = t->special_by_byte[j], id = t->special[rank];
             uint32_t length = t->token[id].bytes;
-            if (!present[rank] && !(t->attribute[id] & hide) && length <= bytes - i &&
-                !memcmp(text + i, token_text(t, id), length))
+            if (!present[rank] && !(t->attribute[id] & hide) && length <= src->bytes - i &&
+                !memcmp(src->text + i, token_text(t, id), length))
                 present[rank] = 1;
         }
     }
 }
 
 // Splits the text at special tokens; longer ones first, wherever they are, as llama.cpp does.
-static int partition(const struct tokenizer *t, const char *text, uint64_t bytes, bool parse,
-                     struct fragments *f, struct budget *budget, struct inst_msg *msg)
+static int partition(const struct source *src, struct fragments *f)
 {
+    const struct tokenizer *t = src->t;
     struct fragments other = {0};
-    int rc = fragment_add(budget, f, text, bytes, TOKENIZER_NONE, msg);
+    int rc = fragment_add(src, f, src->text, src->bytes, TOKENIZER_NONE);
     if (rc || !t->n_special)
         return rc;
-    uint8_t *present = budget_alloc(budget, t->n_special, 1, "tokenizing", msg);
+    uint8_t *present = budget_alloc(src->budget, t->n_special, 1, "tokenizing", src->msg);
     if (!present)
         return INST_ENOMEM;
-    find_present(t, text, bytes, parse ? 0 : TOKEN_HIDDEN, present);
+    find_present(src, present);
     for (uint32_t rank = 0; rank < t->n_special && !rc; rank++) {
         if (!present[rank])
             continue;
-        rc = cut_token(t, t->special[rank], f, &other, budget, msg);
+        rc = cut_token(src, t->special[rank], f, &other);
         struct fragments swap = *f;
         *f = other;
         other = swap;
     }
-    budget_free(budget, other.at);
-    budget_free(budget, present);
+    budget_free(src->budget, other.at);
+    budget_free(src->budget, present);
+    return rc;
+}
+
+static int encode_source(const struct source *src, unsigned flags, struct token_list *list)
+{
+    const struct tokenizer *t = src->t;
+    struct fragments f = {0};
+    uint64_t before = list->count;
+    if (src->bytes > TEXT_BYTES_MAX)
+        return inst_fail(src->msg, INST_EINVAL,
+                         "a text of %" PRIu64 " bytes is too long (at most %d)", src->bytes,
+                         TEXT_BYTES_MAX);
+    int rc = partition(src, &f);
+    if (!rc && f.count && f.at[0].token == TOKENIZER_NONE)
+        f.at[0].continues = flags & TOKENIZER_CONTINUES;
+    if (!rc && flags & TOKENIZER_ADD_SPECIAL && t->add_bos)
+        rc = token_list_add(list, t->bos, src->msg);
+    if (!rc)
+        rc = t->kind->encode(t, f.at, f.count, list, src->msg);
+    if (!rc && flags & TOKENIZER_ADD_SPECIAL && t->add_eos)
+        rc = token_list_add(list, t->eos, src->msg);
+    budget_free(list->budget, f.at);
+    if (rc)
+        list->count = before;
     return rc;
 }
 
 int tokenizer_encode(const struct tokenizer *t, const char *text, uint64_t bytes, unsigned flags,
                      struct token_list *list, struct inst_msg *msg)
 {
-    struct fragments f = {0};
-    uint64_t before = list->count;
-    if (bytes > TEXT_BYTES_MAX)
-        return inst_fail(msg, INST_EINVAL, "a text of %" PRIu64 " bytes is too long (at most %d)",
-                         bytes, TEXT_BYTES_MAX);
-    int rc = partition(t, text, bytes, flags & TOKENIZER_PARSE_SPECIAL, &f, list->budget, msg);
-    if (!rc && flags & TOKENIZER_ADD_SPECIAL && t->add_bos)
-        rc = token_list_add(list, t->bos, msg);
-    if (!rc)
-        rc = t->kind->encode(t, f.at, f.count, list, msg);
-    if (!rc && flags & TOKENIZER_ADD_SPECIAL && t->add_eos)
-        rc = token_list_add(list, t->eos, msg);
-    budget_free(list->budget, f.at);
-    if (rc)
-        list->count = before;
-    return rc;
+    struct source src = {.t = t,
+                         .text = text,
+                         .bytes = bytes,
+                         .parse = flags & TOKENIZER_PARSE_SPECIAL,
+                         .budget = list->budget,
+                         .msg = msg};
+    return encode_source(&src, flags, list);
+}
+
+int tokenizer_encode_spans(const struct tokenizer *t, const char *text,
+                           const struct token_span *spans, uint64_t n_spans, unsigned flags,
+                           struct token_list *list, struct inst_msg *msg)
+{
+    struct source src = {.t = t,
+                         .text = text,
+                         .spans = spans,
+                         .n_spans = n_spans,
+                         .parse = flags & TOKENIZER_PARSE_SPECIAL,
+                         .budget = list->budget,
+                         .msg = msg};
+    for (uint64_t i = 0; i < n_spans; i++)
+        if (!checked_add(src.bytes, spans[i].bytes, &src.bytes))
+            return inst_fail(msg, INST_EINVAL, "a text longer than memory");
+    return encode_source(&src, flags, list);
 }
 
 uint32_t tokenizer_piece_room(const struct tokenizer *t)

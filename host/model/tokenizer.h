@@ -45,12 +45,24 @@ enum tokenizer_flags {
     TOKENIZER_ADD_SPECIAL = 1,   // bos and eos where the file asks for them
     TOKENIZER_PARSE_SPECIAL = 2, // the texts of control tokens in the text become those tokens
     TOKENIZER_SHOW_SPECIAL = 4,  // decoding: control tokens print their text
+    TOKENIZER_CONTINUES = 8,     // text goes before this text: no space is added at its start
 };
 
 // Appends the ids of `text` to the list (on an error the list keeps what it had). Time O(n log n);
 // working memory from the list's budget, a few KiB for ordinary text, more for endless words.
 int tokenizer_encode(const struct tokenizer *tokenizer, const char *text, uint64_t bytes,
                      unsigned flags, struct token_list *list, struct inst_msg *msg);
+
+// The same for a text in which the words of a template and of strangers take turns; the spans'
+// bytes add up to the text's. Tokens are formed across their borders, but what a stranger writes is
+// never a control token, nor a user-defined one that structures chats, and no part of one.
+struct token_span {
+    uint64_t bytes;
+    bool foreign;
+};
+int tokenizer_encode_spans(const struct tokenizer *tokenizer, const char *text,
+                           const struct token_span *spans, uint64_t n_spans, unsigned flags,
+                           struct token_list *list, struct inst_msg *msg);
 
 // Bytes of one token as it reads inside a text; the spaces that a token starts with are kept.
 // `out` has room for tokenizer_piece_room() bytes. An id out of range gives 0 bytes.

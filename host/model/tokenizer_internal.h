@@ -15,7 +15,8 @@ enum token_attribute {
     TOKEN_USER = 8,
     TOKEN_BYTE = 16,
     TOKEN_END = 32,
-    TOKEN_RSTRIP = 64, // swallows the white space that follows it in a text
+    TOKEN_RSTRIP = 64,  // swallows the white space that follows it in a text
+    TOKEN_MARKER = 128, // structure of a chat: never found in a stranger's words
     TOKEN_HIDDEN = TOKEN_UNKNOWN | TOKEN_CONTROL, // matched and shown only when asked for
     TOKEN_SPECIAL = TOKEN_HIDDEN | TOKEN_USER,    // matched before anything else
 };
@@ -29,6 +30,7 @@ struct fragment {
     const char *text;
     uint64_t bytes;
     uint32_t token;
+    bool continues; // text goes before it
 };
 
 struct tokenizer_kind {

@@ -297,7 +297,7 @@ static int spm_encode(const struct tokenizer *t, const struct fragment *fragment
         if (fragment[i].token != TOKENIZER_NONE)
             rc = token_list_add(list, fragment[i].token, msg);
         else
-            rc = encode_text(&s, &fragment[i], prefix);
+            rc = encode_text(&s, &fragment[i], prefix && !fragment[i].continues);
         prefix = t->add_space_prefix && fragment[i].token != TOKENIZER_NONE;
     }
     budget_free(list->budget, s.text);

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// What run and its chat share: one session and the tokens of its text.
+#ifndef INST_CMD_RUN_H
+#define INST_CMD_RUN_H
+
+#include "cmd/engine_options.h"
+#include "cmd/output.h"
+#include "cmd/terminal.h"
+
+#include <stdio.h>
+
+struct run {
+    struct engine_options engine;
+    struct inst_sampling sampling;
+    const char *prompt, *file, *stats_path;
+    const char *system, *template; // of a chat
+    uint64_t predict;              // tokens to generate at most, per answer
+    struct option_list stops;
+    bool ignore_eos, verbose, chat, raw;
+
+    inst_engine *e;
+    inst_session *session;
+    inst_sampler *sampler;
+    int32_t *tokens; // prompt, then what was generated
+    size_t n_tokens;
+    struct terminal terminal;
+    struct meter meter;
+    struct output output;
+    struct inst_model_info info;
+    struct run_result result;
+    FILE *stats_file;
+};
+
+// Whether Ctrl-C was pressed since it was last forgotten.
+bool run_interrupted(void);
+void run_forget_interrupt(void);
+
+// Generates and prints until something ends it, and says in result.stop_reason what. r->tokens has
+// room for all of it. 0 or an exit code, with the error line printed.
+int run_generate(struct run *r);
+
+// The whole of --chat, with engine, session and sampler open. The same.
+int chat_run(struct run *r);
+
+#endif
