@@ -2,7 +2,7 @@
 // Row-invariant matrix products, GFLOPS and GB/s of weights for 1, 8, 64 and 512 rows of x, beside
 // oneDNN's fp32 product where it was found. All contenders take turns in each round; the ratio is
 // oneDNN's time over ours, with its spread over the rounds.
-//   bench_matmul [--threads N] [--cols K] [--rows N] [--set NAME] [--rounds N]
+//   bench_matmul [--threads N] [--cols K] [--rows N] [--set NAME] [--type NAME] [--rounds N]
 // Few rows of x use a matrix far larger than the last cache, as decode does.
 #include "base/pool.h"
 #include "bench/measure.h"
@@ -23,11 +23,17 @@ static const uint32_t types[] = {TENSOR_F32,  TENSOR_F16,  TENSOR_BF16, TENSOR_Q
                                  TENSOR_Q3_K, TENSOR_Q4_K, TENSOR_Q5_K, TENSOR_Q6_K};
 enum { TYPES = sizeof types / sizeof types[0] };
 
+static int wanted(const char *only, int t)
+{
+    return !only || !strcmp(only, tensor_type_info(types[t])->name);
+}
+
 struct product {
     const struct kernels *k;
     struct pool *pool;
     struct weight w;
     const float *x;
+    const float *rounded; // the same rows as the K types take them
     float *out;
     size_t n_rows;
     char *scratch;
@@ -38,8 +44,10 @@ static void product_chunk(void *arg, size_t item, unsigned worker)
     struct product *p = arg;
     uint64_t first = (uint64_t)item * CHUNK;
     uint64_t count = p->w.rows - first < CHUNK ? p->w.rows - first : CHUNK;
-    p->k->matmul(&p->w, first, count, p->x, p->w.cols, p->n_rows, p->out + first, p->w.rows,
-                 p->scratch + (size_t)worker * KERNEL_SCRATCH_BYTES);
+    int rounds = kernel_rounds_x(p->w.type);
+    p->k->matmul(&p->w, first, count, rounds ? p->rounded : p->x,
+                 rounds ? rounded_floats(p->w.cols) : p->w.cols, p->n_rows, p->out + first,
+                 p->w.rows, p->scratch + (size_t)worker * KERNEL_SCRATCH_BYTES);
 }
 
 static void product_run(void *arg)
@@ -95,14 +103,16 @@ static void report(const struct product *p, const char *name, const struct measu
     printf("\n");
 }
 
-static void bench_rows(struct product *p, struct weight *weights, size_t n_rows, int rounds)
+static void bench_rows(struct product *p, struct weight *weights, size_t n_rows, int rounds,
+                       const char *only)
 {
     struct measure ours[TYPES] = {0}, theirs = {0};
     p->n_rows = n_rows;
     for (int round = -1; round < rounds; round++) { // the first one warms up
         for (int t = 0; t < TYPES; t++) {
             p->w = weights[t];
-            measure_round(&ours[t], product_run, p, 0.03);
+            if (wanted(only, t))
+                measure_round(&ours[t], product_run, p, 0.03);
         }
 #ifdef INST_BENCH_DNNL
         p->w = weights[0];
@@ -115,8 +125,9 @@ static void bench_rows(struct product *p, struct weight *weights, size_t n_rows,
            (unsigned long long)weights[0].rows, (unsigned long long)weights[0].cols);
     for (int t = 0; t < TYPES; t++) {
         p->w = weights[t];
-        report(p, tensor_type_info(weights[t].type)->name, &ours[t],
-               theirs.rounds ? &theirs : NULL);
+        if (wanted(only, t))
+            report(p, tensor_type_info(weights[t].type)->name, &ours[t],
+                   theirs.rounds ? &theirs : NULL);
     }
     p->w = weights[0];
     if (theirs.rounds)
@@ -128,6 +139,7 @@ int main(int argc, char **argv)
     unsigned threads = 1;
     uint64_t cols = 2048, rows = 2048;
     int rounds = 9;
+    const char *only = NULL;
     struct product p = {.k = kernels_best()};
     for (int i = 1; i + 1 < argc; i += 2) {
         if (!strcmp(argv[i], "--threads"))
@@ -138,6 +150,8 @@ int main(int argc, char **argv)
             rows = (uint64_t)atoll(argv[i + 1]);
         else if (!strcmp(argv[i], "--rounds"))
             rounds = atoi(argv[i + 1]);
+        else if (!strcmp(argv[i], "--type"))
+            only = argv[i + 1];
         else if (!strcmp(argv[i], "--set"))
             p.k = kernels_by_name(argv[i + 1]);
     }
@@ -166,13 +180,17 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < ROWS_MAX * cols; i++)
         x[i] = (float)(int)(i * 2654435761u % 2001) * 1e-3f - 1;
     size_t widest = rows > STREAM_ROWS ? rows : STREAM_ROWS;
+    float *rounded = measure_alloc(ROWS_MAX * rounded_floats(cols) * sizeof *rounded);
+    for (size_t i = 0; i < ROWS_MAX; i++)
+        p.k->round_x(rounded + i * rounded_floats(cols), x + i * cols, cols);
     p.x = x;
+    p.rounded = rounded;
     p.out = measure_alloc(ROWS_MAX * widest * sizeof *p.out);
     p.scratch = measure_alloc((size_t)threads * KERNEL_SCRATCH_BYTES);
-    bench_rows(&p, large, 1, rounds);
-    bench_rows(&p, large, 8, rounds);
-    bench_rows(&p, small, 64, rounds);
-    bench_rows(&p, small, 512, rounds);
+    bench_rows(&p, large, 1, rounds, only);
+    bench_rows(&p, large, 8, rounds, only);
+    bench_rows(&p, small, 64, rounds, only);
+    bench_rows(&p, small, 512, rounds, only);
     pool_free(p.pool);
     return 0; // the matrices go with the process
 }

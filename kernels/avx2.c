@@ -14,12 +14,15 @@ enum {
     VN = 8,
     // Blocking: 16 registers.
     PANEL_NR = 2,
+    K_JR = 2, // rows of a K type that share x
+    K_NR = 3, // of a panel of words
     PV_ACC = 8,
     BLOCK_JR = 2, // rows of a block type that share x
     // From this many queries on, converting a tile to fp32 first pays.
     TILE_MIN_QUERIES = 1 << 30, // never
 };
 #define PANEL_MR      3
+#define K_MR          3
 #define DIRECT_JR(mr) ((mr) == 1 ? 4 : (mr) == 2 ? 2 : 1)
 
 typedef struct {
@@ -82,6 +85,10 @@ OP vn vn_f16_set1(uint16_t h)
 {
     return _mm256_cvtph_ps(_mm_set1_epi16((short)h));
 }
+OP float half_float(uint16_t h)
+{
+    return _cvtsh_ss(h);
+}
 OP vn vn_bf16(const void *p)
 {
     __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p));
@@ -119,6 +126,66 @@ OP void vn_to_f16(uint16_t *p, vn v)
 {
     _mm_storeu_si128((void *)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
+
+// Integer products. vi: int32 in the lanes of a vn; vw: pairs of words for each lane; vb: quads of
+// codes for each lane.
+typedef __m256i vi, vw, vb;
+OP vi vi_zero(void)
+{
+    return _mm256_setzero_si256();
+}
+// lane += the products of its pairs.
+OP vi vi_dot(vi acc, vw a, vw b)
+{
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b));
+}
+OP vn vi_float(vi v)
+{
+    return _mm256_cvtepi32_ps(v);
+}
+OP vw vw_load(const int16_t *p)
+{
+    return _mm256_loadu_si256((const void *)p);
+}
+OP void vw_store(int16_t *p, vw v)
+{
+    _mm256_storeu_si256((void *)p, v);
+}
+// Bits `from` and up of the 32 bytes at a, moved to bit `to` and masked.
+OP vb vb_field(const uint8_t *a, const uint8_t *b, int from_a, int from_b, int to, uint8_t mask)
+{
+    (void)b, (void)from_b;
+    vb v = _mm256_loadu_si256((const void *)a);
+    if (from_a > to)
+        v = _mm256_srli_epi16(v, from_a - to);
+    if (from_a < to)
+        v = _mm256_slli_epi16(v, to - from_a);
+    return _mm256_and_si256(v, _mm256_set1_epi8((char)mask));
+}
+OP vb vb_or(vb a, vb b)
+{
+    return _mm256_or_si256(a, b);
+}
+// Scales of the 2 groups of 16 codes, as the even bytes of each group's quads.
+OP vw vw_scales(const int8_t *s)
+{
+    const int64_t group = 0x0001000100010001; // its number as words, all odd bytes to be zero
+    const vw spread =
+        _mm256_or_si256(_mm256_set1_epi16(-0x8000), _mm256_set_epi64x(group, group, 0, 0));
+    int16_t two;
+    __builtin_memcpy(&two, s, sizeof two);
+    return _mm256_shuffle_epi8(_mm256_set1_epi16(two), spread);
+}
+// The codes in even and in odd bytes, times their scales.
+OP vw vw_even(vb codes, vw scales)
+{
+    return _mm256_maddubs_epi16(codes, scales);
+}
+OP vw vw_odd(vb codes, vw scales)
+{
+    return _mm256_maddubs_epi16(codes, _mm256_slli_epi16(scales, 8));
+}
+
 // Splits 2 * VN interleaved floats.
 OP void vn_load2(const float *p, vn *even, vn *odd)
 {

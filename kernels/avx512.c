@@ -1,24 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
-// The AVX-512 set (F, BW, VL, DQ): vector operations here, algorithms in body.h.
+// The AVX-512 set (F, BW, VL, DQ): vector operations here, algorithms in body.h. avx512_vnni.c
+// includes this file to make the set of CPUs that have VNNI too.
 #include "kernels/sets.h"
 
 #include <immintrin.h>
 
+#ifndef SET_TABLE
 #define SET_TABLE kernels_avx512
 #define SET_NAME  "avx512"
-#define OP        static inline __attribute__((always_inline))
+#endif
+#define OP static inline __attribute__((always_inline))
 
 typedef __m512 vn;
 enum {
     VN = 16,
     // Blocking, in accumulators of 32 registers.
     PANEL_NR = 6,
+    K_JR = 4, // rows of a K type that share x
+    K_NR = 6, // of a panel of words
     PV_ACC = 16,
     BLOCK_JR = 4, // rows of a block type that share x
     // From this many queries on, converting a tile to fp32 first pays.
     TILE_MIN_QUERIES = 1 << 30, // the conversion of V hides behind the products
 };
 #define PANEL_MR      4
+#define K_MR          4
 #define DIRECT_JR(mr) ((mr) == 1 ? 8 : 4)
 
 typedef struct {
@@ -81,6 +87,10 @@ OP vn vn_f16_set1(uint16_t h)
 {
     return _mm512_cvtph_ps(_mm256_set1_epi16((short)h));
 }
+OP float half_float(uint16_t h)
+{
+    return _cvtsh_ss(h);
+}
 OP vn vn_bf16(const void *p)
 {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p));
@@ -136,6 +146,73 @@ OP void vn_to_f16(uint16_t *p, vn v)
     _mm256_storeu_si256((void *)p,
                         _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+
+// Integer products. vi: int32 in the lanes of a vn; vw: pairs of words for each lane; vb: quads of
+// codes for each lane.
+typedef __m512i vi, vw, vb;
+OP vi vi_zero(void)
+{
+    return _mm512_setzero_si512();
+}
+// lane += the products of its pairs.
+OP vi vi_dot(vi acc, vw a, vw b)
+{
+#ifdef __AVX512VNNI__
+    return _mm512_dpwssd_epi32(acc, a, b);
+#else
+    return _mm512_add_epi32(acc, _mm512_madd_epi16(a, b));
+#endif
+}
+OP vn vi_float(vi v)
+{
+    return _mm512_cvtepi32_ps(v);
+}
+OP vw vw_load(const int16_t *p)
+{
+    return _mm512_loadu_si512(p);
+}
+OP void vw_store(int16_t *p, vw v)
+{
+    _mm512_storeu_si512(p, v);
+}
+// Bits `from` and up of 64 bytes, moved to bit `to` and masked: the first 32 lie at a, the others
+// at b, which is behind them or is a.
+OP vb vb_field(const uint8_t *a, const uint8_t *b, int from_a, int from_b, int to, uint8_t mask)
+{
+    vb v = a == b ? _mm512_broadcast_i64x4(_mm256_loadu_si256((const void *)a))
+                  : _mm512_loadu_si512(a);
+    // What is rotated in from a neighbour is masked.
+    int32_t ra = (to - from_a) & 31, rb = (to - from_b) & 31;
+    if (ra || rb)
+        v = _mm512_rolv_epi32(v,
+                              _mm512_inserti64x4(_mm512_set1_epi32(ra), _mm256_set1_epi32(rb), 1));
+    return _mm512_and_si512(v, _mm512_set1_epi8((char)mask));
+}
+OP vb vb_or(vb a, vb b)
+{
+    return _mm512_or_si512(a, b);
+}
+// Scales of the 4 groups of 16 codes, as the even bytes of each group's quads.
+OP vw vw_scales(const int8_t *s)
+{
+    const int64_t group = 0x0001000100010001; // its number as words, all odd bytes to be zero
+    const vw spread = _mm512_or_si512(
+        _mm512_set1_epi16(-0x8000),
+        _mm512_set_epi64(3 * group, 3 * group, 2 * group, 2 * group, group, group, 0, 0));
+    int32_t four;
+    __builtin_memcpy(&four, s, sizeof four);
+    return _mm512_shuffle_epi8(_mm512_set1_epi32(four), spread);
+}
+// The codes in even and in odd bytes, times their scales.
+OP vw vw_even(vb codes, vw scales)
+{
+    return _mm512_maddubs_epi16(codes, scales);
+}
+OP vw vw_odd(vb codes, vw scales)
+{
+    return _mm512_maddubs_epi16(codes, _mm512_slli_epi16(scales, 8));
+}
+
 // Splits 2 * VN interleaved floats.
 OP void vn_load2(const float *p, vn *even, vn *odd)
 {

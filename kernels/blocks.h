@@ -6,9 +6,9 @@
 // Values are exact products, rounded once where a minimum is added, so tables of all values that a
 // code can take (VN_TABLES) give the same bits as arithmetic on the codes.
 
-// The block types whose products are made here.
-#define BLOCK_TYPES(X)                                                                             \
-    X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(IQ4_NL) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K)
+// The block types whose products are made here, and those that only become floats here.
+#define BLOCK_TYPES(X)        X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(IQ4_NL)
+#define BLOCK_EXPAND_TYPES(X) BLOCK_TYPES(X) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K)
 
 INLINE int is_k_type(uint32_t type)
 {
@@ -62,6 +62,13 @@ INLINE uint16_t load_u16(const uint8_t *p)
 INLINE uint32_t load_u32(const uint8_t *p)
 {
     uint32_t v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+INLINE uint64_t load_u64(const uint8_t *p)
+{
+    uint64_t v;
     memcpy(&v, p, sizeof v);
     return v;
 }
@@ -368,20 +375,28 @@ INLINE void block_product(uint32_t type, const struct weight *w, uint64_t first,
     }
 }
 
-#define BLOCK_FUNCTIONS(type)                                                                      \
+#define BLOCK_PRODUCT(type)                                                                        \
     static void block_product_##type(const struct weight *w, uint64_t first, uint64_t count,       \
                                      const float *x, float *out)                                   \
     {                                                                                              \
         block_product(TENSOR_##type, w, first, count, x, out);                                     \
-    }                                                                                              \
+    }
+#define BLOCK_EXPAND(type)                                                                         \
     static void expand_blocks_##type(const uint8_t *row, size_t cols, float *out, size_t stride)   \
     {                                                                                              \
         expand_blocks(TENSOR_##type, row, cols, out, stride);                                      \
     }
-BLOCK_TYPES(BLOCK_FUNCTIONS)
+BLOCK_TYPES(BLOCK_PRODUCT)
+BLOCK_EXPAND_TYPES(BLOCK_EXPAND)
+#define block_product_Q2_K NULL
+#define block_product_Q3_K NULL
+#define block_product_Q4_K NULL
+#define block_product_Q5_K NULL
+#define block_product_Q6_K NULL
 
 struct block_functions {
     uint32_t type;
+    // NULL for the K types.
     void (*product)(const struct weight *w, uint64_t first, uint64_t count, const float *x,
                     float *out);
     void (*expand)(const uint8_t *row, size_t cols, float *out, size_t stride);
@@ -391,7 +406,7 @@ struct block_functions {
 static const struct block_functions *block_functions(uint32_t type)
 {
 #define BLOCK_ROW(type) {TENSOR_##type, block_product_##type, expand_blocks_##type},
-    static const struct block_functions table[] = {BLOCK_TYPES(BLOCK_ROW)};
+    static const struct block_functions table[] = {BLOCK_EXPAND_TYPES(BLOCK_ROW)};
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++)
         if (table[i].type == type)
             return &table[i];

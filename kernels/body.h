@@ -529,9 +529,15 @@ static void wide_products(const struct weight *w, uint64_t first, uint64_t count
                 out + i * out_stride + j, out_stride, scratch);
 }
 
+#include "kernels/body_k.h"
+
 static void set_matmul(const struct weight *w, uint64_t first, uint64_t count, const float *x,
                        size_t x_stride, size_t n_rows, float *out, size_t out_stride, void *scratch)
 {
+    if (kernel_rounds_x(w->type)) {
+        k_matmul(w, first, count, x, x_stride, n_rows, out, out_stride, scratch);
+        return;
+    }
     size_t row_bytes = panel_steps((size_t)w->cols) * KERNEL_LANES * sizeof(float);
     size_t fit = row_bytes ? KERNEL_SCRATCH_BYTES / row_bytes / PANEL_NR * PANEL_NR : 0;
     const struct block_functions *block = block_functions(w->type);
@@ -843,6 +849,7 @@ const struct kernels SET_TABLE = {
     .sum = set_sum,
     .max = set_max,
     .matmul = set_matmul,
+    .round_x = set_round_x,
     .attention_tile = set_attention_tile,
     .partial_merge = set_partial_merge,
     .partial_output = set_partial_output,

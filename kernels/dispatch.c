@@ -16,15 +16,18 @@ static int machine_level(void)
         return 0;
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
         return 0;
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")
-               ? 2
-               : 1;
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+        !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
+        return 1;
+    return __builtin_cpu_supports("avx512vnni") ? 3 : 2;
 }
 
-static const struct kernels *const sets[] = {&kernels_reference, &kernels_avx2, &kernels_avx512};
-static const char *const names[][4] = {
-    {"reference"}, {"reference", "avx2"}, {"reference", "avx2", "avx512"}};
+static const struct kernels *const sets[] = {&kernels_reference, &kernels_avx2, &kernels_avx512,
+                                             &kernels_avx512vnni};
+static const char *const names[][5] = {{"reference"},
+                                       {"reference", "avx2"},
+                                       {"reference", "avx2", "avx512"},
+                                       {"reference", "avx2", "avx512", "avx512vnni"}};
 #else
 #ifdef INST_KERNELS_NEON
 static const struct kernels *const sets[] = {&kernels_reference, &kernels_neon};

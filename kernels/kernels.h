@@ -24,6 +24,7 @@
 enum {
     KERNEL_LANES = 16,
     ATTENTION_TILE = 64, // tokens; tiles start at absolute positions that 64 divides
+    ROUNDED_BLOCK = 256, // elements of x that are rounded together
     // Scratch per worker for attention_tile and matmul (64-byte aligned).
     KERNEL_SCRATCH_BYTES = 320 * 1024,
     KERNEL_HEAD_DIM_MAX = 512,
@@ -80,6 +81,30 @@ struct weight {
     uint32_t type; // enum tensor_type
 };
 
+// x as the K types take it: integers of 15 bits with one scale per 256 elements.
+//   a = max |x_i|, integer i = x_i * (16383 / a) to nearest even, scale = a / 16383. Where a is
+//   below 2^-100 all is 0; where an element is not finite the integers are 0 and scale is NaN.
+// It is exact in so far as an integer product of a whole block then is: 16 lanes of 32 bits hold
+// 16 products each of 63 * 128 * 16383 at most.
+struct rounded_x {
+    int16_t q[ROUNDED_BLOCK]; // of each 64 elements first those with even numbers, then the others
+    float sum[KERNEL_LANES];  // scale * the sum of integers 16 i to 16 i + 15
+    float scale;
+    float unused[15];
+};
+
+// Does matmul with this type take x rounded?
+static inline int kernel_rounds_x(uint32_t type)
+{
+    return type >= TENSOR_Q2_K && type <= TENSOR_Q6_K;
+}
+
+// Floats that n elements take once they are rounded; 256 divides n.
+static inline size_t rounded_floats(size_t n)
+{
+    return n / ROUNDED_BLOCK * (sizeof(struct rounded_x) / sizeof(float));
+}
+
 struct kernels {
     const char *name;
 
@@ -96,8 +121,18 @@ struct kernels {
     // out[i * out_stride + j] = dot16(x + i * x_stride, exact fp32 row first + j of w, w->cols)
     // for i < n_rows, j < count. Any n_rows gives the same bits for row i. x rows are 64-byte
     // aligned when x_stride % 16 == 0 and x is.
+    // The K types take rows of struct rounded_x instead (x_stride still counts floats and is
+    // rounded_floats of something). With w_i = d s_i c_i - m_i, c_i >= 0 and s_i the integers that
+    // the block stores (docs/decisions/0005-quantised-types.md; for Q3_K and Q6_K m_i is 4 d s_i
+    // and 32 d s_i), each block in ascending order adds to the 16 lanes:
+    //   lane l = fma(the sum of s_i c_i q_i over the i with i % 64 / 4 = l, d * scale, lane l)
+    //   lane l = fma(-m of elements 16 l to 16 l + 15, sum[l], lane l)
+    // and the lanes are summed by dot16's tree.
     void (*matmul)(const struct weight *w, uint64_t first, uint64_t count, const float *x,
                    size_t x_stride, size_t n_rows, float *out, size_t out_stride, void *scratch);
+
+    // Rounds a row of n elements, n divisible by 256, to rounded_floats(n) floats.
+    void (*round_x)(float *out, const float *x, size_t n);
 
     // For each of n_q queries (q + i * q_stride, head_dim floats) computes the tile's partial:
     //   s_t = scale * dot16(q, k_t), soft-capped where asked for; m = max s_t; p_t = exp(s_t - m);
@@ -148,7 +183,8 @@ extern const struct kernels kernels_reference;
 
 // The best set for this machine. Never NULL; does not change during a process.
 const struct kernels *kernels_best(void);
-// A set by name ("reference", "avx2", "avx512", "neon"); NULL when this machine cannot run it.
+// A set by name ("reference", "avx2", "avx512", "avx512vnni", "neon"); NULL when this machine
+// cannot run it.
 const struct kernels *kernels_by_name(const char *name);
 // Names that kernels_by_name would accept here, best last, NULL-terminated.
 const char *const *kernels_available(void);

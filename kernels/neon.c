@@ -15,12 +15,15 @@ enum {
     VN = 4,
     // Blocking: 32 registers.
     PANEL_NR = 2,
+    K_JR = 2, // rows of a K type that share x
+    K_NR = 3, // of a panel of words
     PV_ACC = 16,
     BLOCK_JR = 2, // rows of a block type that share x
     // From this many queries on, converting a tile to fp32 first pays.
     TILE_MIN_QUERIES = 9,
 };
 #define PANEL_MR      3
+#define K_MR          3
 #define DIRECT_JR(mr) ((mr) == 1 ? 4 : (mr) == 2 ? 2 : 1)
 
 typedef struct {
@@ -83,6 +86,10 @@ OP vn vn_f16_set1(uint16_t h)
 {
     return vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(h)));
 }
+OP float half_float(uint16_t h)
+{
+    return vgetq_lane_f32(vn_f16_set1(h), 0);
+}
 OP vn vn_bf16(const void *p)
 {
     return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
@@ -122,6 +129,64 @@ OP void vn_to_f16(uint16_t *p, vn v)
 {
     vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v)));
 }
+
+// Integer products. vi: int32 in the lanes of a vn, those of lanes 0 and 1 as four sums in the
+// first register; vw: pairs of words for each lane; vb: quads of codes for each lane.
+typedef struct {
+    int32x4_t p[2];
+} vi;
+typedef int16x8_t vw;
+typedef bytes16 vb;
+OP vi vi_zero(void)
+{
+    return (vi){{vdupq_n_s32(0), vdupq_n_s32(0)}};
+}
+// lane += the products of its pairs.
+OP vi vi_dot(vi acc, vw a, vw b)
+{
+    acc.p[0] = vmlal_s16(acc.p[0], vget_low_s16(a), vget_low_s16(b));
+    acc.p[1] = vmlal_high_s16(acc.p[1], a, b);
+    return acc;
+}
+OP vn vi_float(vi v)
+{
+    return vcvtq_f32_s32(vpaddq_s32(v.p[0], v.p[1]));
+}
+OP vw vw_load(const int16_t *p)
+{
+    return vld1q_s16(p);
+}
+OP void vw_store(int16_t *p, vw v)
+{
+    vst1q_s16(p, v);
+}
+// Bits `from` and up of the 16 bytes at a, moved to bit `to` and masked.
+OP vb vb_field(const uint8_t *a, const uint8_t *b, int from_a, int from_b, int to, uint8_t mask)
+{
+    (void)b, (void)from_b;
+    uint8x16_t v = vshlq_u8(vld1q_u8(a), vdupq_n_s8((int8_t)(to - from_a)));
+    return (vb)vandq_u8(v, vdupq_n_u8(mask));
+}
+OP vb vb_or(vb a, vb b)
+{
+    return a | b;
+}
+// The scale of the group of 16 codes.
+OP vw vw_scales(const int8_t *s)
+{
+    return vdupq_n_s16(*s);
+}
+// The codes in even and in odd bytes, times their scale.
+OP vw vw_even(vb codes, vw scales)
+{
+    uint16x8_t even = vandq_u16((uint16x8_t)codes, vdupq_n_u16(0xff));
+    return vmulq_s16(vreinterpretq_s16_u16(even), scales);
+}
+OP vw vw_odd(vb codes, vw scales)
+{
+    return vmulq_s16(vreinterpretq_s16_u16(vshrq_n_u16((uint16x8_t)codes, 8)), scales);
+}
+
 // Splits 2 * VN interleaved floats.
 OP void vn_load2(const float *p, vn *even, vn *odd)
 {

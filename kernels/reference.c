@@ -141,27 +141,59 @@ static float q5(const uint8_t *high, const uint8_t *low, unsigned i)
     return (float)(nibble_of_32(low, i) | bits(high[i / 8], i % 8, 1) << 4);
 }
 
-static float k_value(uint32_t type, const uint8_t *b, unsigned i)
+// What the products of the K types are made of: the code of element i, its group's integer scale,
+// and minus what is subtracted.
+static int k_code(uint32_t type, const uint8_t *b, unsigned i)
 {
-    int q;
     switch (type) {
     case TENSOR_Q2_K: // 16 scales and minima of 4 bits, 64 bytes of codes, d, dmin
-        return fmaf(half_at(b + 80) * (float)bits(b[i / 16], 0, 4), (float)pair_of_256(b + 16, i),
-                    -(half_at(b + 82) * (float)bits(b[i / 16], 4, 4)));
+        return pair_of_256(b + 16, i);
     case TENSOR_Q3_K: // 32 bytes of high bits, 64 of codes, 12 of scales, d
-        q = pair_of_256(b + 32, i) + 4 * bits(b[i % 32], i / 32, 1) - 4;
-        return half_at(b + 108) * (float)six_bit_q3(b + 96, i / 16) * (float)q;
+        return pair_of_256(b + 32, i) + 4 * bits(b[i % 32], i / 32, 1);
     case TENSOR_Q4_K: // d, dmin, 12 bytes of scales and minima, 128 of codes
-        return fmaf(half_at(b) * (float)six_bit(b + 4, 0, i / 32), (float)nibble_of_256(b + 16, i),
-                    -(half_at(b + 2) * (float)six_bit(b + 4, 1, i / 32)));
+        return nibble_of_256(b + 16, i);
     case TENSOR_Q5_K: // the same with 32 bytes of high bits before the codes
-        q = nibble_of_256(b + 48, i) | bits(b[16 + i % 32], i / 32, 1) << 4;
-        return fmaf(half_at(b) * (float)six_bit(b + 4, 0, i / 32), (float)q,
-                    -(half_at(b + 2) * (float)six_bit(b + 4, 1, i / 32)));
+        return nibble_of_256(b + 48, i) | bits(b[16 + i % 32], i / 32, 1) << 4;
     default: // Q6_K: 128 bytes of low halves, 64 of high pairs, 16 scales of int8, d
-        q = bits(b[i / 128 * 64 + i % 64], i / 64 % 2 * 4, 4) | pair_of_256(b + 128, i) << 4;
-        return half_at(b + 208) * (float)(int8_t)b[192 + i / 16] * (float)(q - 32);
+        return bits(b[i / 128 * 64 + i % 64], i / 64 % 2 * 4, 4) | pair_of_256(b + 128, i) << 4;
     }
+}
+
+static int k_scale(uint32_t type, const uint8_t *b, unsigned i)
+{
+    switch (type) {
+    case TENSOR_Q2_K:
+        return bits(b[i / 16], 0, 4);
+    case TENSOR_Q3_K:
+        return six_bit_q3(b + 96, i / 16);
+    case TENSOR_Q6_K:
+        return (int8_t)b[192 + i / 16];
+    default:
+        return six_bit(b + 4, 0, i / 32);
+    }
+}
+
+static float k_minimum(uint32_t type, const uint8_t *b, unsigned i)
+{
+    float d = half_at(b + tensor_type_info(type)->scale_at);
+    switch (type) {
+    case TENSOR_Q2_K:
+        return -half_at(b + 82) * (float)bits(b[i / 16], 4, 4);
+    case TENSOR_Q3_K:
+        return -4 * d * (float)k_scale(type, b, i);
+    case TENSOR_Q6_K:
+        return -32 * d * (float)k_scale(type, b, i);
+    default:
+        return -half_at(b + 2) * (float)six_bit(b + 4, 1, i / 32);
+    }
+}
+
+static float k_value(uint32_t type, const uint8_t *b, unsigned i)
+{
+    float scale = half_at(b + tensor_type_info(type)->scale_at) * (float)k_scale(type, b, i);
+    if (type == TENSOR_Q3_K || type == TENSOR_Q6_K)
+        return scale * (float)(k_code(type, b, i) - (type == TENSOR_Q3_K ? 4 : 32));
+    return fmaf(scale, (float)k_code(type, b, i), k_minimum(type, b, i));
 }
 
 static float block_element(uint32_t type, const uint8_t *b, unsigned i)
@@ -253,6 +285,45 @@ static float ref_max(const float *a, size_t n)
     return m + 0.0f;
 }
 
+static float k_product(const struct weight *w, const uint8_t *row, const struct rounded_x *x)
+{
+    const struct tensor_type_info *info = tensor_type_info(w->type);
+    float lane[KERNEL_LANES] = {0};
+    for (uint64_t c = 0; c < w->cols; c += ROUNDED_BLOCK, row += info->block_bytes, x++) {
+        int32_t sum[KERNEL_LANES] = {0};
+        for (unsigned i = 0; i < ROUNDED_BLOCK; i++)
+            sum[i % 64 / 4] += k_code(w->type, row, i) * k_scale(w->type, row, i) *
+                               x->q[i / 64 * 64 + i % 2 * 32 + i % 64 / 2];
+        for (unsigned l = 0; l < KERNEL_LANES; l++) {
+            lane[l] = fmaf((float)sum[l], half_at(row + info->scale_at) * x->scale, lane[l]);
+            lane[l] = fmaf(k_minimum(w->type, row, 16 * l), x->sum[l], lane[l]);
+        }
+    }
+    return tree(lane);
+}
+
+static void ref_round_x(float *out, const float *x, size_t n)
+{
+    struct rounded_x *to = (struct rounded_x *)out;
+    for (size_t c = 0; c < n; c += ROUNDED_BLOCK, x += ROUNDED_BLOCK, to++) {
+        uint32_t greatest = 0;
+        for (unsigned i = 0; i < ROUNDED_BLOCK; i++) {
+            uint32_t magnitude = float_to_bits(x[i]) & 0x7fffffff;
+            greatest = magnitude > greatest ? magnitude : greatest;
+        }
+        float inverse;
+        int some = rounded_scale(greatest, &to->scale, &inverse);
+        int32_t sum[KERNEL_LANES] = {0};
+        for (unsigned i = 0; i < ROUNDED_BLOCK; i++) {
+            float q = some ? fmaf(x[i], inverse, EXP_ROUND) - EXP_ROUND : 0;
+            to->q[i / 64 * 64 + i % 2 * 32 + i % 64 / 2] = (int16_t)q;
+            sum[i / 16] += (int16_t)q;
+        }
+        for (unsigned g = 0; g < KERNEL_LANES; g++)
+            to->sum[g] = some ? (float)sum[g] * to->scale : 0;
+    }
+}
+
 static void ref_matmul(const struct weight *w, uint64_t first, uint64_t count, const float *x,
                        size_t x_stride, size_t n_rows, float *out, size_t out_stride, void *scratch)
 {
@@ -261,6 +332,11 @@ static void ref_matmul(const struct weight *w, uint64_t first, uint64_t count, c
     for (size_t i = 0; i < n_rows; i++) {
         for (uint64_t j = 0; j < count; j++) {
             const uint8_t *row = (const uint8_t *)w->data + (first + j) * w->row_bytes;
+            if (kernel_rounds_x(w->type)) {
+                out[i * out_stride + j] =
+                    k_product(w, row, (const struct rounded_x *)(x + i * x_stride));
+                continue;
+            }
             float lane[KERNEL_LANES] = {0};
             for (uint64_t c = 0; c < w->cols; c++)
                 lane[c % KERNEL_LANES] = fmaf(x[i * x_stride + c], weight_element(w, info, row, c),
@@ -421,6 +497,7 @@ const struct kernels kernels_reference = {
     .sum = ref_sum,
     .max = ref_max,
     .matmul = ref_matmul,
+    .round_x = ref_round_x,
     .attention_tile = ref_attention_tile,
     .partial_merge = ref_partial_merge,
     .partial_output = ref_partial_output,

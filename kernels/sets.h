@@ -6,13 +6,30 @@
 
 #include "kernels/kernels.h"
 
-extern const struct kernels kernels_avx2, kernels_avx512, kernels_neon;
+extern const struct kernels kernels_avx2, kernels_avx512, kernels_avx512vnni, kernels_neon;
 
 // 16 codes of a block type.
 typedef uint8_t bytes16 __attribute__((vector_size(16)));
 
 // What the 16 codes of IQ4_NL stand for.
 #define IQ4_NL_VALUES -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
+
+// Scale of a block of x whose greatest magnitude has these bits, and what x is multiplied with.
+// 0 where the integers are 0: nothing there, or not finite.
+static inline int rounded_scale(uint32_t greatest, float *scale, float *inverse)
+{
+    const float most = 16383;
+    union {
+        uint32_t bits;
+        float value;
+    } a = {greatest};
+    *scale = greatest < 0x7f800000 ? 0 : NAN;
+    if (greatest >= 0x7f800000 || a.value < 0x1p-100f)
+        return 0;
+    *scale = a.value / most;
+    *inverse = most / a.value;
+    return 1;
+}
 
 // exp(x) = 2^n exp(r), n = x / ln 2 rounded to nearest, |r| <= ln 2 / 2 and
 // exp(r) = 1 + r + r^2 (C2 + C3 r + C4 r^2 + C5 r^3 + C6 r^4), a Chebyshev interpolant whose own

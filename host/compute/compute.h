@@ -29,9 +29,11 @@ struct compute {
     const struct compute_ops *ops;
 };
 
-// Over kernels and a pool, both the caller's; uses the pool's scratch memory.
+// Over kernels and a pool, both the caller's; uses the pool's scratch memory. `rounded` (64-byte
+// aligned) has room for rounded_floats of any n_rows x cols whose type takes x rounded; NULL where
+// none does.
 int compute_cpu_open(struct compute **out, const struct kernels *kernels, struct pool *pool,
-                     struct inst_msg *msg);
+                     float *rounded, struct inst_msg *msg);
 
 static inline void compute_close(struct compute *compute)
 {

@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CPU implementation: outputs (weight rows) are cut into blocks, and the workers of the pool
 // take blocks. A block is computed for all rows of x by one kernel call, so each weight is read
-// once per call from memory and the result does not depend on who computed it.
+// once per call from memory and the result does not depend on who computed it. Types that want x
+// rounded share one rounding of it.
 #include "host/compute/compute.h"
 #include "base/checked.h"
 
+#include <stdbool.h>
 #include <stdlib.h>
 
 struct compute_cpu {
     struct compute compute;
     const struct kernels *kernels;
     struct pool *pool;
+    float *rounded; // x of the products that want it rounded
 };
 
 struct matmul_job {
@@ -33,8 +36,20 @@ static void matmul_item(void *arg, size_t item, unsigned worker)
     }
     uint64_t first = item * job->block;
     uint64_t count = min_u64(job->block, p->w->rows - first);
-    job->cpu->kernels->matmul(p->w, first, count, job->x, job->x_stride, job->n_rows,
-                              p->out + first, p->out_stride, pool_scratch(job->cpu->pool, worker));
+    bool rounds = kernel_rounds_x(p->w->type);
+    const float *x = rounds ? job->cpu->rounded : job->x;
+    size_t x_stride = rounds ? rounded_floats(p->w->cols) : job->x_stride;
+    job->cpu->kernels->matmul(p->w, first, count, x, x_stride, job->n_rows, p->out + first,
+                              p->out_stride, pool_scratch(job->cpu->pool, worker));
+}
+
+static void round_item(void *arg, size_t row, unsigned worker)
+{
+    (void)worker;
+    const struct matmul_job *job = arg;
+    size_t cols = job->products->w->cols;
+    job->cpu->kernels->round_x(job->cpu->rounded + row * rounded_floats(cols),
+                               job->x + row * job->x_stride, cols);
 }
 
 static void cpu_matmul(struct compute *compute, const struct product *products, size_t n_products,
@@ -45,16 +60,23 @@ static void cpu_matmul(struct compute *compute, const struct product *products, 
     enum { ITEMS_PER_THREAD = 6, BLOCK_MIN = 16, BLOCK_MAX = 256 };
     // Multiply-adds that take no longer than waking the workers.
     enum { ALONE = 128 * 1024 };
+    // Rows whose rounding is worth it.
+    enum { ROUND_ROWS = 8 };
     struct compute_cpu *cpu = (struct compute_cpu *)compute;
     uint64_t outputs = 0, items = 0;
-    for (size_t i = 0; i < n_products; i++)
+    bool rounds = false;
+    for (size_t i = 0; i < n_products; i++) {
         outputs += products[i].w->rows;
+        rounds |= kernel_rounds_x(products[i].w->type);
+    }
     struct pool *pool = outputs * products->w->cols * n_rows <= ALONE ? NULL : cpu->pool;
     uint64_t block = outputs / (pool_threads(pool) * ITEMS_PER_THREAD) / BLOCK_MIN * BLOCK_MIN;
     block = min_u64(max_u64(block, BLOCK_MIN), BLOCK_MAX);
     for (size_t i = 0; i < n_products; i++)
         items += div_round_up(products[i].w->rows, block);
     struct matmul_job job = {cpu, products, n_products, x, x_stride, n_rows, block};
+    if (rounds)
+        pool_run(n_rows < ROUND_ROWS ? NULL : pool, round_item, &job, n_rows);
     pool_run(pool, matmul_item, &job, items);
 }
 
@@ -66,7 +88,7 @@ static void cpu_close(struct compute *compute)
 static const struct compute_ops cpu_ops = {.matmul = cpu_matmul, .close = cpu_close};
 
 int compute_cpu_open(struct compute **out, const struct kernels *kernels, struct pool *pool,
-                     struct inst_msg *msg)
+                     float *rounded, struct inst_msg *msg)
 {
     int err = pool_reserve_scratch(pool, KERNEL_SCRATCH_BYTES, msg);
     if (err)
@@ -74,7 +96,7 @@ int compute_cpu_open(struct compute **out, const struct kernels *kernels, struct
     struct compute_cpu *cpu = calloc(1, sizeof *cpu);
     if (!cpu)
         return inst_fail(msg, INST_ENOMEM, "compute: out of memory");
-    *cpu = (struct compute_cpu){{&cpu_ops}, kernels, pool};
+    *cpu = (struct compute_cpu){{&cpu_ops}, kernels, pool, rounded};
     *out = &cpu->compute;
     return 0;
 }

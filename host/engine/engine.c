@@ -144,6 +144,14 @@ static int load_model(inst_engine *e, const struct inst_options *o, struct inst_
     return e->piece ? 0 : INST_ENOMEM;
 }
 
+static bool rounds_x(const struct gguf *gguf)
+{
+    for (uint64_t i = 0; i < gguf_tensor_count(gguf); i++)
+        if (kernel_rounds_x(gguf_tensor_at(gguf, i)->type))
+            return true;
+    return false;
+}
+
 static int make_plan(inst_engine *e, const struct inst_options *o, struct inst_msg *msg)
 {
     e->max_sessions = o->max_sessions ? o->max_sessions : 1;
@@ -157,6 +165,7 @@ static int make_plan(inst_engine *e, const struct inst_options *o, struct inst_m
         .max_threads = system_cpus(),
         .group = o->group,
         .chunk = (uint32_t)min_u64(o->chunk, e->context),
+        .rounds_x = rounds_x(e->gguf),
     };
     if (e->where.kind == STORE_RAM)
         input.kv_limit = o->kv_limit ? min_u64(o->kv_limit, e->where.size) : e->where.size;
@@ -246,7 +255,7 @@ static int open_into(inst_engine *e, const struct inst_options *o, struct link *
     if (!err)
         err = pool_reserve_scratch(e->pool, e->plan.scratch, msg);
     if (!err)
-        err = compute_cpu_open(&e->compute, e->kernels, e->pool, msg);
+        err = compute_cpu_open(&e->compute, e->kernels, e->pool, e->buffer[BUFFER_rounded], msg);
     if (!err && !link) {
         err = store_open(&e->store, &e->where, &e->plan, &e->budget, e->pool, e->kernels, msg);
         link = e->store.link;

@@ -81,6 +81,8 @@ static bool size_buffers(struct engine_plan *p, const struct model_config *c,
     b[BUFFER_norm] = floats(&s, p->strip, c->width);
     b[BUFFER_t1] = floats(&s, p->strip, max_u64(q_dim, c->ffn));
     b[BUFFER_t2] = floats(&s, p->strip, max_u64(2 * kv_dim, c->ffn));
+    uint64_t widest = max_u64(max_u64(c->width, q_dim), c->ffn);
+    b[BUFFER_rounded] = in->rounds_x ? mul(&s, p->strip, 4 * rounded_floats(widest)) : 0;
     b[BUFFER_slab0] = b[BUFFER_slab1] =
         add(&s, table_data_offset(1) + SLAB_ALIGN, mul(&s, p->chunk, token_bytes));
     b[BUFFER_piece0] = b[BUFFER_piece1] =
@@ -94,7 +96,7 @@ static bool size_buffers(struct engine_plan *p, const struct model_config *c,
     b[BUFFER_logits] = in->sessions == 1 ? 0 : floats(&s, p->logits_rows, c->vocab);
     p->buffers = 0;
     for (int i = 0; i < BUFFER_COUNT; i++)
-        p->buffers = add(&s, p->buffers, add(&s, b[i], ALLOC_BYTES));
+        p->buffers = add(&s, p->buffers, b[i] ? add(&s, b[i], ALLOC_BYTES) : 0);
 
     // A tile of K and V that the drive puts together lies behind the kernels' own scratch.
     p->scratch = KERNEL_SCRATCH_BYTES + mul(&s, 4 * ATTENTION_TILE, c->head_dim);

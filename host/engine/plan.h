@@ -24,6 +24,7 @@
     X(norm, "normed input or block output [s][width]")                                             \
     X(t1, "q or gate [s][max(heads * head_dim, ffn)]")                                             \
     X(t2, "k and v, or up [s][max(2 * kv_heads * head_dim, ffn)]")                                 \
+    X(rounded, "x of a product as the K types take it [s][rounded_floats of the widest]")          \
     X(slab0, "WRITE payload of a layer: table, then the chunk's K, V")                             \
     X(slab1, "the same for the next layer")                                                        \
     X(piece0, "READ table, then earlier K, V of one piece")                                        \
@@ -49,6 +50,7 @@ struct plan_input {
     uint32_t threads;      // 0: up to max_threads, fewer when memory is short
     uint32_t max_threads;  // CPUs of the process
     uint32_t group, chunk; // 0: to be chosen
+    bool rounds_x;         // some weights take x rounded
 };
 
 struct engine_plan {

@@ -107,6 +107,19 @@ struct weight cases_weight(uint64_t *state, uint32_t type, size_t rows, size_t c
     return w;
 }
 
+float *cases_rounded(const struct kernels *k, uint32_t type, const float *x, size_t *stride,
+                     size_t cols, size_t n_rows)
+{
+    if (!kernel_rounds_x(type))
+        return NULL;
+    size_t floats = rounded_floats(cols);
+    float *out = aligned_alloc(64, (n_rows * floats + 16) * sizeof *out);
+    for (size_t i = 0; i < n_rows; i++)
+        k->round_x(out + i * floats, x + i * *stride, cols);
+    *stride = floats;
+    return out;
+}
+
 static void run_conversions(struct runner *r)
 {
     enum { ALL = 65536 };
@@ -254,8 +267,17 @@ static void run_weights(struct runner *r, uint32_t type, size_t cols, size_t row
     for (size_t i = 0; i < n_rows * out_stride; i++)
         out[i] = 7;
     size_t first = rows / 3;
-    r->k->matmul(&w, first, rows - first, x, stride, n_rows, out, out_stride, r->scratch);
+    float *rounded = cases_rounded(r->k, type, x, &stride, cols, n_rows);
+    for (size_t i = 0; rounded && i < n_rows * cols / ROUNDED_BLOCK; i++) {
+        const struct rounded_x *block = (const struct rounded_x *)rounded + i;
+        for (size_t c = 0; c < ROUNDED_BLOCK; c++)
+            hash_bits(r, (uint16_t)block->q[c]);
+        hash_floats(r, block->sum, KERNEL_LANES + 1);
+    }
+    r->k->matmul(&w, first, rows - first, rounded ? rounded : x, stride, n_rows, out, out_stride,
+                 r->scratch);
     hash_floats(r, out, n_rows * out_stride);
+    free(rounded);
     char name[64];
     snprintf(name, sizeof name, "matmul type %u kind %d:", (unsigned)type, kind);
     finish(r, name, cols, rows, n_rows);

@@ -20,4 +20,9 @@ float cases_uniform(uint64_t *state);
 // A random weight matrix of this type in `data` (rows * row_bytes bytes, which it computes).
 struct weight cases_weight(uint64_t *state, uint32_t type, size_t rows, size_t cols, uint8_t *data);
 
+// Rows of x as products with the type take them, to be freed, and *stride of these rows; NULL where
+// they take x as it is.
+float *cases_rounded(const struct kernels *k, uint32_t type, const float *x, size_t *stride,
+                     size_t cols, size_t n_rows);
+
 #endif
