@@ -840,6 +840,8 @@ static void set_attention_tile(const struct attention_tile *tile, const float *q
     }
 }
 
+#include "kernels/body_sparf.h"
+
 const struct kernels SET_TABLE = {
     .name = SET_NAME,
     .f16_to_f32 = set_f16_to_f32,
@@ -863,4 +865,7 @@ const struct kernels SET_TABLE = {
     .relu = set_relu,
     .scale = set_scale,
     .softcap = set_softcap,
+    .channel_scores = set_channel_scores,
+    .exp_sum = set_exp_sum,
+    .axpy = set_axpy,
 };

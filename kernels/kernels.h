@@ -176,6 +176,16 @@ struct kernels {
     void (*scale)(float *x, float factor, size_t n);
     // x[i] = cap * (1 - 2 / (1 + exp(x[i] * (2 / cap)))), which is cap * tanh(x[i] / cap).
     void (*softcap)(float *x, float cap, size_t n);
+
+    // Ranking tokens by some channels: out[i * out_stride + t] is the chain, over c in ascending
+    // order from +0, of fma(q[i * q_stride + c], channels[c][t], .), for n_q queries and n tokens.
+    void (*channel_scores)(const uint16_t *const *channels, size_t n_channels, size_t n,
+                           const float *q, size_t q_stride, size_t n_q, float *out,
+                           size_t out_stride);
+    // x[i] = exp(x[i] - max); returns sum16(x, n).
+    float (*exp_sum)(float *x, size_t n, float max);
+    // y[i] = fma(a, x[i], y[i])
+    void (*axpy)(float *y, float a, const float *x, size_t n);
 };
 
 // The plain C reference; always there, never replaced.
@@ -193,5 +203,8 @@ const char *const *kernels_available(void);
 float kernel_exp(float x);
 float kernel_f16_to_f32(uint16_t h);
 uint16_t kernel_f32_to_f16(float f);
+// out[c * out_stride + r] = in[r * in_stride + c] for r < rows, c < cols.
+void kernel_transpose16(uint16_t *out, size_t out_stride, const uint16_t *in, size_t in_stride,
+                        size_t rows, size_t cols);
 
 #endif

@@ -488,6 +488,8 @@ static void ref_softcap(float *x, float cap, size_t n)
         x[i] = softcap(x[i], cap);
 }
 
+#include "kernels/reference_sparf.h"
+
 const struct kernels kernels_reference = {
     .name = "reference",
     .f16_to_f32 = ref_f16_to_f32,
@@ -511,4 +513,7 @@ const struct kernels kernels_reference = {
     .relu = ref_relu,
     .scale = ref_scale,
     .softcap = ref_softcap,
+    .channel_scores = ref_channel_scores,
+    .exp_sum = ref_exp_sum,
+    .axpy = ref_axpy,
 };

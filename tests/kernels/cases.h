@@ -11,6 +11,8 @@
 typedef void case_fn(void *arg, const char *name, uint64_t hash);
 
 void cases_run(const struct kernels *k, case_fn *emit, void *arg);
+// A part of it, in a file of its own: ranking tokens.
+void cases_sparf(const struct kernels *k, case_fn *emit, void *arg);
 
 // A deterministic stream of numbers.
 uint64_t cases_random(uint64_t *state);

@@ -346,6 +346,65 @@ static void empty_partials(void **state)
     assert_memory_equal(a, keep, sizeof keep);
 }
 
+// Scores, softmax terms and weighted sums that rank tokens, against float64.
+static void ranking(void **state)
+{
+    (void)state;
+    enum { TOKENS = 77, CHANNELS = 9, QUERIES = 3, STRIDE = 80 };
+    static uint16_t keys[CHANNELS][TOKENS];
+    float q[QUERIES * CHANNELS], out[QUERIES * STRIDE], y[TOKENS];
+    const uint16_t *list[CHANNELS];
+    uint64_t random = 9;
+    for (size_t i = 0; i < QUERIES * CHANNELS; i++)
+        q[i] = cases_uniform(&random);
+    for (size_t c = 0; c < CHANNELS; c++) {
+        list[c] = keys[CHANNELS - 1 - c];
+        for (size_t t = 0; t < TOKENS; t++)
+            keys[c][t] = kernel_f32_to_f16(cases_uniform(&random));
+    }
+    k->channel_scores(list, CHANNELS, TOKENS, q, CHANNELS, QUERIES, out, STRIDE);
+    for (size_t i = 0; i < QUERIES; i++) {
+        double total = 0;
+        float max = k->max(out + i * STRIDE, TOKENS), copy[TOKENS];
+        memcpy(copy, out + i * STRIDE, sizeof copy);
+        for (size_t t = 0; t < TOKENS; t++) {
+            double s = 0;
+            for (size_t c = 0; c < CHANNELS; c++)
+                s += (double)q[i * CHANNELS + c] * half_value(list[c][t]);
+            close_to((double)copy[t], s, 1e-6);
+            total += exp((double)copy[t] - (double)max);
+            y[t] = (float)t;
+        }
+        close_to((double)k->exp_sum(copy, TOKENS, max), total, 1e-5);
+        k->axpy(y, 0.5f, copy, TOKENS);
+        for (size_t t = 0; t < TOKENS; t++) {
+            double e = exp((double)out[i * STRIDE + t] - (double)max);
+            close_to((double)copy[t], e, 1e-6);
+            close_to((double)y[t], (double)t + 0.5 * e, 1e-5);
+        }
+    }
+    assert_true(k->exp_sum(out, 0, 0) == 0);
+}
+
+static void transposing(void **state)
+{
+    (void)state;
+    enum { SIDE = 41 };
+    static uint16_t in[SIDE * SIDE], out[SIDE * SIDE];
+    for (size_t i = 0; i < SIDE * SIDE; i++)
+        in[i] = (uint16_t)i;
+    for (size_t rows = 0; rows <= SIDE; rows++) {
+        for (size_t cols = 0; cols <= SIDE; cols += 3) {
+            memset(out, 0xff, sizeof out);
+            kernel_transpose16(out, SIDE, in, SIDE, rows, cols);
+            for (size_t c = 0; c < SIDE; c++)
+                for (size_t r = 0; r < SIDE; r++)
+                    assert_int_equal(out[c * SIDE + r],
+                                     r < rows && c < cols ? in[r * SIDE + c] : 0xffff);
+        }
+    }
+}
+
 static void type_table(void **state)
 {
     (void)state;
@@ -368,7 +427,8 @@ int main(void)
         cmocka_unit_test(vectors),        cmocka_unit_test(rotation),
         cmocka_unit_test(products),       cmocka_unit_test(attention_and_merge),
         cmocka_unit_test(empty_partials), cmocka_unit_test(capped_window),
-        cmocka_unit_test(type_table),
+        cmocka_unit_test(type_table),     cmocka_unit_test(ranking),
+        cmocka_unit_test(transposing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
