@@ -2,7 +2,7 @@
 // Attention on rows that are in DRAM. Tiles of 64 absolute positions are computed for whatever
 // spans are ready, in any order and by any worker; their partials are merged in ascending order
 // (contract point 8), so the bits do not depend on arrival, threads or the token group.
-#include "drive/internal.h"
+#include "drive/sparf.h"
 #include "base/checked.h"
 
 #include <math.h>
@@ -40,6 +40,8 @@ int attention_open(struct drive *drive, struct inst_msg *msg)
 int attention_prepare(struct drive *drive, struct job *job, struct inst_msg *msg)
 {
     const struct space *space = job->space;
+    if (job_is_sparf(job))
+        return 0; // CONFIG made what it needs
     uint64_t tiles = span_tokens(&space->config) / ATTENTION_TILE, floats;
     job->span_floats = tiles * job->header.q_heads * partial_stride(space->config.head_dim);
     floats = job->span_floats * space->span_limit;
@@ -226,7 +228,8 @@ static void drop_failed(struct batch *batch)
             if (!frame || !frame->status || !frame->read)
                 continue;
             span->status = frame->status;
-            item_failed(drive, batch->job, span->item, frame->status, frame->identity.group);
+            item_failed(drive, batch->job, span->item, frame->status, STREAM_KV,
+                        frame->identity.group);
         }
         if (span->status)
             fetch_release(drive, span);
@@ -310,6 +313,8 @@ static void finish_attend(struct drive *drive, struct job *job)
     uint32_t *status = (uint32_t *)(job->result + job->layout.status);
     for (uint32_t i = 0; i < job->count; i++) {
         status[i] = inst_status_to_nvme(job->items[i].status);
+        if (job_is_sparf(job) && !job->items[i].status)
+            continue; // its units have done it
         for (uint32_t h = 0; h < q_heads; h++) {
             uint64_t at = (uint64_t)i * q_heads + h;
             struct partial *partial = partial_at(job->partials, at, dim);
@@ -348,6 +353,12 @@ bool attention_step(struct drive *drive)
     struct job *job = drive->active;
     if (!job)
         return false;
+    if (job_is_sparf(job)) {
+        bool done, moved = sparf_compute(drive, &done);
+        if (done)
+            finish_job(drive, job);
+        return moved;
+    }
     struct batch *batch = drive->batch;
     batch->drive = drive;
     batch->job = job;

@@ -1,12 +1,42 @@
 // SPDX-License-Identifier: Apache-2.0
 // Invariant walker for tests and fuzzing: compares what the parts of an idle drive believe about
 // each other. Slow; never called by the drive itself.
-#include "drive/internal.h"
+#include "drive/sparf.h"
+#include "base/checked.h"
 
 static int broken(struct inst_msg *msg, const char *what, uint64_t a, uint64_t b)
 {
     return inst_fail(msg, INST_EINTERNAL, "%s: %llu and %llu", what, (unsigned long long)a,
                      (unsigned long long)b);
+}
+
+static int check_channels(const struct space *space, const struct layer_state *layer,
+                          uint64_t *references, struct inst_msg *msg)
+{
+    uint64_t tokens = space->streams[STREAM_CHANNELS].row_tokens, heads = space->config.kv_heads;
+    uint64_t groups = layer->channels.n / heads;
+    if (layer->channels.n % heads || groups * tokens > layer->tokens)
+        return broken(msg, "channel rows, tokens", layer->channels.n, layer->tokens);
+    if (layer->channel_groups * tokens > layer->tokens)
+        return broken(msg, "channel groups settled, tokens", layer->channel_groups, layer->tokens);
+    if (layer->tokens >= (layer->channel_groups + 1) * tokens && !layer->build_queued)
+        return broken(msg, "complete channel groups, settled", layer->tokens / tokens,
+                      layer->channel_groups);
+    for (uint64_t i = 0; i < layer->channels.n; i++) {
+        const struct row *row = row_map_at(space, STREAM_CHANNELS, &layer->channels, i);
+        if (!row_placed(row))
+            continue;
+        ++*references;
+        if (!segments_references(space->segments, row->place))
+            return broken(msg, "channel row that the flash does not count", row->place.segment,
+                          row->place.row);
+    }
+    for (uint32_t h = 0; h < heads; h++) {
+        const struct mean_head *mean = &layer->means.heads[h];
+        if (mean->gap.first > mean->gap.end || mean->gap.end > layer->head_tokens[h])
+            return broken(msg, "gap of a mean, tokens", mean->gap.end, layer->head_tokens[h]);
+    }
+    return 0;
 }
 
 static int check_layer(const struct space *space, const struct sequence *sequence,
@@ -20,13 +50,13 @@ static int check_layer(const struct space *space, const struct sequence *sequenc
             return broken(msg, "tokens of a head, of the layer", layer->head_tokens[h],
                           layer->tokens);
     }
-    uint64_t most = (layer->n_rows + (layer->open != NULL)) * row_tokens;
+    uint64_t most = (layer->rows.n + (layer->open != NULL)) * row_tokens;
     if (layer->tokens > most)
         return broken(msg, "tokens stored, room in rows", layer->tokens, most);
     if (layer->open && layer->open->state != FRAME_OPEN)
         return broken(msg, "state of a group buffer", layer->open->state, FRAME_OPEN);
     *open += layer->open != NULL;
-    for (uint64_t g = 0; g < layer->n_rows; g++) {
+    for (uint64_t g = 0; g < layer->rows.n; g++) {
         const struct row *row = sequence_row(space, sequence, layer_index, g);
         if (row->place.segment == PLACE_NONE)
             continue;
@@ -34,6 +64,26 @@ static int check_layer(const struct space *space, const struct sequence *sequenc
         if (!segments_references(space->segments, row->place))
             return broken(msg, "row that the flash does not count", row->place.segment,
                           row->place.row);
+    }
+    return space_is_sparf(space) ? check_channels(space, layer, references, msg) : 0;
+}
+
+// Page frames of an idle drive are all free.
+static int check_pages(const struct space *space, bool idle, struct inst_msg *msg)
+{
+    if (!space_is_sparf(space))
+        return 0;
+    if (!sparf_idle(space->sparf) && idle)
+        return broken(msg, "sparf under way in an idle drive", 1, 0);
+    idle = idle && !channels_building(space->channels);
+    for (int i = 1; space_frames(space)[i]; i++) {
+        const struct frames *frames = space_frames(space)[i];
+        struct frame_census census;
+        frames_census(frames, &census);
+        if (census.free != frames_free(frames))
+            return broken(msg, "free page frames, in the list", census.free, frames_free(frames));
+        if (idle && !frames_in_flight(frames) && census.free != frames_count(frames))
+            return broken(msg, "free page frames, all", census.free, frames_count(frames));
     }
     return 0;
 }
@@ -71,6 +121,8 @@ int drive_check(const struct drive *drive, struct inst_msg *msg)
             return broken(msg, "sequences found, counted", sequences, space->n_sequences);
         bool idle = !drive->first_job && !drive->n_pending && !frames_in_flight(space->frames);
         int status = check_frames(space, open, idle, msg);
+        if (!status)
+            status = check_pages(space, idle, msg);
         if (status)
             return status;
     }

@@ -61,6 +61,8 @@ void space_config_encode(uint8_t out[CONFIG_BYTES], const struct space_config *c
     le_put32(out + 20, config->max_sequences);
     le_put64(out + 24, config->max_tokens);
     le_put32(out + 32, config->q_heads);
+    le_put32(out + 36, config->method);
+    le_put32(out + 40, config->page_channels);
 }
 
 int space_config_decode(struct space_config *config, const void *in, size_t bytes)
@@ -76,6 +78,8 @@ int space_config_decode(struct space_config *config, const void *in, size_t byte
         .max_sequences = le_get32(p + 20),
         .max_tokens = le_get64(p + 24),
         .q_heads = le_get32(p + 32),
+        .method = le_get32(p + 36),
+        .page_channels = le_get32(p + 40),
     };
     return 0;
 }
@@ -96,6 +100,11 @@ void table_put_header(void *table, const struct table_header *header)
     le_put32(p + 16, header->q_heads);
     le_putf32(p + 20, header->scale);
     le_putf32(p + 24, header->softcap);
+    le_put32(p + 28, header->sparf_channels);
+    le_put32(p + 32, header->sparf_tokens);
+    le_put32(p + 36, header->sparf_divisor);
+    le_put32(p + 40, header->sparf_local);
+    le_put32(p + 44, header->audit);
 }
 
 int table_get_header(struct table_header *header, const void *table, size_t bytes, uint32_t count)
@@ -110,6 +119,11 @@ int table_get_header(struct table_header *header, const void *table, size_t byte
         .q_heads = le_get32(p + 16),
         .scale = le_getf32(p + 20),
         .softcap = le_getf32(p + 24),
+        .sparf_channels = le_get32(p + 28),
+        .sparf_tokens = le_get32(p + 32),
+        .sparf_divisor = le_get32(p + 36),
+        .sparf_local = le_get32(p + 40),
+        .audit = le_get32(p + 44),
     };
     return 0;
 }

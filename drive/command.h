@@ -76,11 +76,19 @@ struct space_config {
     uint32_t max_sequences; // for planning the drive's DRAM; more get NO_RESOURCE when it is full
     uint64_t max_tokens;    // per sequence, for planning
     uint32_t q_heads;       // of an ATTEND, for planning; 0: 8 per KV head
+    // enum attend_method: what the space must be able to serve besides dense attention.
+    // METHOD_SPARF adds the channel-indexed copy of K.
+    uint32_t method;
+    // METHOD_SPARF: channels of K that share a page, power of two, 1 to 16; a page then covers
+    // page_bytes / (2 * page_channels) tokens. 0: the drive chooses.
+    uint32_t page_channels;
 };
 void space_config_encode(uint8_t out[CONFIG_BYTES], const struct space_config *config);
 int space_config_decode(struct space_config *config, const void *in, size_t bytes);
 
-enum attend_method { METHOD_DENSE = 0 };
+// How ATTEND finds what it reads. METHOD_SPARF needs a space of that method; METHOD_DENSE works on
+// every space.
+enum attend_method { METHOD_DENSE = 0, METHOD_SPARF = 1 };
 
 struct table_header {
     // WRITE, READ: the range of KV heads that the slabs hold
@@ -90,6 +98,12 @@ struct table_header {
     uint32_t q_heads; // multiple of the space's kv_heads; q head h uses KV head h / group
     float scale;      // multiplies q . k
     float softcap;    // not 0: scores become softcap * tanh(score / softcap)
+    // ATTEND, METHOD_SPARF. S = tokens attended, the appended one included.
+    uint32_t sparf_channels; // r; 0 = ceil(head_dim / 8)
+    uint32_t sparf_tokens;   // k = min(S, max(this, sparf_local)); 0 = by the divisor
+    uint32_t sparf_divisor;  // k = min(S, max(ceil(S / this), sparf_local)); 0 = 8
+    uint32_t sparf_local;    // so many most recent tokens are chosen whatever their rank
+    uint32_t audit;          // 1: attend densely too, so that the captured mass is exact
 };
 
 struct table_item {
@@ -125,8 +139,10 @@ struct attend_layout {
     uint64_t in_bytes; // without k and v when no item appends
     uint64_t out;      // out: fp32 [count][q_heads][head_dim] at 0
     uint64_t lse;      // out: fp32 [count][q_heads], max + log(sum)
-    uint64_t captured; // out: fp32 [count][q_heads], softmax mass of the tokens read (dense: 1)
-    uint64_t status;   // out: u32 [count], NVMe status of each item; others are unharmed
+    // out: fp32 [count][q_heads], share of the softmax weight that the tokens used hold. Dense: 1;
+    // sparf: the predicted share (alpha), with `audit` the exact one.
+    uint64_t captured;
+    uint64_t status; // out: u32 [count], NVMe status of each item; others are unharmed
     uint64_t out_bytes;
 };
 // False when the sizes overflow.
@@ -164,7 +180,26 @@ bool attend_layout(struct attend_layout *layout, uint32_t count, uint32_t q_head
     X(dram_peak_bytes, "of dram_bytes")                                                            \
     X(read_ahead_rows, "rows read before an ATTEND asked for them")                                \
     X(read_ahead_hits, "those that an ATTEND then used")                                           \
-    X(write_wait_ns, "time WRITE and ATTEND waited for group buffers")
+    X(write_wait_ns, "time WRITE and ATTEND waited for group buffers")                             \
+    X(sparf_steps, "sparf attention of one sequence in one layer")                                 \
+    X(dense_pages, "pages on flash that dense attention would have read in these")                 \
+    X(dense_bytes, "their bytes")                                                                  \
+    X(channel_pages, "pages of the channel-indexed K that passed the page filter: read")           \
+    X(channel_bytes, "their bytes")                                                                \
+    X(channel_kept_bytes, "of these, the chosen channels")                                         \
+    X(token_pages, "pages of token groups that passed the page filter: read")                      \
+    X(token_bytes, "their bytes")                                                                  \
+    X(token_kept_bytes, "of these, K and V of the chosen tokens")                                  \
+    X(tail_bytes, "K read by token to rank tokens without a channel row")                          \
+    X(mean_bytes, "V read to complete the mean value after a FORK or truncation")                  \
+    X(build_read_bytes, "K read by token to build channel rows")                                   \
+    X(channel_program_bytes, "programmed for channel rows, summaries excluded")                    \
+    X(channel_lost_rows, "channel rows given up as flash failed; ranked by token from then on")    \
+    X(audit_read_bytes, "read by audits only")                                                     \
+    X(audits, "query heads whose captured mass was measured")                                      \
+    X(captured_sum, "of these, the sum of captured mass, in millionths")                           \
+    X(captured_worst, "of these, the least captured mass, in millionths")                          \
+    X(sparf_dram_bytes, "DRAM that sparf adds: page buffers, scores, sums of V")
 
 #define COUNTER_FIELD(name, text) uint64_t name;
 struct drive_identity {

@@ -4,7 +4,7 @@
 // short. READ and ATTEND then live on as jobs under their ticket; COLLECT, STAT and IDENTIFY never
 // queue. Every field is checked as if it came from an enemy; a command that is refused changes
 // nothing (a command that fails half-way leaves a prefix, which positions make visible).
-#include "drive/internal.h"
+#include "drive/sparf_unit.h"
 #include "base/checked.h"
 
 #include <math.h>
@@ -53,8 +53,9 @@ static void forget_segment(void *arg, uint32_t segment)
 {
     struct drive *drive = arg;
     for (struct space *space = drive->spaces; space; space = space->next) {
-        if (space->frames)
-            frames_forget(space->frames, segment);
+        struct frames *const *sets = space_frames(space);
+        for (; *sets; sets++)
+            frames_forget(*sets, segment);
     }
 }
 
@@ -95,8 +96,11 @@ int drive_open(struct drive **out, struct flash *flash, const struct drive_limit
 static bool flash_busy(const struct drive *drive)
 {
     for (const struct space *space = drive->spaces; space; space = space->next) {
-        if (space->frames && frames_in_flight(space->frames))
-            return true;
+        struct frames *const *sets = space_frames(space);
+        for (; *sets; sets++) {
+            if (frames_in_flight(*sets))
+                return true;
+        }
     }
     return segments_in_flight(drive->segments) || drive->syncing;
 }
@@ -133,10 +137,11 @@ void drive_close(struct drive *drive)
 static void frame_finished(struct drive *drive, struct frame *frame)
 {
     drive->runnable = true;
-    if (frame->status && frame->owner) {
+    if (frame->status && frame->owner)
         sequence_lost(frame->owner, frame->status, &frame->identity);
-    }
     frame->owner = NULL;
+    if (frame->status && !frame->read && frame->identity.stream == STREAM_CHANNELS)
+        channels_lost(find_space(drive, frame->identity.space), frame->place, &frame->identity);
 }
 
 static void take_back(struct drive *drive, uint64_t now_ns)
@@ -158,7 +163,7 @@ static void take_back(struct drive *drive, uint64_t now_ns)
     }
 }
 
-// ---- CONFIG, STAT, IDENTIFY --------------------------------------------------------------------
+// ---- CONFIG ------------------------------------------------------------------------------------
 
 static int do_config(struct drive *drive, struct pending *pending, uint64_t *result)
 {
@@ -176,6 +181,11 @@ static int do_config(struct drive *drive, struct pending *pending, uint64_t *res
     if (status)
         return status;
     config.group_tokens = plan.group_tokens;
+    config.page_channels = plan.page_channels;
+    if (config.method == METHOD_SPARF)
+        status = pool_reserve_scratch(drive->pool, sparf_scratch(config.head_dim), msg);
+    if (status)
+        return status;
     status = space_open(&space, pending->command.space, &config, drive->flash, drive->segments,
                         &drive->budget, msg);
     if (status)
@@ -188,70 +198,6 @@ static int do_config(struct drive *drive, struct pending *pending, uint64_t *res
     space->next = drive->spaces;
     drive->spaces = space;
     *result = config.group_tokens;
-    return 0;
-}
-
-static void get_stats(const struct drive *drive, struct drive_stats *stats)
-{
-    const struct flash_geometry *g = &drive->flash->geometry;
-    uint64_t block_bytes = (uint64_t)g->page_bytes * g->pages_per_block;
-    struct segment_counters segments;
-    segments_counters(drive->segments, &segments);
-    *stats = (struct drive_stats){
-        .flash_program_bytes = segments.summary_bytes,
-        .flash_read_bytes = drive->view_bytes,
-        .flash_erased_blocks = segments.erased_blocks,
-        .live_bytes = segments.live_bytes,
-        .allocated_bytes = segments.allocated_blocks * block_bytes,
-        .free_bytes = segments.free_blocks * block_bytes,
-        .attended_tokens = drive->attended,
-        .attended_tokens_from_flash = drive->attended_from_flash,
-        .attended_tokens_programming = drive->attended_programming,
-        .checksum_errors = drive->checksum_errors,
-        .dram_used_bytes = drive->budget.used,
-        .dram_peak_bytes = drive->budget.peak,
-        .write_wait_ns = drive->write_wait_ns,
-    };
-    for (const struct space *space = drive->spaces; space; space = space->next) {
-        const struct frame_counters *frames = frames_counters(space->frames);
-        stats->stream_bytes += space->stream_bytes;
-        stats->flash_program_bytes += frames->program_bytes;
-        stats->flash_read_bytes += frames->read_bytes;
-        stats->read_ahead_rows += frames->ahead_rows;
-        stats->read_ahead_hits += frames->ahead_hits;
-        stats->sequences += space->n_sequences;
-        stats->rows_in_dram += space->n_open_frames;
-    }
-}
-
-static int do_stat(struct drive *drive, const struct command *command, uint8_t *data)
-{
-    struct drive_stats stats;
-    if (command->length < STAT_TABLE_BYTES)
-        return inst_fail(&drive->msg, INST_EINVAL, "STAT: %u bytes are too few", command->length);
-    get_stats(drive, &stats);
-    stats_encode(data, &stats);
-    return 0;
-}
-
-static int do_identify(struct drive *drive, const struct command *command, uint8_t *data)
-{
-    const struct flash_geometry *g = &drive->flash->geometry;
-    uint64_t block_bytes = (uint64_t)g->page_bytes * g->pages_per_block;
-    struct drive_identity identity = {
-        .dram_bytes = drive->budget.limit,
-        .capacity_bytes = block_bytes * g->blocks,
-        .page_bytes = g->page_bytes,
-        .block_bytes = block_bytes,
-        .dies = g->dies,
-        .read_bytes = g->read_bytes,
-        .max_tickets = MAX_TICKETS,
-        .max_items = MAX_ITEMS,
-    };
-    if (command->length < IDENTIFY_TABLE_BYTES)
-        return inst_fail(&drive->msg, INST_EINVAL, "IDENTIFY: %u bytes are too few",
-                         command->length);
-    identity_encode(data, &identity);
     return 0;
 }
 
@@ -335,6 +281,30 @@ static uint64_t least_head_tokens(const struct layer_state *layer,
     return least;
 }
 
+static uint64_t most_head_tokens(const struct layer_state *layer, const struct table_header *header)
+{
+    uint64_t most = 0;
+    for (uint32_t h = 0; h < header->head_count; h++)
+        most = max_u64(most, layer->head_tokens[header->head_first + h]);
+    return most;
+}
+
+// The channel group that ends at `pos`, where the WRITE brought all of it: what it only repeats may
+// differ from what is stored.
+static int write_channels(struct drive *drive, const struct pending *pending, struct space *space,
+                          struct sequence *sequence, const struct table_header *header,
+                          const struct table_item *item, const uint8_t *slab, uint64_t pos)
+{
+    uint64_t tokens = space->streams[STREAM_CHANNELS].row_tokens, dim = space->config.head_dim;
+    if (!space_is_sparf(space) || pos % tokens ||
+        pos < max_u64(item->pos, pending->stored) + tokens)
+        return 0;
+    return channels_write(space, drive->pool, sequence, pending->command.layer, pos / tokens - 1,
+                          header->head_first, header->head_count,
+                          (const uint16_t *)slab + (pos - tokens - item->pos) * dim,
+                          2 * item->n_tokens * dim);
+}
+
 // Stores as much of one item as group buffers allow. 0 when it is done.
 static int write_item(struct drive *drive, struct pending *pending, struct space *space,
                       const struct table_header *header, const struct table_item *item,
@@ -348,8 +318,15 @@ static int write_item(struct drive *drive, struct pending *pending, struct space
     if (status)
         return status;
     size_t dim = space->config.head_dim, n = item->n_tokens;
-    while (pending->done < n) {
+    if (!pending->done)
+        pending->stored = most_head_tokens(&sequence->layers[layer], header);
+    for (;;) {
         uint64_t pos = item->pos + pending->done;
+        status = write_channels(drive, pending, space, sequence, header, item, slab, pos);
+        if (status)
+            return status;
+        if (pending->done == n)
+            break;
         uint64_t stored = least_head_tokens(&sequence->layers[layer], header);
         if (stored > pos) {
             pending->done = min_u64(stored - item->pos, n);
@@ -375,6 +352,8 @@ static int write_item(struct drive *drive, struct pending *pending, struct space
                              item->seq, layer);
         pending->done += settled;
     }
+    if (space_is_sparf(space))
+        channels_appended(space, &sequence->layers[layer]);
     return 0;
 }
 
@@ -520,7 +499,7 @@ static int do_read(struct drive *drive, struct pending *pending)
 }
 
 static int check_attend(struct drive *drive, struct pending *pending, struct space *space,
-                        const struct table_header *header, struct attend_layout *layout)
+                        struct table_header *header, struct attend_layout *layout)
 {
     const struct command *c = &pending->command;
     bool append = false;
@@ -537,9 +516,11 @@ static int check_attend(struct drive *drive, struct pending *pending, struct spa
                              "ATTEND: item %u: a window from %llu on at "
                              "%llu",
                              i, (unsigned long long)item.window, (unsigned long long)item.pos);
+        if (item.window && header->method == METHOD_SPARF)
+            return inst_fail(&drive->msg, INST_ENOTSUP, "ATTEND: item %u: sparf with a window", i);
         append |= item.n_tokens == 1;
     }
-    if (header->method != METHOD_DENSE)
+    if (header->method > METHOD_SPARF)
         return inst_fail(&drive->msg, INST_ENOTSUP, "ATTEND: unknown method %u", header->method);
     if (!header->q_heads || header->q_heads % space->config.kv_heads ||
         header->q_heads / space->config.kv_heads > MAX_GROUP_HEADS)
@@ -554,11 +535,11 @@ static int check_attend(struct drive *drive, struct pending *pending, struct spa
         layout->in_bytes > c->length)
         return inst_fail(&drive->msg, INST_EINVAL, "ATTEND: %u bytes of data are too few",
                          c->length);
-    return 0;
+    return header->method == METHOD_SPARF ? sparf_check(space, header, &drive->msg) : 0;
 }
 
 static int begin_attend(struct drive *drive, struct pending *pending, struct space *space,
-                        const struct table_header *header)
+                        struct table_header *header)
 {
     struct job *job;
     struct attend_layout layout;
@@ -600,6 +581,10 @@ static int attend_item(struct drive *drive, struct pending *pending, uint32_t in
     if (status)
         return status;
     struct layer_state *layer = &sequence->layers[job->layer];
+    if (job_is_sparf(job) && item.pos + item.n_tokens > sparf_max_tokens(space))
+        return inst_fail(&drive->msg, INST_ENORESOURCE,
+                         "ATTEND: sequence %u: sparf was planned for %llu tokens", item.seq,
+                         (unsigned long long)sparf_max_tokens(space));
     if (item.pos > layer->tokens)
         return inst_fail(&drive->msg, INST_ESEQUENCE,
                          "ATTEND: sequence %u has %llu tokens in layer %u, not %llu", item.seq,
@@ -618,6 +603,8 @@ static int attend_item(struct drive *drive, struct pending *pending, uint32_t in
             .v_head_stride = dim,
         };
         sequence_append(space, sequence, job->layer, &source, item.pos, 1);
+        if (space_is_sparf(space))
+            channels_appended(space, layer);
         if (sequence->failed)
             return sequence_refuse(sequence, &drive->msg);
     }
@@ -744,6 +731,9 @@ static int do_flush(struct drive *drive, struct pending *pending, uint64_t now_n
         for (struct space *space = drive->spaces; space; space = space->next) {
             if (frames_programming(space->frames))
                 return WAIT;
+            if (space_is_sparf(space) && (channels_building(space->channels) ||
+                                          frames_programming(channels_programs(space->channels))))
+                return WAIT;
         }
         if (segments_busy(drive->segments))
             return WAIT;
@@ -841,10 +831,10 @@ int drive_submit(struct drive *drive, const uint8_t entry[COMMAND_BYTES], void *
     drive->msg.text[0] = 0;
     switch (command.opcode) {
     case OP_STAT:
-        status = do_stat(drive, &command, data);
+        status = counters_stat(drive, &command, data);
         break;
     case OP_IDENTIFY:
-        status = do_identify(drive, &command, data);
+        status = counters_identify(drive, &command, data);
         break;
     case OP_COLLECT:
         status = begin_collect(drive, &command, data, now_ns);
@@ -924,9 +914,24 @@ static bool admit(struct drive *drive, uint64_t now_ns)
 
 static void submit_flash(struct drive *drive, uint64_t now_ns)
 {
-    for (struct space *space = drive->spaces; space; space = space->next)
-        frames_submit(space->frames, now_ns);
+    for (struct space *space = drive->spaces; space; space = space->next) {
+        struct frames *const *sets = space_frames(space);
+        for (; *sets; sets++)
+            frames_submit(*sets, now_ns);
+    }
     segments_pump(drive->segments, now_ns);
+}
+
+static bool build_channels(struct drive *drive)
+{
+    bool moved = false;
+    for (struct space *space = drive->spaces; space; space = space->next) {
+        if (!space_is_sparf(space))
+            continue;
+        const struct step_source source = sparf_source(drive, space);
+        moved |= channels_build(space, drive->pool, &source);
+    }
+    return moved;
 }
 
 size_t drive_step(struct drive *drive, uint64_t now_ns, struct completion *out, size_t max)
@@ -935,6 +940,7 @@ size_t drive_step(struct drive *drive, uint64_t now_ns, struct completion *out, 
     take_back(drive, now_ns);
     bool moved = admit(drive, now_ns);
     moved |= fetch_demand(drive);
+    moved |= build_channels(drive);
     fetch_ahead(drive);
     submit_flash(drive, now_ns); // before computing: the device works meanwhile
     moved |= attention_step(drive);

@@ -46,13 +46,15 @@ int drive_check(const struct drive *drive, struct inst_msg *msg);
 // What a space needs: pure arithmetic, for hosts that must say so before they start.
 struct drive_plan {
     uint32_t group_tokens;
+    uint32_t page_channels;   // 0 without METHOD_SPARF
     uint64_t row_bytes;       // padded to pages
     uint64_t min_dram_bytes;  // with the least read window that works
     uint64_t good_dram_bytes; // with a read window that keeps the device busy
     uint64_t flash_bytes;     // for max_sequences x max_tokens, summaries included
-    // How DRAM is divided: other_bytes + frames * frame_bytes
+    // How DRAM is divided: other_bytes + frames * frame_bytes + what METHOD_SPARF needs
     uint64_t frame_bytes, other_bytes;
     uint64_t min_frames, good_frames;
+    uint64_t min_sparf_bytes, good_sparf_bytes;
 };
 // config->group_tokens 0: the largest group whose buffers fit in dram_bytes (0 = do not care) and
 // whose rows are no larger than the device's best read.

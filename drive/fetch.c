@@ -2,7 +2,7 @@
 // Brings rows into DRAM: first what the active job asks for, then what queued jobs and the next
 // layers will ask for, as far as frames are free. Where the flash is memory, rows are used in
 // place.
-#include "drive/internal.h"
+#include "drive/sparf.h"
 #include "base/checked.h"
 
 #include <string.h>
@@ -44,15 +44,17 @@ static struct job *pick_job(struct drive *drive)
     return job;
 }
 
-void item_failed(struct drive *drive, struct job *job, uint32_t index, int status, uint64_t group)
+void item_failed(struct drive *drive, struct job *job, uint32_t index, int status, uint32_t stream,
+                 uint64_t group)
 {
     struct job_item *item = &job->items[index];
     if (item->status)
         return;
     item->status = status;
     drive->error.text[0] = 0;
-    inst_fail(&drive->error, status, "sequence %u layer %u token group %llu: %s",
-              item->sequence->id, job->layer, (unsigned long long)group, inst_status_text(status));
+    inst_fail(&drive->error, status, "sequence %u layer %u %s group %llu: %s", item->sequence->id,
+              job->layer, stream == STREAM_KV ? "token" : "channel", (unsigned long long)group,
+              inst_status_text(status));
     if (!job->error.text[0])
         job->error = drive->error;
 }
@@ -115,17 +117,17 @@ static enum acquired acquire_row(struct drive *drive, struct job *job, struct sp
     if (!row) {
         frame = item->sequence->layers[job->layer].open;
         if (!frame) {
-            item_failed(drive, job, span->item, INST_EINTERNAL, group);
+            item_failed(drive, job, span->item, INST_EINTERNAL, STREAM_KV, group);
             return FAILED;
         }
     } else if (row->place.segment == PLACE_NONE) {
-        item_failed(drive, job, span->item, INST_ENOENT, group);
+        item_failed(drive, job, span->item, INST_ENOENT, STREAM_KV, group);
         return FAILED;
     } else {
-        frame = frames_find(space->frames, row->place);
+        frame = frames_find(space->frames, row->place, 0);
     }
     if (frame && frame->state == FRAME_READY && frame->status) {
-        item_failed(drive, job, span->item, frame->status, group);
+        item_failed(drive, job, span->item, frame->status, STREAM_KV, group);
         return FAILED;
     }
     bool programming = frame && !frame->read;
@@ -146,8 +148,8 @@ static enum acquired acquire_row(struct drive *drive, struct job *job, struct sp
         frame = frames_take(space->frames, true);
         if (!frame)
             return NO_FRAME;
-        row_identity(space, row, job->layer, group, &identity);
-        frames_read(space->frames, frame, row->place, &identity, row->sums, false);
+        row_identity(space, row, job->layer, STREAM_KV, group, &identity);
+        frames_read(space->frames, frame, row->place, 0, &identity, row->sums, false);
     }
     if (frame) {
         frame_use(space->frames, frame);
@@ -174,9 +176,13 @@ bool fetch_demand(struct drive *drive)
             return false;
         drive->max_spans = drive->active->space->span_limit;
         drive->first_span = drive->n_spans = 0;
+        if (job_is_sparf(drive->active))
+            sparf_begin(drive, drive->active);
         moved = true;
     }
     struct job *job = drive->active;
+    if (job_is_sparf(job))
+        return sparf_fetch(drive) || moved;
     for (;;) {
         struct span *span = drive->n_spans ? ring_span(drive, drive->n_spans - 1) : NULL;
         if (!span || acquired_all(span))
@@ -203,14 +209,14 @@ static bool read_ahead(struct space *space, const struct sequence *sequence, uin
                        uint64_t group)
 {
     struct row *row = sequence_row(space, sequence, layer, group);
-    if (!row || row->place.segment == PLACE_NONE || frames_find(space->frames, row->place))
+    if (!row || row->place.segment == PLACE_NONE || frames_find(space->frames, row->place, 0))
         return true;
     if (frames_free(space->frames) <= space->read_reserve)
         return false;
     struct page_identity identity;
     struct frame *frame = frames_take(space->frames, false);
-    row_identity(space, row, layer, group, &identity);
-    frames_read(space->frames, frame, row->place, &identity, row->sums, true);
+    row_identity(space, row, layer, STREAM_KV, group, &identity);
+    frames_read(space->frames, frame, row->place, 0, &identity, row->sums, true);
     return true;
 }
 
@@ -244,7 +250,7 @@ static void ahead_of_layer(struct drive *drive)
             // What a window left out last time is not wanted this time either.
             p->group =
                 max_u64(p->group, sequence->layers[layer].ahead_first / space->config.group_tokens);
-            for (; p->group < sequence->layers[layer].n_rows; p->group++) {
+            for (; p->group < sequence->layers[layer].rows.n; p->group++) {
                 if (!read_ahead(space, sequence, layer, p->group))
                     return;
             }
@@ -257,12 +263,14 @@ void fetch_ahead(struct drive *drive)
     if (!drive->read_ahead)
         return;
     struct job *active = drive->active;
+    if (active && job_is_sparf(active))
+        return;
     // Not before the active job has asked for all of its rows.
     if (active && (active->fetch_item < active->count ||
                    (drive->n_spans && !acquired_all(ring_span(drive, drive->n_spans - 1)))))
         return;
     for (struct job *job = drive->first_job; job; job = job->next) {
-        if (job != active && !ahead_of_job(job))
+        if (job != active && !job_is_sparf(job) && !ahead_of_job(job))
             return;
     }
     ahead_of_layer(drive);
@@ -271,6 +279,10 @@ void fetch_ahead(struct drive *drive)
 void predict_next(struct drive *drive, const struct job *job)
 {
     struct prediction *p = &drive->prediction;
+    if (job_is_sparf(job)) { // what it reads depends on q
+        p->valid = false;
+        return;
+    }
     bool same = p->valid && p->space == job->space && p->count == job->count;
     for (uint32_t i = 0; same && i < job->count; i++) {
         const struct sequence *sequence = job->items[i].sequence;

@@ -25,7 +25,7 @@ struct frames {
 };
 
 int frames_open(struct frames **out, struct flash *flash, struct segments *segments,
-                struct budget *budget, uint32_t count, uint32_t row_pages, struct inst_msg *msg)
+                struct budget *budget, uint32_t count, uint32_t pages, struct inst_msg *msg)
 {
     struct frames *f = budget_alloc(budget, 1, sizeof *f, "row buffers", msg);
     if (!f)
@@ -34,10 +34,10 @@ int frames_open(struct frames **out, struct flash *flash, struct segments *segme
     f->segments = segments;
     f->budget = budget;
     f->count = count;
-    f->row_pages = row_pages;
-    f->row_bytes = (uint64_t)row_pages * flash->geometry.page_bytes;
+    f->row_pages = pages;
+    f->row_bytes = (uint64_t)pages * flash->geometry.page_bytes;
     // On one die a row is contiguous: one operation. Else one per page.
-    f->ios_per_frame = flash->geometry.dies == 1 ? 1 : row_pages;
+    f->ios_per_frame = flash->geometry.dies == 1 ? 1 : pages;
     f->table_mask = 1;
     while (f->table_mask < 2 * count)
         f->table_mask *= 2;
@@ -47,7 +47,7 @@ int frames_open(struct frames **out, struct flash *flash, struct segments *segme
     uint64_t bytes;
     if (checked_mul(count, f->row_bytes, &bytes))
         f->data = budget_alloc_pages(budget, bytes, "row buffers", msg);
-    f->sums = budget_alloc(budget, count, row_pages * sizeof *f->sums, "row buffers", msg);
+    f->sums = budget_alloc(budget, count, pages * sizeof *f->sums, "row buffers", msg);
     f->ios = budget_alloc(budget, count, f->ios_per_frame * sizeof *f->ios, "row buffers", msg);
     f->queue_end = &f->queue;
     if (!f->table || !f->all || !f->data || !f->sums || !f->ios) {
@@ -58,7 +58,7 @@ int frames_open(struct frames **out, struct flash *flash, struct segments *segme
         struct frame *frame = &f->all[i];
         frame->set = f;
         frame->data = f->data + i * f->row_bytes;
-        frame->sums = f->sums + (uint64_t)i * row_pages;
+        frame->sums = f->sums + (uint64_t)i * pages;
         frame->ios = f->ios + (uint64_t)i * f->ios_per_frame;
         frame->next = f->free;
         f->free = frame;
@@ -80,9 +80,10 @@ void frames_close(struct frames *f)
     budget_free(f->budget, f);
 }
 
-static struct frame **table_slot(struct frames *f, struct place place)
+static struct frame **table_slot(struct frames *f, struct place place, uint32_t page)
 {
-    uint64_t key = (uint64_t)place.segment << 32 | place.row;
+    // Rows have far fewer pages than 2^20 on any real flash; more only make longer chains.
+    uint64_t key = ((uint64_t)place.segment << 32 | place.row) + ((uint64_t)page << 44);
     return &f->table[(key * 0x9e3779b97f4a7c15u >> 32) & f->table_mask];
 }
 
@@ -91,24 +92,25 @@ bool frames_in_flight(const struct frames *f)
     return f->n_in_flight != 0;
 }
 
-struct frame *frames_find(struct frames *f, struct place place)
+struct frame *frames_find(struct frames *f, struct place place, uint32_t page)
 {
-    struct frame *frame = *table_slot(f, place);
-    while (frame && (frame->place.segment != place.segment || frame->place.row != place.row))
+    struct frame *frame = *table_slot(f, place, page);
+    while (frame && (frame->place.segment != place.segment || frame->place.row != place.row ||
+                     frame->page != page))
         frame = frame->next;
     return frame;
 }
 
 static void table_insert(struct frames *f, struct frame *frame)
 {
-    struct frame **slot = table_slot(f, frame->place);
+    struct frame **slot = table_slot(f, frame->place, frame->page);
     frame->next = *slot;
     *slot = frame;
 }
 
 static void table_remove(struct frames *f, struct frame *frame)
 {
-    struct frame **slot = table_slot(f, frame->place);
+    struct frame **slot = table_slot(f, frame->place, frame->page);
     while (*slot != frame)
         slot = &(*slot)->next;
     *slot = frame->next;
@@ -201,7 +203,7 @@ bool frame_verify(const struct frames *f, const struct frame *frame)
     size_t page_bytes = f->flash->geometry.page_bytes;
     struct page_identity identity = frame->identity;
     for (uint32_t page = 0; page < f->row_pages; page++) {
-        identity.page = page;
+        identity.page = frame->identity.page + page;
         if (page_checksum(&identity, frame->data + page * page_bytes, page_bytes) !=
             frame->sums[page])
             return false;
@@ -221,7 +223,7 @@ static void queue_row(struct frames *f, struct frame *frame, enum flash_op op)
             .data = frame->data + (uint64_t)i * step * f->flash->geometry.page_bytes,
             .owner = frame,
         };
-        segments_address(f->segments, frame->place, i * step, &io->block, &io->page);
+        segments_address(f->segments, frame->place, frame->page + i * step, &io->block, &io->page);
         *f->queue_end = io;
         f->queue_end = &io->next;
     }
@@ -231,13 +233,14 @@ static void queue_row(struct frames *f, struct frame *frame, enum flash_op op)
     *bytes += f->row_bytes;
 }
 
-void frames_read(struct frames *f, struct frame *frame, struct place place,
+void frames_read(struct frames *f, struct frame *frame, struct place place, uint32_t page,
                  const struct page_identity *identity, const uint64_t *sums, bool ahead)
 {
     frame->state = FRAME_READ;
     frame->read = true;
     frame->verify = !f->flash->geometry.no_data;
     frame->place = place;
+    frame->page = page;
     frame->identity = *identity;
     memcpy(frame->sums, sums, f->row_pages * sizeof *sums);
     table_insert(f, frame);
@@ -248,19 +251,19 @@ void frames_read(struct frames *f, struct frame *frame, struct place place,
     queue_row(f, frame, FLASH_READ);
 }
 
-void frames_program(struct frames *f, struct frame *frame, struct place place,
+void frames_program(struct frames *f, struct frame *frame, struct place place, uint32_t page,
                     const struct page_identity *identity)
 {
     size_t page_bytes = f->flash->geometry.page_bytes;
     struct page_identity page_identity = *identity;
     frame->state = FRAME_PROGRAM;
     frame->place = place;
+    frame->page = page;
     frame->identity = *identity;
-    for (uint32_t page = 0; page < f->row_pages; page++) {
-        page_identity.page = page;
-        frame->sums[page] =
-            page_checksum(&page_identity, frame->data + page * page_bytes, page_bytes);
-        segments_record(f->segments, place, &page_identity, frame->sums[page]);
+    for (uint32_t i = 0; i < f->row_pages; i++) {
+        page_identity.page = identity->page + i;
+        frame->sums[i] = page_checksum(&page_identity, frame->data + i * page_bytes, page_bytes);
+        segments_record(f->segments, place, page + i, &page_identity, frame->sums[i]);
     }
     table_insert(f, frame);
     f->n_programming++;

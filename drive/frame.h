@@ -2,7 +2,8 @@
 // The drive's DRAM for rows. A frame holds one row: a token group that is still filling (open), a
 // row on its way to flash (it stays readable until its program completes) or a row that was read.
 // Frames are found by the place of their row. Rows read ahead of any demand may be dropped again
-// when demand needs their frame.
+// when demand needs their frame. A set of frames of one page each holds single pages of rows in the
+// same way.
 #ifndef INST_DRIVE_FRAME_H
 #define INST_DRIVE_FRAME_H
 
@@ -17,7 +18,7 @@ enum frame_state {
 };
 
 struct frame {
-    uint8_t *data; // row_pages * page_bytes
+    uint8_t *data; // pages * page_bytes
     enum frame_state state;
     bool verify;                   // page checksums still to be compared (by whoever uses it first)
     bool read;                     // came from flash, not from a WRITE
@@ -26,7 +27,8 @@ struct frame {
     uint32_t users;                // spans that look at data
     uint32_t pending;              // flash operations in flight
     struct place place;            // PROGRAM, READ, READY
-    struct page_identity identity; // of page 0
+    uint32_t page;                 // of the row: the first one held here
+    struct page_identity identity; // of that page
     uint64_t *sums;                // checksum of each page
     struct flash_io *ios;
     struct frame *next;          // free list or table chain
@@ -37,8 +39,16 @@ struct frame {
 
 struct frames;
 
+// Bytes that each frame of `pages` pages takes, its share of the tables included.
+static inline uint64_t frames_bytes_each(const struct flash_geometry *geometry, uint32_t pages)
+{
+    uint64_t ios = geometry->dies == 1 ? 1 : pages;
+    return (uint64_t)pages * geometry->page_bytes + sizeof(struct frame) +
+           pages * sizeof(uint64_t) + ios * sizeof(struct flash_io) + 4 * sizeof(void *);
+}
+
 int frames_open(struct frames **out, struct flash *flash, struct segments *segments,
-                struct budget *budget, uint32_t count, uint32_t row_pages, struct inst_msg *msg);
+                struct budget *budget, uint32_t count, uint32_t pages, struct inst_msg *msg);
 void frames_close(struct frames *frames);
 
 // A free frame; else the row read ahead last is dropped for it when `steal`. NULL: none now.
@@ -49,13 +59,15 @@ uint32_t frames_count(const struct frames *frames);
 bool frames_programming(const struct frames *frames);
 bool frames_in_flight(const struct frames *frames); // any operation
 
-struct frame *frames_find(struct frames *frames, struct place place);
+// The frame whose pages start with page `page` of the row; NULL: none.
+struct frame *frames_find(struct frames *frames, struct place place, uint32_t page);
 
-// Starts reading a row into a taken frame, or programming the row that an open frame holds. sums
-// are the checksums from the map (read) or are computed here (program; also put on record).
-void frames_read(struct frames *frames, struct frame *frame, struct place place,
+// Starts reading the row's pages from `page` on into a taken frame, or programming those that an
+// open frame holds. The identity is that of the first page; sums are the checksums from the map
+// (read) or are computed here (program; also put on record).
+void frames_read(struct frames *frames, struct frame *frame, struct place place, uint32_t page,
                  const struct page_identity *identity, const uint64_t *sums, bool ahead);
-void frames_program(struct frames *frames, struct frame *frame, struct place place,
+void frames_program(struct frames *frames, struct frame *frame, struct place place, uint32_t page,
                     const struct page_identity *identity);
 // Operations queued by the two above since the last call go to flash as one list, so that a back
 // end can join neighbours.

@@ -25,6 +25,8 @@ struct job_item {
     uint64_t first, end;       // tokens wanted
     uint64_t window;           // ATTEND: the first one that counts, in the tile of `first`
     uint64_t offset;           // READ: of the item's slab in the destination
+    uint32_t units;            // sparf: those that have not ended
+    uint64_t flash_tokens, programming_tokens; // sparf: chosen, summed over KV heads
     int status;
 };
 
@@ -90,6 +92,7 @@ struct pending {
     struct job *job;   // ATTEND that has begun
     uint32_t item;     // progress
     uint64_t done;     // tokens of the item
+    uint64_t stored;   // WRITE: tokens that were there before the item
     uint64_t since_ns; // waiting
     bool waiting, begun, synced;
     int result_status;
@@ -139,10 +142,15 @@ struct drive {
 bool fetch_demand(struct drive *drive);
 void fetch_ahead(struct drive *drive);
 void fetch_release(struct drive *drive, struct span *span);
-// Ends an item of a job because of a token group; what went wrong first is kept.
-void item_failed(struct drive *drive, struct job *job, uint32_t item, int status, uint64_t group);
+// Ends an item of a job because of a group of a stream; what went wrong first is kept.
+void item_failed(struct drive *drive, struct job *job, uint32_t item, int status, uint32_t stream,
+                 uint64_t group);
 void predict_next(struct drive *drive, const struct job *job);
 bool span_ready(const struct span *span);
+
+// counters.c
+int counters_stat(struct drive *drive, const struct command *command, uint8_t *data);
+int counters_identify(struct drive *drive, const struct command *command, uint8_t *data);
 
 // attention.c
 // Verifies, computes and folds what is ready; true when something moved. A finished job becomes
@@ -151,6 +159,11 @@ bool attention_step(struct drive *drive);
 int attention_open(struct drive *drive, struct inst_msg *msg);
 // Memory for an ATTEND of this shape. 1: wait until the active job is done.
 int attention_prepare(struct drive *drive, struct job *job, struct inst_msg *msg);
+
+static inline bool job_is_sparf(const struct job *job)
+{
+    return job->opcode == OP_ATTEND && job->header.method == METHOD_SPARF;
+}
 
 static inline struct span *ring_span(struct drive *drive, uint32_t i)
 {

@@ -144,11 +144,10 @@ void segments_close(struct segments *s)
     budget_free(s->budget, s);
 }
 
-void lifetime_init(const struct segments *s, struct lifetime *l, uint32_t handle,
-                   uint32_t row_pages, uint64_t row_stream_bytes)
+void frontier_init(const struct segments *s, struct frontier *f, uint32_t row_pages,
+                   uint64_t row_stream_bytes)
 {
-    *l = (struct lifetime){
-        .handle = handle,
+    *f = (struct frontier){
         .open = PLACE_NONE,
         .row_pages = row_pages,
         .row_stream_bytes = row_stream_bytes,
@@ -161,20 +160,20 @@ static uint64_t free_segments(const struct segments *s)
     return s->count - s->fresh + s->free_listed;
 }
 
-// Whole segments that `reserved` rows of the lifetime need beyond its open one.
-static uint64_t segments_needed(const struct segments *s, const struct lifetime *l,
+// Whole segments that `reserved` rows of the frontier need beyond its open one.
+static uint64_t segments_needed(const struct segments *s, const struct frontier *f,
                                 uint64_t reserved)
 {
-    uint64_t left = l->open == PLACE_NONE ? 0 : l->capacity - segment_at(s, l->open)->rows;
-    return reserved > left ? div_round_up(reserved - left, l->capacity) : 0;
+    uint64_t left = f->open == PLACE_NONE ? 0 : f->capacity - segment_at(s, f->open)->rows;
+    return reserved > left ? div_round_up(reserved - left, f->capacity) : 0;
 }
 
-static void set_reserved(struct segments *s, struct lifetime *l, uint64_t rows)
+static void set_reserved(struct segments *s, struct frontier *f, uint64_t rows)
 {
-    l->reserved = rows;
-    s->reserved -= l->segments;
-    l->segments = segments_needed(s, l, rows);
-    s->reserved += l->segments;
+    f->reserved = rows;
+    s->reserved -= f->segments;
+    f->segments = segments_needed(s, f, rows);
+    s->reserved += f->segments;
 }
 
 // True when a segment is on its way to being erased: also one whose last rows died before its
@@ -188,21 +187,21 @@ static bool space_comes_free(const struct segments *s)
     return false;
 }
 
-int segments_reserve(struct segments *s, struct lifetime *l, bool *wait)
+int segments_reserve(struct segments *s, struct frontier *f, bool *wait)
 {
-    uint64_t need = segments_needed(s, l, l->reserved + 1);
+    uint64_t need = segments_needed(s, f, f->reserved + 1);
     *wait = false;
-    if (s->reserved - l->segments + need > free_segments(s)) {
+    if (s->reserved - f->segments + need > free_segments(s)) {
         *wait = space_comes_free(s);
         return INST_ENOSPC;
     }
-    set_reserved(s, l, l->reserved + 1);
+    set_reserved(s, f, f->reserved + 1);
     return 0;
 }
 
-void segments_unreserve(struct segments *s, struct lifetime *l)
+void segments_unreserve(struct segments *s, struct frontier *f)
 {
-    set_reserved(s, l, l->reserved - 1);
+    set_reserved(s, f, f->reserved - 1);
 }
 
 static void push_work(struct segments *s, uint32_t number, enum segment_state state)
@@ -224,7 +223,7 @@ static void erase_if_dead(struct segments *s, uint32_t number)
         push_work(s, number, SEGMENT_ERASE);
 }
 
-static int open_segment(struct segments *s, struct lifetime *l, struct inst_msg *msg)
+static int open_segment(struct segments *s, struct frontier *f, struct inst_msg *msg)
 {
     const struct flash_geometry *g = &s->flash->geometry;
     uint32_t number = s->free_list;
@@ -244,7 +243,7 @@ static int open_segment(struct segments *s, struct lifetime *l, struct inst_msg 
         s->budget, (uint64_t)g->dies * s->summary_pages * g->page_bytes, "page records", msg);
     segment->ios = budget_alloc(s->budget, g->dies, sizeof *segment->ios, "page records", msg);
     segment->refs =
-        budget_alloc(s->budget, l->capacity, sizeof *segment->refs, "page records", msg);
+        budget_alloc(s->budget, f->capacity, sizeof *segment->refs, "page records", msg);
     if (!segment->records || !segment->ios || !segment->refs) {
         drop_buffers(s, segment);
         return INST_ENOMEM;
@@ -256,39 +255,39 @@ static int open_segment(struct segments *s, struct lifetime *l, struct inst_msg 
         s->fresh++;
     }
     segment->state = SEGMENT_OPEN;
-    segment->row_pages = l->row_pages;
-    segment->row_stream_bytes = l->row_stream_bytes;
+    segment->row_pages = f->row_pages;
+    segment->row_stream_bytes = f->row_stream_bytes;
     segment->rows = segment->live = 0;
     segment->failed = false;
-    l->open = number;
+    f->open = number;
     s->counters.allocated_blocks += g->dies;
     return 0;
 }
 
-int segments_place(struct segments *s, struct lifetime *l, struct place *out, struct inst_msg *msg)
+int segments_place(struct segments *s, struct frontier *f, struct place *out, struct inst_msg *msg)
 {
-    if (l->open == PLACE_NONE) {
-        int status = open_segment(s, l, msg);
+    if (f->open == PLACE_NONE) {
+        int status = open_segment(s, f, msg);
         if (status)
             return status;
     }
-    uint32_t number = l->open;
+    uint32_t number = f->open;
     struct segment *segment = segment_at(s, number);
     *out = (struct place){.segment = number, .row = segment->rows++};
     segments_ref(s, *out);
-    if (segment->rows == l->capacity) {
-        l->open = PLACE_NONE;
+    if (segment->rows == f->capacity) {
+        f->open = PLACE_NONE;
         push_work(s, number, SEGMENT_CLOSING);
     }
-    set_reserved(s, l, l->reserved - 1);
+    set_reserved(s, f, f->reserved - 1);
     return 0;
 }
 
-void segments_end_lifetime(struct segments *s, struct lifetime *l)
+void segments_end(struct segments *s, struct frontier *f)
 {
-    uint32_t number = l->open;
-    l->open = PLACE_NONE;
-    set_reserved(s, l, 0);
+    uint32_t number = f->open;
+    f->open = PLACE_NONE;
+    set_reserved(s, f, 0);
     if (number != PLACE_NONE)
         push_work(s, number, SEGMENT_CLOSING);
 }
@@ -333,13 +332,13 @@ void segments_address(const struct segments *s, struct place place, uint32_t pag
         page / dies;
 }
 
-void segments_record(struct segments *s, struct place place, const struct page_identity *identity,
-                     uint64_t checksum)
+void segments_record(struct segments *s, struct place place, uint32_t page,
+                     const struct page_identity *identity, uint64_t checksum)
 {
     struct segment *segment = segment_at(s, place.segment);
     uint32_t dies = s->flash->geometry.dies, page_in_block;
     uint64_t block;
-    segments_address(s, place, identity->page, &block, &page_in_block);
+    segments_address(s, place, page, &block, &page_in_block);
     uint64_t die_bytes = (uint64_t)s->summary_pages * s->flash->geometry.page_bytes;
     uint8_t *p =
         segment->records + block % dies * die_bytes + (uint64_t)page_in_block * PAGE_RECORD_BYTES;

@@ -28,21 +28,19 @@ struct place {
 struct page_identity {
     uint32_t space, seq, epoch;
     uint16_t layer, stream;
-    uint32_t group; // token group
-    uint32_t page;  // within the row
+    uint32_t group; // token or channel group
+    uint32_t page;  // within the group's rows
 };
 
-// Rows that end together share a lifetime, and so segments.
-struct lifetime {
-    uint32_t handle; // the host's, 0 = private to one sequence
-    uint32_t sequences;
+// Where the rows of one stream and one lifetime are appended: the segment that they fill, and
+// promises of room for rows to come.
+struct frontier {
     uint32_t open;             // segment being filled, PLACE_NONE = none
-    uint64_t reserved;         // rows promised to token groups that are not full yet
-    uint64_t segments;         // whole segments set aside for `reserved`
-    uint32_t row_pages;        // of every row of this lifetime
+    uint32_t row_pages;        // of every row
     uint32_t capacity;         // rows per segment
     uint64_t row_stream_bytes; // without the padding to whole pages
-    struct lifetime *next;
+    uint64_t reserved;         // rows promised
+    uint64_t segments;         // whole segments set aside for `reserved`
 };
 
 struct segments;
@@ -56,17 +54,17 @@ uint32_t segment_capacity(const struct flash_geometry *geometry, uint32_t row_pa
 // Summary pages at the end of each block.
 uint32_t segment_summary_pages(const struct flash_geometry *geometry);
 
-void lifetime_init(const struct segments *segments, struct lifetime *lifetime, uint32_t handle,
-                   uint32_t row_pages, uint64_t row_stream_bytes);
+void frontier_init(const struct segments *segments, struct frontier *frontier, uint32_t row_pages,
+                   uint64_t row_stream_bytes);
 
 // Promises room for one more row, or INST_ENOSPC. `*wait` says that blocks will come free.
-int segments_reserve(struct segments *segments, struct lifetime *lifetime, bool *wait);
-void segments_unreserve(struct segments *segments, struct lifetime *lifetime);
+int segments_reserve(struct segments *segments, struct frontier *frontier, bool *wait);
+void segments_unreserve(struct segments *segments, struct frontier *frontier);
 // Turns a promise into a place, with one reference. INST_ENOMEM when DRAM for records is short.
-int segments_place(struct segments *segments, struct lifetime *lifetime, struct place *out,
+int segments_place(struct segments *segments, struct frontier *frontier, struct place *out,
                    struct inst_msg *msg);
-// The lifetime has no sequence left: its open segment will not be filled further.
-void segments_end_lifetime(struct segments *segments, struct lifetime *lifetime);
+// Nobody will append here any more: the open segment is closed as it is.
+void segments_end(struct segments *segments, struct frontier *frontier);
 
 void segments_ref(struct segments *segments, struct place place);
 void segments_unref(struct segments *segments, struct place place);
@@ -77,8 +75,8 @@ void segments_unpin(struct segments *segments, struct place place);
 // Address of page `page` of a row.
 void segments_address(const struct segments *segments, struct place place, uint32_t page,
                       uint64_t *block, uint32_t *page_in_block);
-// Keeps the record of a page that is about to be programmed.
-void segments_record(struct segments *segments, struct place place,
+// Keeps the record of page `page` of a row, which is about to be programmed.
+void segments_record(struct segments *segments, struct place place, uint32_t page,
                      const struct page_identity *identity, uint64_t checksum);
 
 // Submits what is due (summaries, erases). segments_done takes back a finished operation whose

@@ -2,17 +2,20 @@
 // What lies where: spaces, their streams, sequences and the map (sequence, layer, stream, token
 // group) -> row. Appending tokens fills group buffers (open frames); a full group becomes a row on
 // flash. Forks share rows by reference; a shared row that is only partly inside the fork is loaded
-// into a frame when the fork first appends (copy on append).
+// into a frame when the fork first appends (copy on append). What a space of METHOD_SPARF keeps
+// beside K and V is in channels.h and means.h.
 #ifndef INST_DRIVE_SPACE_H
 #define INST_DRIVE_SPACE_H
 
 #include "drive/drive.h"
 #include "drive/frame.h"
+#include "drive/means.h"
 #include "kernels/kernels.h"
 
 enum {
     STREAM_KV = 0,
-    STREAM_MAX = 4,
+    STREAM_CHANNELS = 1, // spaces of METHOD_SPARF only
+    STREAM_MAX = 2,
     GROUP_MIN = 16,
     GROUP_MAX = 1024,
     SPAN_LIMIT_MAX = 256,
@@ -29,11 +32,13 @@ static inline uint32_t span_tokens(const struct space_config *config)
     return config->group_tokens * span_rows(config);
 }
 
-// A kind of row: slots of all KV heads for row_tokens consecutive tokens of a layer.
+// A kind of row. KV: slots of all KV heads for row_tokens consecutive tokens of a layer. Channels:
+// see channels.h.
 struct stream {
     uint32_t row_tokens;
     uint32_t row_pages;
-    uint64_t slot_bytes; // KV: K of row_tokens tokens, then V
+    uint64_t slot_bytes; // KV: of one head, K of row_tokens tokens, then V
+    uint64_t data_bytes; // of a row
     uint64_t row_bytes;  // padded to whole pages
 };
 
@@ -45,15 +50,35 @@ struct row {
     uint64_t sums[]; // row_pages checksums
 };
 
+// A growing array of struct row.
+struct row_map {
+    uint64_t n;       // entries in use
+    uint8_t **chunks; // ROW_CHUNK entries each
+    uint64_t chunk_slots;
+};
+
+// Sequences that end together share a lifetime, and so segments.
+struct lifetime {
+    uint32_t handle; // the host's, 0 = private to one sequence
+    uint32_t sequences;
+    struct frontier frontiers[STREAM_MAX];
+    struct lifetime *next;
+};
+
 struct layer_state {
     uint64_t tokens;       // stored for all heads
     uint64_t ahead_first;  // first token of the last ATTEND: a hint for reading ahead
     uint64_t *head_tokens; // [kv_heads], each >= tokens
-    struct frame *open;    // group buffer of group n_rows, NULL when it is empty
+    struct frame *open;    // group buffer of group rows.n, NULL when it is empty
     struct frame *loading; // copy on append: the row being read for the next append
-    uint64_t n_rows;  // map entries; the last may reach beyond `tokens` after FORK or truncation
-    uint8_t **chunks; // ROW_CHUNK entries each
-    uint64_t chunk_slots;
+    struct row_map rows;   // the last may reach beyond `tokens` after FORK or truncation
+    // METHOD_SPARF
+    struct row_map channels; // [channel group][kv_heads]; PLACE_NONE: there is no such row
+    uint64_t channel_groups; // before this one all are built or given up
+    struct means means;
+    struct sequence *sequence;      // it belongs to
+    struct layer_state *build_next; // in the queue of layers with groups to be built
+    bool build_queued;
 };
 
 struct sequence {
@@ -68,12 +93,15 @@ struct sequence {
 
 struct space {
     uint32_t id;
-    struct space_config config; // group_tokens chosen
+    struct space_config config; // group_tokens and page_channels chosen
     struct stream streams[STREAM_MAX];
     uint32_t n_streams;
     struct flash *flash;
     struct segments *segments;
     struct frames *frames;
+    struct channels *channels; // METHOD_SPARF: channels.h
+    struct sparf *sparf;       // METHOD_SPARF: sparf.h
+    struct frames *sets[4];    // all frames there are, NULL behind the last one
     struct budget *budget;
     struct sequence **table; // hash by id
     struct lifetime *lifetimes;
@@ -140,7 +168,29 @@ int sequence_fork(struct space *space, struct sequence *parent, const struct tab
 // The map entry of a token group; NULL when it is in the group buffer or does not exist.
 struct row *sequence_row(const struct space *space, const struct sequence *sequence, uint32_t layer,
                          uint64_t group);
-void row_identity(const struct space *space, const struct row *row, uint32_t layer, uint64_t group,
-                  struct page_identity *out);
+// Identity of page 0 of a row.
+void row_identity(const struct space *space, const struct row *row, uint32_t layer, uint32_t stream,
+                  uint64_t group, struct page_identity *out);
+
+// Entry i < n of a map of the stream.
+struct row *row_map_at(const struct space *space, uint32_t stream, const struct row_map *map,
+                       uint64_t i);
+// Makes sure that entry i can be written; entries before it exist.
+int row_map_ensure(struct space *space, uint32_t stream, struct row_map *map, uint64_t i,
+                   struct inst_msg *msg);
+// Gives up the reference of an entry.
+void row_drop(struct space *space, struct row *row);
+static inline bool row_placed(const struct row *row)
+{
+    return row->place.segment != PLACE_NONE;
+}
+static inline struct frames *const *space_frames(const struct space *space)
+{
+    return space->sets;
+}
+static inline bool space_is_sparf(const struct space *space)
+{
+    return space->config.method == METHOD_SPARF;
+}
 
 #endif

@@ -1,3 +1,12 @@
 set(DRIVE_LIBS inst_drive inst_kernels inst_base)
 inst_test(NAME drive/attention SOURCES drive_attention.c drive_harness.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/commands SOURCES drive_commands.c drive_harness.c LIBS ${DRIVE_LIBS})
+# Ten million pages take minutes; the quick version is the same code.
+inst_test(NAME drive/churn SOURCES drive_churn.c drive_harness.c LIBS ${DRIVE_LIBS})
+add_test(NAME drive/churn_long COMMAND test_drive_churn 10000000)
+set_tests_properties(drive/churn_long PROPERTIES LABELS slow TIMEOUT 3000)
+inst_test(NAME drive/sparf SOURCES drive_sparf.c sparf_scene.c drive_harness.c
+          LIBS ${DRIVE_LIBS} inst_reference m)
+inst_test(NAME drive/sparf_faults SOURCES drive_sparf_faults.c sparf_scene.c drive_harness.c
+          LIBS ${DRIVE_LIBS} inst_reference m)
+set_tests_properties(drive/sparf drive/sparf_faults PROPERTIES TIMEOUT 300)

@@ -43,13 +43,30 @@ static void open_target(struct target *t, uint8_t shape)
                                   .kv_heads = 2,
                                   .head_dim = 8,
                                   .group_tokens = 16,
-                                  .max_tokens = 64,
+                                  .max_tokens = 128,
                                   .max_sequences = 2,
-                                  .q_heads = 4};
+                                  .q_heads = 4,
+                                  .method = shape & 8 ? METHOD_DENSE : METHOD_SPARF,
+                                  // Channel rows of 256, 64, 32 or 16 tokens.
+                                  .page_channels = 1u << "\0\2\3\4"[shape >> 4 & 3]};
     space_config_encode(payload, &config);
     command_encode(entry, &(struct command){.opcode = OP_CONFIG, .length = CONFIG_BYTES});
     drive_submit(t->drive, entry, payload, 0);
     settle(t, 1);
+}
+
+// A CONFIG that is likely to work.
+static void put_config(uint8_t *data, const uint8_t *p)
+{
+    space_config_encode(data, &(struct space_config){.layers = p[0] % 4,
+                                                     .kv_heads = p[1] % 5,
+                                                     .head_dim = p[2] % 34,
+                                                     .group_tokens = 8u << p[3] % 4,
+                                                     .max_sequences = p[4] % 4,
+                                                     .max_tokens = 1ull << p[5] % 40,
+                                                     .q_heads = p[6] % 20,
+                                                     .method = p[7] % 3,
+                                                     .page_channels = p[8] % 18});
 }
 
 // 16 bytes choose the entry's fields from small ranges, so that most commands get past the first
@@ -70,12 +87,21 @@ static void run_record(struct target *t, const uint8_t *record, const uint8_t *p
         .length = record[6] < 200 ? DATA_BYTES : record[6],
     };
     memset(data, 0, DATA_BYTES);
-    if (record[7] & 1) {
+    if (record[7] & 1 && c.opcode == OP_CONFIG && payload_bytes >= 9) {
+        put_config(data, payload);
+    } else if (record[7] & 1) {
         // A well-formed table whose fields the input chooses.
-        table_put_header(data, &(struct table_header){.head_first = record[8] % 3,
-                                                      .head_count = record[9] % 4,
-                                                      .q_heads = record[10] % 9,
-                                                      .scale = 1});
+        table_put_header(
+            data, &(struct table_header){.head_first = record[8] % 3,
+                                         .head_count = record[9] % 4,
+                                         .q_heads = record[10] % 9,
+                                         .scale = 1,
+                                         .method = record[11] % 4 ? METHOD_SPARF : record[11] % 16,
+                                         .sparf_channels = record[12] % 10,
+                                         .sparf_tokens = record[13] % 40,
+                                         .sparf_divisor = record[13] / 40,
+                                         .sparf_local = record[14] % 70,
+                                         .audit = record[14] / 70});
         for (uint32_t i = 0; i < 3 && (i + 1) * 10 <= payload_bytes; i++) {
             const uint8_t *p = payload + i * 10;
             table_put_item(data, i,
