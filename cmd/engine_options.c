@@ -21,8 +21,24 @@ int engine_options_open(inst_engine **engine, struct engine_options *options, co
         return fail(EXIT_USAGE, "%s: no model given: use -m MODEL", command);
     if (o->group & (o->group - 1))
         return fail(EXIT_USAGE, "%s: --group: '%u' is not a power of two", command, o->group);
-    if (o->attention && strcmp(o->attention, "dense"))
-        return fail(EXIT_USAGE, "%s: --attention: '%s' is unknown (dense)", command, o->attention);
+    bool sparf = o->attention && !strcmp(o->attention, "sparf");
+    if (o->attention && !sparf && strcmp(o->attention, "dense"))
+        return fail(EXIT_USAGE, "%s: --attention: '%s' is unknown (dense, sparf)", command,
+                    o->attention);
+    if (!sparf && (options->sparf.text || o->page_channels || options->audit > 0))
+        return fail(EXIT_USAGE, "%s: --sparf, --page-channels and --audit need --attention sparf",
+                    command);
+    if (o->page_channels & (o->page_channels - 1))
+        return fail(EXIT_USAGE, "%s: --page-channels: '%u' is not a power of two", command,
+                    o->page_channels);
+    int wrong = sparf_option_read(&options->sparf, command);
+    if (wrong)
+        return wrong;
+    o->sparf_channels = options->sparf.channels;
+    o->sparf_tokens = options->sparf.tokens;
+    o->sparf_divisor = options->sparf.divisor;
+    o->sparf_local = options->sparf.local;
+    o->audit = (double)options->audit;
     o->kv = options->kv.items;
     o->n_kv = options->kv.n;
     int err = inst_engine_open(engine, o, &msg);

@@ -3,12 +3,14 @@
 #ifndef INST_CMD_ENGINE_OPTIONS_H
 #define INST_CMD_ENGINE_OPTIONS_H
 
-#include "cmd/options.h"
+#include "cmd/sparf_option.h"
 #include "instinfer.h"
 
 struct engine_options {
     struct inst_options engine;
     struct option_list kv;
+    struct sparf_option sparf;
+    float audit;
 };
 
 // Rows for an option table; E is a struct engine_options. A command with threads and context of its
@@ -55,7 +57,31 @@ struct engine_options {
          OPTION_U32, &(E).engine.group,                                                            \
          16,         1024,                                                                         \
          "T",        "tokens of a token group, a power of two; default: chosen by the drive"},     \
-        {"--attention", 0, OPTION_TEXT, &(E).engine.attention, 0, 0, "dense", "the only one yet"}, \
+        {"--attention",                                                                            \
+         0,                                                                                        \
+         OPTION_TEXT,                                                                              \
+         &(E).engine.attention,                                                                    \
+         0,                                                                                        \
+         0,                                                                                        \
+         "METHOD",                                                                                 \
+         "dense, or sparf: only tokens that a few channels of K rank highest; default: dense"},    \
+        SPARF_OPTION_ROW((E).sparf),                                                               \
+        {"--page-channels",                                                                        \
+         0,                                                                                        \
+         OPTION_U32,                                                                               \
+         &(E).engine.page_channels,                                                                \
+         1,                                                                                        \
+         16,                                                                                       \
+         "N",                                                                                      \
+         "channels of K that share a flash page, a power of two; default: chosen by the drive"},   \
+        {"--audit",                                                                                \
+         0,                                                                                        \
+         OPTION_F32,                                                                               \
+         &(E).audit,                                                                               \
+         0,                                                                                        \
+         1,                                                                                        \
+         "P",                                                                                      \
+         "share of decode steps that also attend densely, to say what sparf captured"},            \
         {"--chunk", 0,     OPTION_U32, &(E).engine.chunk,                                          \
          1,         65536, "C",        "prefill chunk in tokens; default: chosen from --memory"},  \
     {                                                                                              \

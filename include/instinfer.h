@@ -43,7 +43,14 @@ struct inst_options {
     uint32_t threads;      // 0: all of the process's CPUs
     uint32_t group;        // token group; 0: chosen by the drive
     uint32_t chunk;        // prefill chunk in tokens; 0: chosen from the budget
-    const char *attention; // "dense" or NULL
+    const char *attention; // "dense" (NULL) or "sparf": the best tokens by a channel index of K
+    // sparf; each 0: its default
+    uint32_t sparf_channels; // r: channels ranked by; ceil(head_dim / 8)
+    uint32_t sparf_tokens;   // k as a number of tokens; by the divisor
+    uint32_t sparf_divisor;  // k = ceil(tokens / divisor); 8
+    uint32_t sparf_local;    // most recent tokens that are always among the k; 0
+    uint32_t page_channels;  // channels that share a flash page; chosen by the drive
+    double audit;            // share of steps, 0 to 1, that measure the captured mass exactly
     const char *kernels;   // a kernel set by name, for tests; NULL: the best
     const char *chat;      // chat template: "auto" (the file's), a name, or NULL: no chat
 };
@@ -143,7 +150,27 @@ INST_API size_t inst_chat_settle(inst_engine *engine, int32_t *tokens, size_t n_
     X(double, space_amplification, "flash allocated / flash live")                                 \
     X(uint64_t, attended_tokens, "tokens attended by decode, summed over layers and sessions")     \
     X(uint64_t, attended_tokens_from_flash, "those that came from flash")                          \
-    X(uint64_t, budget_peak_bytes, "most of the memory budget that was in use")
+    X(uint64_t, budget_peak_bytes, "most of the memory budget that was in use")                    \
+    X(uint64_t, sparf_steps, "sparf attention of one session in one layer")                        \
+    X(uint64_t, dense_pages, "flash pages that dense attention would have read in these")          \
+    X(uint64_t, dense_bytes, "their bytes")                                                        \
+    X(uint64_t, channel_pages, "pages of channel-indexed K read")                                  \
+    X(uint64_t, channel_bytes, "their bytes")                                                      \
+    X(uint64_t, channel_kept_bytes, "of these, the chosen channels")                               \
+    X(uint64_t, token_pages, "pages of token groups read")                                         \
+    X(uint64_t, token_bytes, "their bytes")                                                        \
+    X(uint64_t, token_kept_bytes, "of these, the chosen tokens")                                   \
+    X(uint64_t, tail_bytes, "K read by token to rank tokens without a channel row")                \
+    X(uint64_t, mean_bytes, "V read to complete the mean value after a rewind")                    \
+    X(uint64_t, build_read_bytes, "K read by token to build channel rows")                         \
+    X(uint64_t, channel_program_bytes, "programmed for channel rows")                              \
+    X(uint64_t, audit_read_bytes, "read by audits only")                                           \
+    X(uint64_t, audits, "query heads whose captured mass was measured")                            \
+    X(double, captured_mean, "of these, the mean share of softmax weight held by the k tokens")    \
+    X(double, captured_worst, "of these, the least")                                               \
+    X(uint64_t, sparf_dram_bytes, "the drive's DRAM that sparf adds")                              \
+    X(uint64_t, drive_dram_bytes, "DRAM that the drive states to have")                            \
+    X(uint64_t, drive_dram_peak_bytes, "the most of it that was in use")
 struct inst_stats {
 #define INST_STATS_FIELD(type, name, text) type name;
     INST_STATS_MAP(INST_STATS_FIELD)

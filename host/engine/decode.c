@@ -16,6 +16,7 @@ struct batch {
     size_t n;     // rows alive
     uint32_t *at; // [n] the caller's index of each row
     struct attend_layout layout;
+    bool audit;
     int first_error;
     struct inst_msg *msg;
 };
@@ -75,12 +76,11 @@ static void put_row(void *arg, size_t row, const float *q, const float *k, const
 
 static void put_table(struct batch *b, uint32_t layer)
 {
-    const struct model_config *c = &b->e->config;
-    table_put_header(data_in(b), &(struct table_header){.head_count = c->kv_heads,
-                                                        .method = METHOD_DENSE,
-                                                        .q_heads = c->heads,
-                                                        .scale = c->score_scale,
-                                                        .softcap = c->score_softcap});
+    struct table_header header = b->e->attend;
+    header.audit = b->audit;
+    if (model_layer_window(&b->e->config, layer))
+        header.method = METHOD_DENSE; // a window is short, and its mean value is not kept
+    table_put_header(data_in(b), &header);
     for (size_t row = 0; row < b->n; row++) {
         const struct inst_session *s = b->sessions[b->at[row]];
         table_put_item(data_in(b), (uint32_t)row,
@@ -192,6 +192,9 @@ int decode_step(struct inst_engine *e, struct inst_session **sessions, const int
     struct batch b = {
         .e = e, .sessions = sessions, .status = status, .at = e->sync->rows, .msg = msg};
     int err = 0;
+    // Evenly spread over the steps, whatever the share is.
+    double step = (double)e->decode_steps++;
+    b.audit = (uint64_t)((step + 1) * e->audit) > (uint64_t)(step * e->audit);
     memset(status, 0, n * sizeof *status);
     for (size_t first = 0; first < n && !err; first += e->max_items) {
         b.n = min_u64(e->max_items, n - first);

@@ -31,9 +31,14 @@ static int check_options(const struct inst_options *o, struct inst_msg *msg)
         return inst_fail(msg, INST_EINVAL, "no model is named");
     if (o->n_kv > 1)
         return inst_fail(msg, INST_ENOTSUP, "KV over several drives is not supported yet");
-    if (o->attention && strcmp(o->attention, "dense"))
-        return inst_fail(msg, INST_ENOTSUP, "attention '%s' is not supported: only dense is",
+    if (o->attention && strcmp(o->attention, "dense") && strcmp(o->attention, "sparf"))
+        return inst_fail(msg, INST_ENOTSUP, "attention '%s' is not supported: dense or sparf is",
                          o->attention);
+    if (o->page_channels && (!is_power_of_two(o->page_channels) || o->page_channels > 16))
+        return inst_fail(msg, INST_EINVAL, "%u channels in a page: must be a power of two up to 16",
+                         o->page_channels);
+    if (!(o->audit >= 0 && o->audit <= 1))
+        return inst_fail(msg, INST_EINVAL, "an audit of %g of the steps: must be 0 to 1", o->audit);
     if (o->group && (!is_power_of_two(o->group) || o->group < 16 || o->group > 1024))
         return inst_fail(msg, INST_EINVAL,
                          "a token group of %u: must be a power of two from 16 to 1024", o->group);
@@ -144,6 +149,28 @@ static int load_model(inst_engine *e, const struct inst_options *o, struct inst_
     return e->piece ? 0 : INST_ENOMEM;
 }
 
+static int choose_attention(inst_engine *e, const struct inst_options *o, struct inst_msg *msg)
+{
+    const struct model_config *c = &e->config;
+    bool sparf = o->attention && !strcmp(o->attention, "sparf");
+    if (o->sparf_channels > c->head_dim)
+        return inst_fail(msg, INST_EINVAL, "sparf with %u channels: a head of this model has %u",
+                         o->sparf_channels, c->head_dim);
+    e->audit = o->audit;
+    e->attend = (struct table_header){
+        .head_count = c->kv_heads,
+        .method = sparf ? METHOD_SPARF : METHOD_DENSE,
+        .q_heads = c->heads,
+        .scale = c->score_scale,
+        .softcap = c->score_softcap,
+        .sparf_channels = o->sparf_channels,
+        .sparf_tokens = o->sparf_tokens,
+        .sparf_divisor = o->sparf_divisor,
+        .sparf_local = o->sparf_local,
+    };
+    return 0;
+}
+
 static bool rounds_x(const struct gguf *gguf)
 {
     for (uint64_t i = 0; i < gguf_tensor_count(gguf); i++)
@@ -165,6 +192,8 @@ static int make_plan(inst_engine *e, const struct inst_options *o, struct inst_m
         .max_threads = system_cpus(),
         .group = o->group,
         .chunk = (uint32_t)min_u64(o->chunk, e->context),
+        .method = e->attend.method,
+        .page_channels = o->page_channels,
         .rounds_x = rounds_x(e->gguf),
     };
     if (e->where.kind == STORE_RAM)
@@ -219,6 +248,7 @@ static int configure_drive(inst_engine *e, struct inst_msg *msg)
     if (identity_decode(&identity, table, sizeof table) || !identity.max_items)
         return inst_fail(msg, INST_EIO, "the drive's identity is malformed");
     e->max_items = (uint32_t)min_u64(identity.max_items, UINT32_MAX);
+    e->drive_dram = identity.dram_bytes;
     struct space_config space = e->plan.space;
     space.group_tokens = e->plan.group;
     space_config_encode(config, &space);
@@ -243,6 +273,8 @@ static int open_into(inst_engine *e, const struct inst_options *o, struct link *
     e->memory = o->memory ? o->memory : system_memory_available() / 4;
     budget_init(&e->budget, e->memory);
     err = load_model(e, o, msg);
+    if (!err)
+        err = choose_attention(e, o, msg);
     if (!err)
         err = make_plan(e, o, msg);
     // What the budget cannot see is taken from it here, and the text's share is lent to the caller.
@@ -357,6 +389,30 @@ int engine_drive_stats(struct inst_engine *e, struct drive_stats *stats, struct 
     return 0;
 }
 
+// Only decode steps attend by sparf, so these are decode's.
+static void put_sparf_stats(struct inst_stats *stats, const struct drive_stats *drive)
+{
+    stats->sparf_steps = drive->sparf_steps;
+    stats->dense_pages = drive->dense_pages;
+    stats->dense_bytes = drive->dense_bytes;
+    stats->channel_pages = drive->channel_pages;
+    stats->channel_bytes = drive->channel_bytes;
+    stats->channel_kept_bytes = drive->channel_kept_bytes;
+    stats->token_pages = drive->token_pages;
+    stats->token_bytes = drive->token_bytes;
+    stats->token_kept_bytes = drive->token_kept_bytes;
+    stats->tail_bytes = drive->tail_bytes;
+    stats->mean_bytes = drive->mean_bytes;
+    stats->build_read_bytes = drive->build_read_bytes;
+    stats->channel_program_bytes = drive->channel_program_bytes;
+    stats->audit_read_bytes = drive->audit_read_bytes;
+    stats->audits = drive->audits;
+    if (drive->audits)
+        stats->captured_mean = 1e-6 * (double)drive->captured_sum / (double)drive->audits;
+    stats->captured_worst = 1e-6 * (double)drive->captured_worst;
+    stats->sparf_dram_bytes = drive->sparf_dram_bytes;
+}
+
 int inst_engine_stats(inst_engine *e, struct inst_stats *stats, struct inst_msg *msg)
 {
     struct drive_stats drive;
@@ -375,6 +431,9 @@ int inst_engine_stats(inst_engine *e, struct inst_stats *stats, struct inst_msg 
     stats->attended_tokens = drive.attended_tokens;
     stats->attended_tokens_from_flash = drive.attended_tokens_from_flash;
     stats->budget_peak_bytes = e->budget.peak;
+    stats->drive_dram_bytes = e->drive_dram;
+    stats->drive_dram_peak_bytes = drive.dram_peak_bytes;
+    put_sparf_stats(stats, &drive);
     return 0;
 }
 

@@ -56,6 +56,10 @@ struct inst_engine {
     char *arch, *name;          // for inst_model_info
     double *rope_freq;          // angle per position of pair i; of both sets where there are two
     uint64_t memory, context, kv_limit;
+    struct table_header attend; // method and its knobs, for every ATTEND
+    double audit;               // share of decode steps
+    uint64_t decode_steps;
+    uint64_t drive_dram; // bytes, as the drive states
     uint32_t next_epoch;
     uint32_t max_sessions;
     struct inst_session **sessions; // [max_sessions], NULL = free

@@ -224,6 +224,8 @@ int engine_plan(struct engine_plan *plan, const struct model_config *config,
         .q_heads = config->heads,
         .max_sequences = input->sessions,
         .max_tokens = input->context,
+        .method = input->method,
+        .page_channels = input->page_channels,
     };
     plan->threads = input->threads ? input->threads : input->max_threads;
     for (;;) {

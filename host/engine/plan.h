@@ -42,15 +42,17 @@ enum buffer_id {
 };
 
 struct plan_input {
-    uint64_t memory;       // --memory
-    uint64_t tables;       // already taken from the budget
-    uint64_t context;      // tokens
-    uint64_t kv_limit;     // 0: what the context needs
-    uint32_t sessions;     // alive at a time
-    uint32_t threads;      // 0: up to max_threads, fewer when memory is short
-    uint32_t max_threads;  // CPUs of the process
-    uint32_t group, chunk; // 0: to be chosen
-    bool rounds_x;         // some weights take x rounded
+    uint64_t memory;        // --memory
+    uint64_t tables;        // already taken from the budget
+    uint64_t context;       // tokens
+    uint64_t kv_limit;      // 0: what the context needs
+    uint32_t sessions;      // alive at a time
+    uint32_t threads;       // 0: up to max_threads, fewer when memory is short
+    uint32_t max_threads;   // CPUs of the process
+    uint32_t group, chunk;  // 0: to be chosen
+    uint32_t method;        // enum attend_method
+    uint32_t page_channels; // 0: the drive chooses
+    bool rounds_x;          // some weights take x rounded
 };
 
 struct engine_plan {

@@ -269,11 +269,15 @@ class Screen:
     ends still answers for a moment."""
     count = 0
 
-    def __init__(self):
+    def __init__(self, folder):
         Screen.count += 1
         self.command = ["tmux", "-L", f"instinfer-{os.getpid()}-{Screen.count}", "-f", os.devnull]
         env = {**os.environ, "LC_ALL": "C.UTF-8", "TERM": "xterm", "PS1": "$ ", "HOME": "/nonexistent"}
         env.pop("TMUX", None)
+        # libedit keeps the names of functions that are added to it.
+        with open(folder + "/leaks", "w", encoding="ascii") as f:
+            f.write("leak:wcsdup\n")
+        env["LSAN_OPTIONS"] = f"suppressions={folder}/leaks:print_suppressions=0"
         self.env = env
         self.tmux("new-session", "-d", "-x", "100", "-y", "50", "sh")
         self.tmux("set-option", "-g", "history-limit", "10000")
@@ -299,7 +303,7 @@ class Screen:
             if ready(text):
                 return text
             time.sleep(0.05)
-        raise AssertionError(f"{what} never came:\n{text}")
+        raise AssertionError(f"{what} never came:\n{text[-4000:]}")
 
     def prompt(self):
         """Waits for an empty prompt at the end."""
@@ -316,7 +320,7 @@ class Terminal(Case):
         cls.chatml = cls.model("chatml.gguf", RECALL, CHATML)
 
     def setUp(self):
-        self.screen = Screen()
+        self.screen = Screen(self.folder.name)
         self.addCleanup(self.screen.close)
 
     def options(self, *args):

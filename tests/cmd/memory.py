@@ -3,7 +3,7 @@
 """--memory is kept, as seen from outside: RssAnon + RssShmem of the process, sampled every 10 ms.
 And nothing is left behind by Ctrl-C or kill -9. Standard library only.
 
-memory.py INSTINFER MODELS quick|large"""
+memory.py INSTINFER MODELS quick|large|sparf"""
 import json
 import os
 import random
@@ -83,6 +83,53 @@ class Memory(unittest.TestCase):
         self.assertEqual(os.listdir(self.kv), [])
         return peak, stats
 
+    def refused(self, budget, *args):
+        """None, or the budget that the refusal names as enough."""
+        r = subprocess.run([INSTINFER, "run", "-m", RECALL, "-p", "x", "-n", "0", "--kv", self.kv,
+                            "--memory", str(budget), *map(str, args)], capture_output=True)
+        if r.returncode == 0:
+            return None
+        self.assertEqual(r.returncode, 1)
+        err = r.stderr.decode()
+        self.assertEqual(err.count("\n"), 1, err)
+        return re.search(r"is too small for this model at context \d+: at least (\S+) needed",
+                         err).group(1)
+
+    def down_to_the_least(self, *args):
+        """Finds the least budget that is accepted, and keeps it and larger ones."""
+        low, high = 64 * 1024, 64 * M  # refused, accepted
+        self.assertIsNotNone(self.refused(low, *args))
+        while high - low > 4096:
+            middle = (low + high) // 2
+            said = self.refused(middle, *args)
+            if said is None:
+                high = middle
+            else:
+                self.assertIsNone(self.refused(said, *args), f"{middle}: {said} is too little")
+                low = middle
+        prompt = self.prompt(text_of(800))
+        for budget in high, high + high // 8, 2 * high:
+            self.metered(RECALL, budget, "-f", prompt, "-n", 10, *args)
+
+
+class Sparf(Memory):
+    ARGS = ("--attention", "sparf", "--sparf", "r=8,k=1/8,local=16", "--group", 32)
+
+    def test_16k_tokens_of_recall_in_8_mib(self):
+        prompt = self.prompt(text_of(16000))
+        for threads in 1, 4:
+            _, stats = self.metered(RECALL, 8 * M, "-f", prompt, "-n", 20, "-c", 16384,
+                                    "-t", threads, "--audit", "0.2", *self.ARGS)
+            self.assertEqual(stats["sparf_steps"], 3 * stats["decode_tokens"])
+            self.assertGreater(stats["channel_pages"], 0)
+            self.assertGreater(stats["token_pages"], 0)
+            self.assertGreater(stats["audits"], 0)
+            self.assertLess(stats["channel_bytes"] + stats["token_bytes"], stats["dense_bytes"])
+            self.assertLessEqual(stats["sparf_dram_bytes"], 8 * M)
+
+    def test_every_budget_down_to_the_least(self):
+        self.down_to_the_least("-c", 16384, "-t", 2, *self.ARGS)
+
 
 class Large(Memory):
     def test_320_mib_of_kv_in_16_mib(self):
@@ -108,33 +155,9 @@ class Large(Memory):
 
 
 class Quick(Memory):
-    def refused(self, budget, *args):
-        """None, or the budget that the refusal names as enough."""
-        r = subprocess.run([INSTINFER, "run", "-m", RECALL, "-p", "x", "-n", "0", "--kv", self.kv,
-                            "--memory", str(budget), *map(str, args)], capture_output=True)
-        if r.returncode == 0:
-            return None
-        self.assertEqual(r.returncode, 1)
-        err = r.stderr.decode()
-        self.assertEqual(err.count("\n"), 1, err)
-        return re.search(r"is too small for this model at context \d+: at least (\S+) needed",
-                         err).group(1)
-
     def test_every_budget_down_to_the_least(self):
         for args in (["-c", 16384, "-t", 1], ["-c", 16384, "-t", 4], ["-c", 65536, "-t", 2]):
-            low, high = 64 * 1024, 64 * M  # refused, accepted
-            self.assertIsNotNone(self.refused(low, *args))
-            while high - low > 4096:
-                middle = (low + high) // 2
-                said = self.refused(middle, *args)
-                if said is None:
-                    high = middle
-                else:
-                    self.assertIsNone(self.refused(said, *args), f"{middle}: {said} is too little")
-                    low = middle
-            prompt = self.prompt(text_of(800))
-            for budget in high, high + high // 8, 2 * high:
-                self.metered(RECALL, budget, "-f", prompt, "-n", 10, *args)
+            self.down_to_the_least(*args)
 
     def test_interrupt_leaves_nothing(self):
         for what, n in ("prefill", 60000), ("decode", 500):
@@ -187,6 +210,6 @@ class Quick(Memory):
 if __name__ == "__main__":
     if any(name in read(INSTINFER) for name in (b"__asan_init", b"__tsan_init")):
         sys.exit(77)  # a sanitizer's memory is not ours
-    case = {"quick": Quick, "large": Large}[PART]
+    case = {"quick": Quick, "large": Large, "sparf": Sparf}[PART]
     suite = unittest.defaultTestLoader.loadTestsFromTestCase(case)
     sys.exit(not unittest.TextTestRunner(verbosity=2).run(suite).wasSuccessful())

@@ -78,6 +78,39 @@ static void the_promised_budgets_work(void **state)
                                           .max_threads = 64});
 }
 
+// The promises hold for sparf too, which needs more and says so.
+static void sparf_is_in_the_plan(void **state)
+{
+    (void)state;
+    for (uint32_t channels = 0; channels <= 16; channels = channels ? 2 * channels : 1) {
+        struct plan_input in = {.memory = 16 << 20,
+                                .tables = 100 << 10,
+                                .context = 5100,
+                                .sessions = 1,
+                                .max_threads = 4,
+                                .method = METHOD_SPARF,
+                                .page_channels = channels};
+        struct engine_plan dense, sparf;
+        struct inst_msg msg = {0};
+        plans_fit(&wide, &in);
+        plans_fit(&small, &in);
+        assert_int_equal(engine_plan(&sparf, &wide, &in, NULL), 0);
+        in.method = METHOD_DENSE;
+        assert_int_equal(engine_plan(&dense, &wide, &in, NULL), 0);
+        assert_true(sparf.capacity > dense.capacity); // K twice
+        in.method = METHOD_SPARF;
+        in.memory = 1 << 20;
+        assert_int_equal(engine_plan(&sparf, &wide, &in, &msg), INST_ENOMEM);
+        uint64_t need = sparf.needed;
+        in.method = METHOD_DENSE;
+        assert_int_equal(engine_plan(&dense, &wide, &in, NULL), INST_ENOMEM);
+        assert_true(need > dense.needed);
+        in.method = METHOD_SPARF;
+        in.memory = need;
+        plans_fit(&wide, &in);
+    }
+}
+
 static void more_memory_never_means_a_smaller_chunk(void **state)
 {
     (void)state;
@@ -182,6 +215,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_promised_budgets_work),
+        cmocka_unit_test(sparf_is_in_the_plan),
         cmocka_unit_test(more_memory_never_means_a_smaller_chunk),
         cmocka_unit_test(a_refusal_names_what_works),
         cmocka_unit_test(wishes_are_kept),

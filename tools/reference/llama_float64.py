@@ -337,22 +337,34 @@ def feed_forward(c, part, h):
     return linear(h, part, "ffn_down")
 
 
-def embed(c, w, tokens):
+def embed(c, w, tokens, positions):
     x = w["token_embd"][np.asarray(tokens)]
     if c.traits.scaled_embeddings:
         x = x * np.sqrt(c.width)
     if "position_embd" in w:
-        x = x + w["position_embd"][2 : 2 + len(tokens)]
+        x = x + w["position_embd"][2 + positions]
     return x
 
 
 def logits(model, tokens, kv="f64"):
     """Logits (positions, vocabulary). kv "f16" rounds K, V as a cache does."""
-    c, w = model.config, model.weights
-    positions = np.arange(len(tokens))
-    turned = "position_embd" not in w
-    x = embed(c, w, tokens)
+    c = model.config
     stored = to_f16 if kv == "f16" else lambda values: values
+
+    def attend(layer, q, k, v):
+        window = c.layer_window(layer)
+        return attention(q, stored(k), stored(v), c.score_cap, window)
+
+    return forward(model, tokens, 0, attend)
+
+
+def forward(model, tokens, first, attend):
+    """Logits of tokens at positions `first` and on. attend(layer, q, k, v)
+    gets what these tokens have, (tokens, heads, head_dim) each."""
+    c, w = model.config, model.weights
+    positions = first + np.arange(len(tokens))
+    turned = "position_embd" not in w
+    x = embed(c, w, tokens, positions)
     for layer in range(c.layers):
         part = {
             name: w[f"blk.{layer}.{name}"] for name in c.traits.tensors
@@ -364,7 +376,7 @@ def logits(model, tokens, kv="f64"):
             table = rope_table(c, w, positions, windowed=window > 0)
             q = rope(q, table, c.traits.halves)
             k = rope(k, table, c.traits.halves)
-        a = attention(q, stored(k), stored(v), c.score_cap, window)
+        a = attend(layer, q, k, v)
         a = linear(a.reshape(len(tokens), -1), part, "attn_output")
         if "post_attention_norm" in part:
             a = norm(a, part, "post_attention_norm", c.epsilon)

@@ -22,9 +22,9 @@ QUESTIONS = 50
 SEED = 20
 
 
-def make_document(script, length):
+def make_document(script, length, questions=QUESTIONS):
     with tempfile.TemporaryDirectory() as folder:
-        arguments = [str(number) for number in (length, QUESTIONS, SEED)]
+        arguments = [str(number) for number in (length, questions, SEED)]
         listing = subprocess.run(
             [sys.executable, script.resolve(), *arguments],
             cwd=folder,
@@ -33,12 +33,12 @@ def make_document(script, length):
             text=True,
         ).stdout
         prompt = pathlib.Path(folder, f"p{length}_0.txt").read_text()
-    questions = []
+    asked = []
     for line in listing.splitlines():
         text, answer = line.split(" ", 1)[1].split(" -> ")
-        questions.append({"prompt": " " + text, "answer": " " + answer})
-    document = prompt.removesuffix(questions[0]["prompt"])
-    return {"tokens": length, "document": document, "questions": questions}
+        asked.append({"prompt": " " + text, "answer": " " + answer})
+    document = prompt.removesuffix(asked[0]["prompt"])
+    return {"tokens": length, "document": document, "questions": asked}
 
 
 def parse_arguments(arguments):
