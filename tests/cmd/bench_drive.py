@@ -1,0 +1,109 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""`instinfer bench drive` on small contexts: its numbers agree with each other. Standard library.
+
+bench_drive.py INSTINFER"""
+import csv
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+import xml.dom.minidom
+
+INSTINFER = sys.argv[1]
+
+
+class BenchDrive(unittest.TestCase):
+    def setUp(self):
+        self.tmp = tempfile.TemporaryDirectory(dir=os.getcwd())
+        self.dir = self.tmp.name
+
+    def tearDown(self):
+        self.tmp.cleanup()
+
+    def bench(self, *args):
+        """Rows of the CSV as numbers where they are, and what was printed."""
+        paths = [self.dir + "/" + name for name in ("x.csv", "x.svg")]
+        r = subprocess.run([INSTINFER, "bench", "drive", "--csv", paths[0], "--svg", paths[1],
+                            "-t", "2", *map(str, args)], capture_output=True, text=True)
+        self.assertEqual(r.returncode, 0, r.stderr)
+        with open(paths[0]) as f:
+            rows = list(csv.DictReader(f))
+        for row in rows:
+            for name in row:
+                if name != "method":
+                    row[name] = float(row[name])
+        return rows, r.stdout, xml.dom.minidom.parse(paths[1])
+
+    def test_ram_with_nand_geometry(self):
+        rows, out, svg = self.bench("--contexts", "512,1024", "--shape", "4/4x128", "--shape",
+                                    "8/2x64", "--page-channels", "4,8", "-n", 4, "--audits", 2)
+        self.assertEqual(len(rows), 2 * 2 * 2 * 2)
+        self.assertEqual(len([line for line in out.splitlines() if "/" in line.split()[0]]), 16)
+        self.assertEqual(len(svg.getElementsByTagName("circle")), 2 * 2 * 3 * 2)
+        for row in rows:
+            pages = row["context"] * 4 * row["kv_heads"] * row["head_dim"] / 4096
+            if row["method"] == "dense":
+                self.assertGreaterEqual(row["read_bytes"], pages * 4096)
+                self.assertEqual(row["captured"], 1)
+                continue
+            self.assertEqual(row["steps_sparf_steps"], 4)
+            self.assertIn(row["page_channels"], (4, 8))
+            self.assertLessEqual(row["dram_peak_bytes"], row["dram_bytes"])
+            self.assertLessEqual(row["sparf_dram_bytes"], row["dram_peak_bytes"])
+            self.assertGreaterEqual(row["steps_dense_pages"], 4 * pages)
+            self.assertLessEqual(row["steps_token_kept_bytes"], row["steps_token_bytes"])
+            self.assertLessEqual(row["steps_channel_kept_bytes"], row["steps_channel_bytes"])
+            # All of the K copy beside all of K and V is the worst that can happen. A short context
+            # with few channels per page is worth it; one page of many channels, of which nearly
+            # every page holds one that is wanted, may not be.
+            self.assertLessEqual(row["steps_channel_pages"], row["steps_dense_pages"] / 2)
+            self.assertLessEqual(row["steps_token_pages"], row["steps_dense_pages"])
+            self.assertAlmostEqual(row["read_bytes"], row["steps_flash_read_bytes"] / 4)
+            if row["head_dim"] == 128:
+                self.assertLess(row["read_bytes"], 0.9 * row["dense_bytes"])
+            self.assertGreater(row["captured"], 0.3)  # K is clustered
+            self.assertLessEqual(row["worst"], row["captured"])
+            self.assertLess(row["waf"], 1.05)
+            self.assertGreater(row["written_of_kv"], 1.45)  # K twice
+            self.assertLess(row["written_of_kv"], 1.55)
+
+    def test_disk(self):
+        rows, _, _ = self.bench("--contexts", 512, "--shape", "8/2x128", "-n", 4, "--kv", self.dir)
+        self.assertEqual([row["method"] for row in rows], ["sparf", "dense"])
+        self.assertEqual(sorted(os.listdir(self.dir)), ["x.csv", "x.svg"])
+
+    def test_locality_is_what_sparf_lives_on(self):
+        def read(segment):
+            rows, _, _ = self.bench("--contexts", 2048, "--shape", "4/4x128", "-n", 4,
+                                    "--method", "sparf", "--segment", segment)
+            return rows[0]["steps_token_pages"] / rows[0]["steps_dense_pages"]
+        self.assertGreater(read(1), 1.5 * read(128))
+
+    def test_refusals(self):
+        for args in (["--shape", "4x128"], ["--shape", "5/4x128"], ["--method", "magic"],
+                     ["--sparf", "r=0"], ["--sparf", "k=1/"], ["--sparf", "r=4,"],
+                     ["--group", 48], ["--contexts", "12,x"], ["--focus", 70],
+                     ["--kv", "ram:1G"], ["--sparf", "r=65"]):
+            r = subprocess.run([INSTINFER, "bench", "drive", *map(str, args)], capture_output=True,
+                               text=True)
+            self.assertEqual(r.returncode, 2, args)
+            self.assertEqual(r.stderr.count("\n"), 1, r.stderr)
+        for args in (["--kv", self.dir + "/none"], ["--csv", self.dir + "/none/x"],
+                     ["--contexts", 10 ** 8], ["--dram", "1K"], ["--page", 1000],
+                     ["--page-channels", 3]):
+            r = subprocess.run([INSTINFER, "bench", "drive", "--contexts", "512", "--shape",
+                                "2/2x64", "-n", "1", *map(str, args)], capture_output=True,
+                               text=True)
+            self.assertEqual(r.returncode, 1, args)
+            self.assertEqual(r.stderr.count("\n"), 1, r.stderr)
+
+    def test_odd_head_dims(self):
+        rows, _, _ = self.bench("--contexts", 600, "--shape", "2/2x80", "--shape", "4/2x96", "-n",
+                                "3")
+        self.assertEqual([row["group"] for row in rows], [16] * 4)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1], verbosity=2)
