@@ -37,7 +37,7 @@ struct bench {
 
 static void die(const char *what, const struct inst_msg *msg)
 {
-    fprintf(stderr, "bench_drive: %s: %s\n", what, msg->text);
+    fprintf(stderr, "bench_bandwidth: %s: %s\n", what, msg->text);
     exit(1);
 }
 
@@ -249,7 +249,7 @@ static void run(struct bench *b)
 }
 
 static const char usage[] =
-    "usage: bench_drive [--kv DIR] [--bytes MIB] [--dram MIB] [--layers N] [--kv-heads N]\n"
+    "usage: bench_bandwidth [--kv DIR] [--bytes MIB] [--dram MIB] [--layers N] [--kv-heads N]\n"
     "                   [--q-heads N] [--head-dim N] [--group T] [--sequences N]\n"
     "                   [--threads N] [--rounds N] [--seconds S]\n"
     "Without --kv the KV lies in a RAM back end and is compared with an fp16 dot product.\n";
@@ -334,7 +334,7 @@ int main(int argc, char **argv)
     const struct options *o = &b.o;
     uint64_t per_token = 4ull * o->layers * o->kv_heads * o->head_dim * o->sequences;
     if (!per_token || o->bytes / per_token < 512) {
-        fputs("bench_drive: fewer than 512 tokens per sequence\n", stderr);
+        fputs("bench_bandwidth: fewer than 512 tokens per sequence\n", stderr);
         return 2;
     }
     b.tokens = o->bytes / per_token / 512 * 512;
