@@ -14,8 +14,10 @@ static int check_channels(const struct space *space, const struct layer_state *l
                           uint64_t *references, struct inst_msg *msg)
 {
     uint64_t tokens = space->streams[STREAM_CHANNELS].row_tokens, heads = space->config.kv_heads;
-    uint64_t groups = layer->channels.n / heads;
-    if (layer->channels.n % heads || groups * tokens > layer->tokens)
+    uint64_t groups = layer->channels.n / heads, most = 0;
+    for (uint32_t h = 0; h < heads; h++) // a WRITE of some heads brings their rows
+        most = max_u64(most, layer->head_tokens[h]);
+    if (layer->channels.n % heads || groups * tokens > most)
         return broken(msg, "channel rows, tokens", layer->channels.n, layer->tokens);
     if (layer->channel_groups * tokens > layer->tokens)
         return broken(msg, "channel groups settled, tokens", layer->channel_groups, layer->tokens);

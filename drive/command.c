@@ -141,6 +141,7 @@ void table_put_item(void *table, uint32_t index, const struct table_item *item)
     le_put32(p + 32, item->parent_epoch);
     le_put32(p + 36, item->layer_first);
     le_put32(p + 40, item->layer_count);
+    le_put32(p + 44, item->seq_count);
     le_put64(p + 48, item->window);
 }
 
@@ -157,6 +158,7 @@ void table_get_item(struct table_item *item, const void *table, uint32_t index)
         .parent_epoch = le_get32(p + 32),
         .layer_first = le_get32(p + 36),
         .layer_count = le_get32(p + 40),
+        .seq_count = le_get32(p + 44),
         .window = le_get64(p + 48),
     };
 }

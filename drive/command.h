@@ -36,10 +36,10 @@ enum opcode {
     OP_ATTEND = 0xd5,   // in: items {seq, epoch, pos, n_tokens}, data: see attend_layout
     OP_COLLECT = 0xda,  // out: what the ticket's READ or ATTEND produced
     OP_FORK = 0xdd,     // in: items {seq = new, epoch, pos, parent, parent_epoch}
-    OP_RECLAIM = 0xe1,  // in: items {seq, epoch, pos, tokens, layer_first, layer_count}
-    OP_FLUSH = 0xe4,    // full rows are on stable flash, summaries and erases done
-    OP_SEAL = 0xe5,     // NOT_SUPPORTED
-    OP_OPEN = 0xea,     // NOT_SUPPORTED
+    OP_RECLAIM = 0xe1, // in: items {seq, epoch, pos, n_tokens, layer_first, layer_count, seq_count}
+    OP_FLUSH = 0xe4,   // full rows are on stable flash, summaries and erases done
+    OP_SEAL = 0xe5,    // NOT_SUPPORTED
+    OP_OPEN = 0xea,    // NOT_SUPPORTED
 };
 
 // The 64-byte entry, decoded. Layout: byte 0 opcode, 2-3 cid, 40-43 space, 44-47 layer, 48-51
@@ -119,7 +119,10 @@ struct table_item {
                        // end together; 0 = the sequence's own
     uint32_t parent, parent_epoch;     // FORK
     uint32_t layer_first, layer_count; // RECLAIM; all layers and all tokens = the sequence ends
-    uint64_t window;                   // ATTEND: the first token that is attended, 0 = all of them
+    // RECLAIM: not 0: of all sequences in [seq, seq + this), whatever their epochs, as far as they
+    // exist; 0: of the one that seq and epoch name.
+    uint32_t seq_count;
+    uint64_t window; // ATTEND: the first token that is attended, 0 = all of them
 };
 
 size_t table_data_offset(uint32_t count); // multiple of 64
@@ -199,7 +202,8 @@ bool attend_layout(struct attend_layout *layout, uint32_t count, uint32_t q_head
     X(audits, "query heads whose captured mass was measured")                                      \
     X(captured_sum, "of these, the sum of captured mass, in millionths")                           \
     X(captured_worst, "of these, the least captured mass, in millionths")                          \
-    X(sparf_dram_bytes, "DRAM that sparf adds: page buffers, scores, sums of V")
+    X(sparf_dram_bytes, "DRAM that sparf adds: page buffers, scores, sums of V")                   \
+    X(dead_bytes, "of allocated_bytes: nobody refers to it, it waits for being erased")
 
 #define COUNTER_FIELD(name, text) uint64_t name;
 struct drive_identity {

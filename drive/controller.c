@@ -10,7 +10,10 @@
 #include <math.h>
 #include <string.h>
 
-enum { WAIT = 1 }; // of the command handlers: not now
+enum {
+    WAIT = 1,          // of the command handlers: not now
+    IDLE_NS = 5000000, // without commands and jobs: erases disturb nobody
+};
 
 // Keeps the text of the failure that was just noted in drive->msg.
 static int note_failure(struct drive *drive, int status)
@@ -663,54 +666,6 @@ static int do_fork(struct drive *drive, struct pending *pending)
     return status;
 }
 
-// READs that nobody collects must not keep a sequence alive.
-static void cancel_reads(struct drive *drive, const struct sequence *sequence)
-{
-    for (struct job *job = drive->first_job; job; job = job->next) {
-        for (uint32_t i = 0; job->opcode == OP_READ && job != drive->active && i < job->count;
-             i++) {
-            struct job_item *item = &job->items[i];
-            if (item->sequence != sequence)
-                continue;
-            item->sequence->jobs--;
-            item->sequence = NULL;
-            item->status = INST_ECANCELLED;
-        }
-    }
-}
-
-static int reclaim_item(struct drive *drive, struct space *space, const struct table_item *item)
-{
-    struct table_item lookup = *item;
-    struct sequence *sequence;
-    uint32_t layers = space->config.layers;
-    if (item->layer_first >= layers || !item->layer_count ||
-        item->layer_count > layers - item->layer_first)
-        return inst_fail(&drive->msg, INST_EINVAL, "RECLAIM: layers %u + %u of %u",
-                         item->layer_first, item->layer_count, layers);
-    lookup.pos = 1; // must exist
-    int status = space_lookup(space, &lookup, &sequence, &drive->msg);
-    if (status && (!sequence || sequence->epoch != item->epoch))
-        return status;
-    drive->msg.text[0] = 0; // a sequence that lost a row can still be given up
-    cancel_reads(drive, sequence);
-    if (sequence->jobs)
-        return WAIT;
-    bool to_end = item->n_tokens == UINT64_MAX;
-    if (to_end && !item->pos && item->layer_count == layers) {
-        space_remove(space, sequence);
-        return 0;
-    }
-    for (uint32_t l = item->layer_first; l < item->layer_first + item->layer_count; l++) {
-        if (to_end || item->n_tokens >= sequence->layers[l].tokens -
-                                            min_u64(item->pos, sequence->layers[l].tokens))
-            sequence_truncate(space, sequence, l, item->pos);
-        else
-            sequence_punch(space, sequence, l, item->pos, item->n_tokens);
-    }
-    return 0;
-}
-
 static int do_reclaim(struct drive *drive, struct pending *pending)
 {
     struct space *space;
@@ -719,7 +674,7 @@ static int do_reclaim(struct drive *drive, struct pending *pending)
     while (!status && pending->item < pending->command.count) {
         struct table_item item;
         table_get_item(&item, pending->data, pending->item);
-        status = reclaim_item(drive, space, &item);
+        status = reclaim_range(drive, space, &item);
         pending->item += status == 0;
     }
     return status;
@@ -735,8 +690,10 @@ static int do_flush(struct drive *drive, struct pending *pending, uint64_t now_n
                                           frames_programming(channels_programs(space->channels))))
                 return WAIT;
         }
-        if (segments_busy(drive->segments))
+        if (segments_busy(drive->segments)) {
+            segments_press(drive->segments);
             return WAIT;
+        }
         drive->sync_io = (struct flash_io){.op = FLASH_SYNC, .owner = drive};
         drive->syncing = pending->synced = true;
         drive->flash->ops->submit(drive->flash, &drive->sync_io, now_ns);
@@ -919,7 +876,11 @@ static void submit_flash(struct drive *drive, uint64_t now_ns)
         for (; *sets; sets++)
             frames_submit(*sets, now_ns);
     }
-    segments_pump(drive->segments, now_ns);
+    // Short pauses, as between the layers of a token, are not for erasing.
+    bool busy = drive->n_pending || drive->first_job || drive->syncing;
+    if (busy)
+        drive->busy_ns = now_ns;
+    segments_pump(drive->segments, now_ns, !busy && now_ns - drive->busy_ns >= IDLE_NS);
 }
 
 static bool build_channels(struct drive *drive)

@@ -58,6 +58,7 @@ static void get_stats(const struct drive *drive, struct drive_stats *stats)
         .live_bytes = segments.live_bytes,
         .allocated_bytes = segments.allocated_blocks * block_bytes,
         .free_bytes = segments.free_blocks * block_bytes,
+        .dead_bytes = segments.dead_blocks * block_bytes,
         .attended_tokens = drive->attended,
         .attended_tokens_from_flash = drive->attended_from_flash,
         .attended_tokens_programming = drive->attended_programming,

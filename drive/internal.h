@@ -134,6 +134,7 @@ struct drive {
         write_wait_ns;
     struct inst_msg msg;   // of the command at work
     struct inst_msg error; // of the most recent one that failed
+    uint64_t busy_ns;      // when a command or a job was last there
     bool runnable;
 };
 
@@ -147,6 +148,10 @@ void item_failed(struct drive *drive, struct job *job, uint32_t item, int status
                  uint64_t group);
 void predict_next(struct drive *drive, const struct job *job);
 bool span_ready(const struct span *span);
+
+// reclaim.c
+// Gives up the range of a RECLAIM item. 1: wait for jobs that look at it; asking again is harmless.
+int reclaim_range(struct drive *drive, struct space *space, const struct table_item *item);
 
 // counters.c
 int counters_stat(struct drive *drive, const struct command *command, uint8_t *data);

@@ -87,7 +87,7 @@ static int plan_segments(struct drive_plan *plan, const struct flash_geometry *g
         uint64_t each = 2 * segments_for(g, stream, rows) + 2, all;
         if (!checked_mul(each, sequences, &all) || !checked_add(total, all, &total))
             return inst_fail(msg, INST_EINVAL, "CONFIG: the KV cache overflows 64 bits");
-        tables += min_u64(all, device) * segment_bytes(g, stream);
+        tables += min_u64(all + SEGMENTS_DEAD_MAX, device) * segment_bytes(g, stream);
         // While a segment is open, and while its summary is programmed.
         tables +=
             (sequences + 2) * (summary + g->dies * sizeof(struct flash_io) + 3 * ALLOCATION_EXTRA);

@@ -5,13 +5,20 @@
 
 #include <string.h>
 
-enum { CHUNK = 64 }; // segment descriptors are allocated in chunks, as the store grows
+enum {
+    CHUNK = 64,      // segment descriptors are allocated in chunks, as the store grows
+    ERASE_BATCH = 8, // erases that are begun together
+    FREE_SHARE = 16, // erased segments are kept at this part of the device
+    FREE_MIN = 4,    // or at so many
+    DEAD_MAX = SEGMENTS_DEAD_MAX,
+};
 
 enum segment_state {
     SEGMENT_FREE, // erased
     SEGMENT_OPEN,
     SEGMENT_CLOSING, // full; its summary waits for the last data page, then is programmed
     SEGMENT_CLOSED,
+    SEGMENT_DEAD,  // nobody refers to it any more: in the dead list
     SEGMENT_ERASE, // waits for pins, then is being erased
     SEGMENT_BAD,   // an erase failed: never used again
 };
@@ -27,9 +34,12 @@ struct segment {
     uint32_t pending; // own operations in flight
     bool submitted;   // own operations of this state are on their way
     bool failed;
+    bool finished;        // all sequences of its lifetime have ended
+    uint64_t owner;       // number of the frontier that filled it
+    uint64_t used;        // when its rows were last read or programmed, by segments.clock
     uint8_t *records;     // [die][data page] 32 bytes, padded to summary pages; while open
     struct flash_io *ios; // one per die, for summary and erase
-    uint32_t next;        // in the free list or the work list
+    uint32_t next;        // in the free, work or dead list
 };
 
 struct segments {
@@ -41,6 +51,11 @@ struct segments {
     uint32_t free_list; // erased after use
     uint64_t free_listed;
     uint32_t work_list;     // CLOSING and ERASE segments
+    uint32_t dead_list;     // DEAD segments
+    uint64_t dead;          // how many they are
+    bool pressed;           // somebody waits for erases
+    uint64_t clock;         // counts uses of segments
+    uint64_t frontiers;     // made so far
     uint64_t reserved;      // whole segments set aside by lifetimes
     uint32_t summary_pages; // per block
     uint32_t data_pages;    // per block
@@ -104,7 +119,7 @@ int segments_open(struct segments **out, struct flash *flash, struct budget *bud
     s->flash = flash;
     s->budget = budget;
     s->count = min_u64(g->blocks / g->dies, PLACE_NONE);
-    s->free_list = s->work_list = PLACE_NONE;
+    s->free_list = s->work_list = s->dead_list = PLACE_NONE;
     s->summary_pages = segment_summary_pages(g);
     s->data_pages = g->pages_per_block - s->summary_pages;
     s->chunks = budget_alloc(budget, div_round_up(s->count, CHUNK), sizeof *s->chunks,
@@ -144,11 +159,12 @@ void segments_close(struct segments *s)
     budget_free(s->budget, s);
 }
 
-void frontier_init(const struct segments *s, struct frontier *f, uint32_t row_pages,
+void frontier_init(struct segments *s, struct frontier *f, uint32_t row_pages,
                    uint64_t row_stream_bytes)
 {
     *f = (struct frontier){
         .open = PLACE_NONE,
+        .number = ++s->frontiers,
         .row_pages = row_pages,
         .row_stream_bytes = row_stream_bytes,
         .capacity = segment_capacity(&s->flash->geometry, row_pages),
@@ -180,6 +196,8 @@ static void set_reserved(struct segments *s, struct frontier *f, uint64_t rows)
 // summary was programmed.
 static bool space_comes_free(const struct segments *s)
 {
+    if (s->dead)
+        return true;
     for (uint32_t i = s->work_list; i != PLACE_NONE; i = segment_at(s, i)->next) {
         if (segment_at(s, i)->state == SEGMENT_ERASE || !segment_at(s, i)->live)
             return true;
@@ -193,6 +211,7 @@ int segments_reserve(struct segments *s, struct frontier *f, bool *wait)
     *wait = false;
     if (s->reserved - f->segments + need > free_segments(s)) {
         *wait = space_comes_free(s);
+        s->pressed = true;
         return INST_ENOSPC;
     }
     set_reserved(s, f, f->reserved + 1);
@@ -215,12 +234,68 @@ static void push_work(struct segments *s, uint32_t number, enum segment_state st
         s->on_erase(s->on_erase_arg, number);
 }
 
-// An unreferenced segment that nobody fills is erased. CLOSING ones get here from segments_pump.
-static void erase_if_dead(struct segments *s, uint32_t number)
+static void push_dead(struct segments *s, uint32_t number)
+{
+    struct segment *segment = segment_at(s, number);
+    segment->state = SEGMENT_DEAD;
+    segment->next = s->dead_list;
+    s->dead_list = number;
+    s->dead++;
+}
+
+// An unreferenced segment that nobody fills can be erased. CLOSING ones get here from
+// segments_pump.
+static void note_if_dead(struct segments *s, uint32_t number)
 {
     struct segment *segment = segment_at(s, number);
     if (segment->state == SEGMENT_CLOSED && !segment->live)
-        push_work(s, number, SEGMENT_ERASE);
+        push_dead(s, number);
+}
+
+static bool erase_before(const struct segment *a, const struct segment *b)
+{
+    if (a->finished != b->finished)
+        return a->finished;
+    return a->used < b->used;
+}
+
+// Erases some dead segments: those of finished sequences first, and of these the least recently
+// used.
+static void erase_dead(struct segments *s)
+{
+    uint32_t best[ERASE_BATCH];
+    unsigned n = 0;
+    for (uint32_t i = s->dead_list; i != PLACE_NONE; i = segment_at(s, i)->next) {
+        const struct segment *segment = segment_at(s, i);
+        unsigned at = n;
+        while (at && erase_before(segment, segment_at(s, best[at - 1])))
+            at--;
+        if (segment->pins || at == ERASE_BATCH)
+            continue;
+        n += n < ERASE_BATCH;
+        memmove(best + at + 1, best + at, (n - at - 1) * sizeof *best);
+        best[at] = i;
+    }
+    while (n--) { // the work list takes them at its front: the first one last
+        uint32_t *link = &s->dead_list;
+        while (*link != best[n])
+            link = &segment_at(s, *link)->next;
+        *link = segment_at(s, best[n])->next;
+        s->dead--;
+        push_work(s, best[n], SEGMENT_ERASE);
+    }
+    s->pressed = false; // who still waits says so again
+}
+
+static bool must_erase(const struct segments *s)
+{
+    uint64_t keep = max_u64(s->count / FREE_SHARE, FREE_MIN) + s->reserved;
+    return s->pressed || s->dead > DEAD_MAX || free_segments(s) < keep;
+}
+
+void segments_press(struct segments *s)
+{
+    s->pressed = true;
 }
 
 static int open_segment(struct segments *s, struct frontier *f, struct inst_msg *msg)
@@ -246,6 +321,7 @@ static int open_segment(struct segments *s, struct frontier *f, struct inst_msg 
         budget_alloc(s->budget, f->capacity, sizeof *segment->refs, "page records", msg);
     if (!segment->records || !segment->ios || !segment->refs) {
         drop_buffers(s, segment);
+        s->pressed = true; // dead ones hold memory, too
         return INST_ENOMEM;
     }
     if (number == s->free_list) {
@@ -258,7 +334,8 @@ static int open_segment(struct segments *s, struct frontier *f, struct inst_msg 
     segment->row_pages = f->row_pages;
     segment->row_stream_bytes = f->row_stream_bytes;
     segment->rows = segment->live = 0;
-    segment->failed = false;
+    segment->failed = segment->finished = false;
+    segment->owner = f->number;
     f->open = number;
     s->counters.allocated_blocks += g->dies;
     return 0;
@@ -288,6 +365,10 @@ void segments_end(struct segments *s, struct frontier *f)
     uint32_t number = f->open;
     f->open = PLACE_NONE;
     set_reserved(s, f, 0);
+    for (uint64_t i = 0; i < s->fresh; i++) {
+        struct segment *segment = segment_at(s, (uint32_t)i);
+        segment->finished |= segment->owner == f->number;
+    }
     if (number != PLACE_NONE)
         push_work(s, number, SEGMENT_CLOSING);
 }
@@ -308,12 +389,14 @@ void segments_unref(struct segments *s, struct place place)
         return;
     segment->live--;
     s->counters.live_bytes -= segment->row_stream_bytes;
-    erase_if_dead(s, place.segment);
+    note_if_dead(s, place.segment);
 }
 
 void segments_pin(struct segments *s, struct place place)
 {
-    segment_at(s, place.segment)->pins++;
+    struct segment *segment = segment_at(s, place.segment);
+    segment->pins++;
+    segment->used = ++s->clock;
 }
 
 void segments_unpin(struct segments *s, struct place place)
@@ -379,22 +462,27 @@ static void submit_own(struct segments *s, uint32_t number, enum flash_op op, ui
     s->flash->ops->submit(s->flash, list, now_ns);
 }
 
-void segments_pump(struct segments *s, uint64_t now_ns)
+void segments_pump(struct segments *s, uint64_t now_ns, bool idle)
 {
     uint32_t *link = &s->work_list;
     while (*link != PLACE_NONE) {
-        uint32_t number = *link;
-        struct segment *segment = segment_at(s, number);
-        if (!segment->submitted && !segment->pins) {
-            if (segment->state == SEGMENT_CLOSING && !segment->live) {
-                *link = segment->next;
-                push_work(s, number, SEGMENT_ERASE);
-                continue;
-            }
-            bool erase = segment->state == SEGMENT_ERASE;
-            submit_own(s, number, erase ? FLASH_ERASE : FLASH_PROGRAM, now_ns);
+        struct segment *segment = segment_at(s, *link);
+        bool dead = segment->state == SEGMENT_CLOSING && !segment->submitted && !segment->pins &&
+                    !segment->live;
+        if (!dead) {
+            link = &segment->next;
+            continue;
         }
-        link = &segment->next;
+        uint32_t number = *link;
+        *link = segment->next;
+        push_dead(s, number); // needs no summary
+    }
+    if (s->dead && (idle || must_erase(s)))
+        erase_dead(s);
+    for (uint32_t i = s->work_list; i != PLACE_NONE; i = segment_at(s, i)->next) {
+        struct segment *segment = segment_at(s, i);
+        if (!segment->submitted && !segment->pins)
+            submit_own(s, i, segment->state == SEGMENT_ERASE ? FLASH_ERASE : FLASH_PROGRAM, now_ns);
     }
 }
 
@@ -420,7 +508,7 @@ void segments_done(struct segments *s, struct flash_io *io)
         // Without a summary the rows are still good: the map in DRAM knows them.
         s->counters.failed_summaries += segment->failed;
         segment->state = SEGMENT_CLOSED;
-        erase_if_dead(s, number);
+        note_if_dead(s, number);
         return;
     }
     drop_buffers(s, segment);
@@ -438,11 +526,15 @@ void segments_done(struct segments *s, struct flash_io *io)
 
 bool segments_working(const struct segments *s)
 {
-    return s->work_list != PLACE_NONE;
+    return s->work_list != PLACE_NONE || s->dead;
 }
 
 bool segments_busy(const struct segments *s)
 {
+    for (uint32_t i = s->dead_list; i != PLACE_NONE; i = segment_at(s, i)->next) {
+        if (!segment_at(s, i)->pins)
+            return true;
+    }
     for (uint32_t i = s->work_list; i != PLACE_NONE; i = segment_at(s, i)->next) {
         if (!segment_at(s, i)->pins)
             return true;
@@ -463,6 +555,7 @@ void segments_counters(const struct segments *s, struct segment_counters *out)
 {
     *out = s->counters;
     out->free_blocks = free_segments(s) * s->flash->geometry.dies;
+    out->dead_blocks = s->dead * s->flash->geometry.dies;
 }
 
 void segments_on_erase(struct segments *s, void (*fn)(void *arg, uint32_t segment), void *arg)

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Allocation of flash. A segment is one block of every die (block number s of each); it is filled
-// with rows of one size and one lifetime, front to back, and erased as a whole when nobody refers
-// to any of its rows. No valid page is ever copied.
+// with rows of one size and one lifetime, front to back, and erased as a whole once nobody refers
+// to any of its rows: not at once, but when the drive is idle or erased segments run low. No valid
+// page is ever copied.
 //
 // Striping: page i of the segment's row r lies on die (i + r) mod dies, so that the same head's
 // slots of consecutive rows meet on different dies. Within a die pages are taken in order.
@@ -15,7 +16,10 @@
 #include "base/budget.h"
 #include "drive/flash.h"
 
-enum { PAGE_RECORD_BYTES = 32 };
+enum {
+    PAGE_RECORD_BYTES = 32,
+    SEGMENTS_DEAD_MAX = 32, // that may wait for being erased
+};
 
 // Physical place of a row. segment == PLACE_NONE: nowhere.
 struct place {
@@ -35,6 +39,7 @@ struct page_identity {
 // Where the rows of one stream and one lifetime are appended: the segment that they fill, and
 // promises of room for rows to come.
 struct frontier {
+    uint64_t number;           // never used again
     uint32_t open;             // segment being filled, PLACE_NONE = none
     uint32_t row_pages;        // of every row
     uint32_t capacity;         // rows per segment
@@ -54,7 +59,7 @@ uint32_t segment_capacity(const struct flash_geometry *geometry, uint32_t row_pa
 // Summary pages at the end of each block.
 uint32_t segment_summary_pages(const struct flash_geometry *geometry);
 
-void frontier_init(const struct segments *segments, struct frontier *frontier, uint32_t row_pages,
+void frontier_init(struct segments *segments, struct frontier *frontier, uint32_t row_pages,
                    uint64_t row_stream_bytes);
 
 // Promises room for one more row, or INST_ENOSPC. `*wait` says that blocks will come free.
@@ -79,17 +84,20 @@ void segments_address(const struct segments *segments, struct place place, uint3
 void segments_record(struct segments *segments, struct place place, uint32_t page,
                      const struct page_identity *identity, uint64_t checksum);
 
-// Submits what is due (summaries, erases). segments_done takes back a finished operation whose
-// owner is the segments object.
-void segments_pump(struct segments *segments, uint64_t now_ns);
+// Submits what is due (summaries, erases); `idle`: erases disturb nobody. segments_done takes back
+// a finished operation whose owner is the segments object.
+void segments_pump(struct segments *segments, uint64_t now_ns, bool idle);
+// All that is dead now is to be erased soon.
+void segments_press(struct segments *segments);
 void segments_done(struct segments *segments, struct flash_io *io);
-bool segments_working(const struct segments *segments);   // summaries or erases are not done
+bool segments_working(const struct segments *segments);   // summaries or erases are to be done
 bool segments_busy(const struct segments *segments);      // some of them can go on
 bool segments_in_flight(const struct segments *segments); // operations of its own
 
 struct segment_counters {
     uint64_t allocated_blocks, free_blocks, erased_blocks;
-    uint64_t live_bytes; // stream bytes of rows that somebody refers to
+    uint64_t dead_blocks; // of the allocated ones: wait for being erased
+    uint64_t live_bytes;  // stream bytes of rows that somebody refers to
     uint64_t summary_bytes, failed_summaries;
 };
 void segments_counters(const struct segments *segments, struct segment_counters *out);

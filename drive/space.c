@@ -621,8 +621,7 @@ static int fork_layer(struct space *space, struct sequence *parent, struct seque
         if (!status)
             status = take_open_frame(space, child, &to->open, msg);
         if (status)
-            return status > 0 ? inst_fail(msg, INST_ENORESOURCE, "FORK: no group buffer is free")
-                              : status;
+            return status;
         memcpy(to->open->data, from->open->data, space->streams[STREAM_KV].row_bytes);
     }
     if (space_is_sparf(space)) {

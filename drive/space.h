@@ -162,6 +162,7 @@ void sequence_truncate(struct space *space, struct sequence *sequence, uint32_t 
 // Gives up whole rows inside [pos, pos + n) of one layer; they can no longer be read.
 void sequence_punch(struct space *space, struct sequence *sequence, uint32_t layer, uint64_t pos,
                     uint64_t n);
+// 1: wait (a frame or an erase is about to come free); nothing has changed.
 int sequence_fork(struct space *space, struct sequence *parent, const struct table_item *item,
                   struct sequence **out, struct inst_msg *msg);
 

@@ -10,7 +10,8 @@
 enum {
     UNITS_MAX = 16,
     STEPS_MIN = 2,
-    STEPS_LEVEL = 16,       // doubled by every level
+    STEPS_LEVEL = 8,        // doubled by every level
+    SPAN_TOKENS = 256,      // of a step, where there is DRAM for it
     PAGE_BYTES = 512 << 10, // for reads, doubled by every level
 };
 
@@ -54,16 +55,19 @@ int sparf_size(struct sparf_size *s, const struct flash_geometry *g, const struc
     uint64_t units = div_round_up(c->kv_heads, bundle) * max_u64(c->max_sequences, 1);
     s->units = (uint32_t)min_u64(min_u64(1u << level, UNITS_MAX), units);
     s->steps = level ? (uint32_t)STEPS_LEVEL << (level - 1) : STEPS_MIN;
-    s->step_rows = (uint32_t)max_u64(s->channels.step_rows, bundle);
-    s->step_pages = (uint32_t)max_u64(s->channels.step_pages, channel_pages);
+    s->span = span_tokens(c);
+    if (level > 1)
+        s->span = (uint32_t)max_u64(s->span, SPAN_TOKENS);
+    uint32_t spans = s->span / span_tokens(c);
+    s->step_rows = (uint32_t)max_u64(spans * s->channels.step_rows, bundle);
+    s->step_pages = (uint32_t)max_u64(spans * s->channels.step_pages, channel_pages);
     uint64_t least = s->step_pages + (uint64_t)s->channels.steps * s->channels.step_pages;
     uint64_t more = level ? ((uint64_t)PAGE_BYTES << level) / g->page_bytes : 0;
     s->pages = (uint32_t)(least + min_u64(more, (uint64_t)s->steps * s->step_pages));
     struct unit unit;
     s->unit_bytes = carve(&unit, NULL, s, dim);
     // With an audit's beside it.
-    s->partial_floats =
-        2ull * (span_tokens(c) / ATTENTION_TILE) * bundle * s->group * partial_stride(dim);
+    s->partial_floats = 2ull * (s->span / ATTENTION_TILE) * bundle * s->group * partial_stride(dim);
     uint64_t each = sizeof(struct unit) + s->unit_bytes + 4096 + 64;
     s->bytes = s->channels.bytes + s->units * each +
                steps_bytes(s->steps, s->step_rows, s->step_pages) +
@@ -405,7 +409,7 @@ static struct step *rank_step(struct sparf *s, struct unit *u, const struct laye
     const struct space *space = s->space;
     const struct stream *channels = &space->streams[STREAM_CHANNELS];
     uint64_t cover = channels->row_tokens, group = u->cursor / cover;
-    uint64_t length = min_u64(span_tokens(&space->config), cover), end;
+    uint64_t length = min_u64(s->size.span, cover), end;
     struct step *step;
     if (u->cursor == u->tokens)
         return NULL;
@@ -435,7 +439,7 @@ static struct step *rank_step(struct sparf *s, struct unit *u, const struct laye
 
 static struct step *token_step(struct sparf *s, struct unit *u)
 {
-    uint64_t length = span_tokens(&s->space->config), words = s->size.tokens / 64, end;
+    uint64_t length = s->size.span, words = s->size.tokens / 64, end;
     struct step *step;
     if (u->mean_at < u->mean_end) {
         end = min_u64(u->mean_end, (u->mean_at / length + 1) * length);

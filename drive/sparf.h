@@ -28,6 +28,7 @@ struct sparf_size {
     uint64_t tokens;         // S at most; multiple of the tile
     uint32_t units;          // under way
     uint32_t steps;          // under way, of all units
+    uint32_t span;           // tokens of one, at most
     uint32_t step_rows;      // of one
     uint32_t step_pages;     // at most
     uint32_t pages;          // page frames for reads, builds included

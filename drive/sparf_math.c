@@ -214,7 +214,7 @@ static void gather(const struct view *v, const struct step *step, uint64_t first
 static float *step_partials(const struct view *v, const struct step *step, bool audit,
                             uint64_t tile)
 {
-    uint64_t tiles = span_tokens(&v->s->space->config) / ATTENTION_TILE;
+    uint64_t tiles = v->s->size.span / ATTENTION_TILE;
     uint64_t index = (((audit ? tiles : 0) + tile) * v->u->n_heads + v->head) * v->group;
     return (float *)partial_at(step->partials, index, v->dim);
 }

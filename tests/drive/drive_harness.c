@@ -31,6 +31,11 @@ void rig_open(struct rig *rig, const struct rig_options *o)
     }
     if (o->faults)
         assert_int_equal(flash_fault_open(&rig->flash, rig->flash, o->faults, msg), 0);
+    if (o->wrap) {
+        o->wrap->geometry = rig->flash->geometry;
+        *o->wrap_inner = rig->flash;
+        rig->flash = o->wrap;
+    }
     struct drive_limits limits = {
         .dram_bytes = o->dram_bytes ? o->dram_bytes : 256 << 20,
         .pool = rig->pool,

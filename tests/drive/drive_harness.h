@@ -34,6 +34,7 @@ struct rig_options {
     const char *directory; // file store there instead of RAM
     const char *kernels;
     const struct flash_fault_plan *faults;
+    struct flash *wrap, **wrap_inner; // a wrapper of the test's own, and where what it wraps goes
     bool no_read_ahead;
 };
 

@@ -121,7 +121,7 @@ static void test_chosen_sets(void **state)
 {
     (void)state;
     static const enum scene_kind kinds[] = {SCENE_RANDOM, SCENE_CLUSTERED, SCENE_EQUAL,
-                                            SCENE_STEPS};
+                                            SCENE_STEPS,  SCENE_ZERO_Q,    SCENE_BLIND};
     for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
         struct scene_calls calls = {0};
         struct scene s = {.kind = kinds[i],
