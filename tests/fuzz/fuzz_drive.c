@@ -4,6 +4,7 @@
 #include "base/checked.h"
 #include "drive/drive.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -114,6 +115,7 @@ static void run_record(struct target *t, const uint8_t *record, const uint8_t *p
                                .parent = p[7] % 3,
                                .layer_first = p[8] % 3,
                                .layer_count = p[9] % 4,
+                               .seq_count = p[1] % 4,
                            });
         }
     } else {
@@ -141,8 +143,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t bytes)
             abort();
         run_record(&t, record, record + RECORD_HEADER, payload, buffers[n]);
         at += RECORD_HEADER + payload;
-        if (drive_check(t.drive, NULL))
+        struct inst_msg msg = {0};
+        if (drive_check(t.drive, &msg)) {
+            fprintf(stderr, "%s\n", msg.text);
             abort();
+        }
     }
     drive_close(t.drive);
     flash_close(t.flash);
