@@ -6,35 +6,8 @@
 #include "cmd/stats_json.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-
-static volatile sig_atomic_t interrupted;
-
-static void on_interrupt(int signal)
-{
-    (void)signal;
-    interrupted = 1;
-}
-
-bool run_interrupted(void)
-{
-    return interrupted;
-}
-
-void run_forget_interrupt(void)
-{
-    interrupted = 0;
-}
-
-static bool on_progress(void *user, uint64_t done, uint64_t total)
-{
-    struct run *r = user;
-    terminal_progress(&r->terminal, done, total);
-    meter_sample(&r->meter, false);
-    return !interrupted;
-}
 
 // The prompt's ids, with room for all that the context can hold after them.
 static int read_prompt(struct run *r)
@@ -68,52 +41,6 @@ static int read_prompt(struct run *r)
     }
     r->n_tokens = r->result.prompt_tokens = n;
     return 0;
-}
-
-static int sync_session(struct run *r)
-{
-    struct inst_msg msg = {0};
-    struct inst_prefix prefix = {
-        .session = r->session, .tokens = r->tokens, .n_tokens = r->n_tokens};
-    int err = inst_sync(r->e, &prefix, 1, on_progress, r, &msg);
-    if (err == INST_ECANCELLED && interrupted)
-        return 0;
-    terminal_end_progress(&r->terminal);
-    return err ? failed(err, &msg) : 0;
-}
-
-int run_generate(struct run *r)
-{
-    uint64_t made = 0;
-    r->result.stop_reason = "error";
-    while (true) {
-        int code = sync_session(r);
-        if (code)
-            return code;
-        meter_sample(&r->meter, false);
-        if (interrupted) {
-            r->result.stop_reason = "interrupt";
-            return 0;
-        }
-        if (made == r->predict || r->n_tokens == r->info.context) {
-            r->result.stop_reason = made == r->predict ? "length" : "context";
-            return 0;
-        }
-        int32_t token = inst_sample(r->sampler, r->session, r->tokens, r->n_tokens);
-        if (inst_token_is_end(r->e, token) && !r->ignore_eos) {
-            r->result.stop_reason = "end";
-            return 0;
-        }
-        r->tokens[r->n_tokens++] = token;
-        r->result.generated_tokens++;
-        made++;
-        size_t bytes;
-        const char *text = inst_token_text(r->e, token, &bytes);
-        if (!output_put(&r->output, text, bytes)) {
-            r->result.stop_reason = "stop";
-            return 0;
-        }
-    }
 }
 
 static int check_chat(const struct run *r)
@@ -171,9 +98,7 @@ static int run_all(struct run *r)
     if (code)
         return code;
     // The first Ctrl-C ends cleanly, a second one at once; in a chat each ends an answer.
-    struct sigaction action = {.sa_handler = on_interrupt,
-                               .sa_flags = r->chat ? 0 : (int)SA_RESETHAND};
-    sigaction(SIGINT, &action, NULL);
+    run_watch_interrupt(r->chat);
     r->result.stop_reason = "none";
     r->result.seed = r->sampling.seed;
     code = r->chat ? chat_run(r) : run_generate(r);
@@ -195,7 +120,7 @@ static int run_all(struct run *r)
         r->stats_file = NULL;
         code = code ? code : wrote;
     }
-    return code ? code : interrupted && !r->chat ? EXIT_INTERRUPTED : EXIT_OK;
+    return code ? code : run_interrupted() && !r->chat ? EXIT_INTERRUPTED : EXIT_OK;
 }
 
 int command_run(int argc, char **argv)

@@ -31,6 +31,8 @@ struct run {
     FILE *stats_file;
 };
 
+// From now on Ctrl-C is noted instead of ending the program: the first one, or with `again` each.
+void run_watch_interrupt(bool again);
 // Whether Ctrl-C was pressed since it was last forgotten.
 bool run_interrupted(void);
 void run_forget_interrupt(void);
