@@ -282,14 +282,15 @@ INLINE void direct_block(uint32_t type, const size_t mr, const size_t jr, const 
     reduce_all(acc, mr * jr, out);
 }
 
-// All `count` weight rows from `first` for mr rows of x. ahead = 0: the rows that come next.
+// All `count` weight rows from `first` for mr rows of x. ahead = 0: rows that come soon.
 INLINE void direct_rows(uint32_t type, const size_t mr, const struct weight *w, uint64_t first,
                         uint64_t count, const float *x, size_t x_stride, float *out,
                         size_t out_stride, size_t ahead)
 {
     const size_t jr = DIRECT_JR(mr), cols = (size_t)w->cols, row_bytes = (size_t)w->row_bytes;
     const uint8_t *data = weight_at(w, first), *row[16];
-    ahead = ahead ? ahead : jr * row_bytes;
+    if (!ahead) // types that wait for memory are helped more by the hardware's own prefetching
+        ahead = type == TENSOR_Q8_0 ? jr * row_bytes : jr * row_bytes / 2;
     float block[32];
     uint64_t j = 0;
     for (; j + jr <= count; j += jr, data += jr * row_bytes) {

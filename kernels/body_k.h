@@ -157,7 +157,7 @@ INLINE void k_product(uint32_t type, const struct weight *w, uint64_t first, uin
         UNROLL
         for (size_t k = 0; k < K_JR; k++) // the last row stands in for those not there
             row[k] = data + (k < n ? k : n - 1) * row_bytes;
-        k_rows(type, row, (size_t)w->cols / K_BLOCK, x, K_JR * row_bytes, acc);
+        k_rows(type, row, (size_t)w->cols / K_BLOCK, x, 2 * K_JR * row_bytes, acc);
         reduce_all(acc, K_JR, sums);
         memcpy(out + j, sums, n * sizeof out[0]);
     }

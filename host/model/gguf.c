@@ -91,6 +91,8 @@ int gguf_open_file(struct gguf **out, const char *path, struct budget *budget, s
         map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
         if (map == MAP_FAILED)
             rc = inst_fail(msg, INST_EIO, "%s: cannot map: %s", path, strerror(errno));
+        else // a wish: with large pages, where the file system has them, decode reads 10 % more
+            madvise(map, (size_t)st.st_size, MADV_HUGEPAGE);
     }
     close(fd);
     if (rc)
