@@ -10,4 +10,4 @@ inst_test(NAME drive/sparf SOURCES drive_sparf.c sparf_scene.c drive_harness.c
           LIBS ${DRIVE_LIBS} inst_reference m)
 inst_test(NAME drive/sparf_faults SOURCES drive_sparf_faults.c sparf_scene.c drive_harness.c
           LIBS ${DRIVE_LIBS} inst_reference m)
-set_tests_properties(drive/sparf drive/sparf_faults PROPERTIES TIMEOUT 300)
+set_tests_properties(drive/sparf drive/sparf_faults drive/churn PROPERTIES TIMEOUT 300)
