@@ -15,9 +15,18 @@ only; minutes each.
 import argparse
 import csv
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
+
+
+# Mean tokens of a segment, and how alike the tokens of a topic are: neighbours
+# do not help where ranks differ from token to token.
+LOCALITIES = (
+    *((segment, 0.8) for segment in (1, 8, 16, 32, 128)),
+    *((32, 0.6), (32, 0.95), (128, 0.99)),
+)
 
 
 def bench(instinfer, *args):
@@ -49,7 +58,7 @@ def ratio(row, *names):
     return sum(row[f"steps_{name}"] for name in names) / row["steps_dense_bytes"]
 
 
-def read_row(segment, row):
+def read_row(segment, cohesion, row):
     tail = ratio(row, "tail_bytes", "mean_bytes")
     pages = row["steps_channel_pages"] + row["steps_token_pages"]
     kept = row["steps_channel_kept_bytes"] + row["steps_token_kept_bytes"]
@@ -57,7 +66,8 @@ def read_row(segment, row):
     total = row["read_bytes"] / row["dense_bytes"]
     build = ratio(row, "build_read_bytes")
     return cells(
-        segment,
+        "1: none" if segment == 1 else str(segment),
+        str(cohesion),
         f"{row['page_channels']:.0f}",
         f"{ratio(row, 'channel_bytes'):.3f}",
         f"{ratio(row, 'token_bytes'):.3f}",
@@ -76,6 +86,7 @@ def reads(options):
     print(
         cells(
             "tokens of a segment",
+            "cohesion",
             "channels/page",
             "channel pages",
             "token pages",
@@ -89,19 +100,20 @@ def reads(options):
             "WAF",
         )
     )
-    print("|---" * 12 + "|")
+    print("|---" * 13 + "|")
     about = None
-    for segment in (1, 8, 16, 32, 128):
+    for segment, cohesion in LOCALITIES:
         rows, about = bench(
             *(options.instinfer, "--shape", "40/40x128"),
             *("--contexts", 1024, "-n", 1024, "--audits", 8),
             *("--method", "sparf", "--page-channels", "8,4,2"),
-            *("--segment", segment, "-t", options.threads),
+            *("--segment", segment, "--cohesion", cohesion),
+            *("-t", options.threads),
         )
         for row in rows:
-            name = "1: none" if segment == 1 else str(segment)
-            print(read_row(name, row), flush=True)
-    print(f"\nWith {about[1].split(', ', 1)[1]}.")
+            print(read_row(segment, cohesion, row), flush=True)
+    said = about[1].split(", ", 1)[1]
+    print(f"\nWith {re.sub('cohesion [0-9.]+, ', '', said)}.")
 
 
 def contexts(options):

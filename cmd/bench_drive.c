@@ -270,7 +270,7 @@ static int write_csv(const struct bench *bench)
             (unsigned long long)r->steps, r->read, r->dense, r->seconds, r->captured, r->worst,
             r->written, r->waf, r->amplification, (unsigned long long)r->dram,
             (unsigned long long)r->dram_peak, (unsigned long long)r->dram_sparf);
-#define COUNTER_VALUE(name, text) fprintf(f, ",%llu", (unsigned long long)r->d.name);
+#define COUNTER_VALUE(name, text) fprintf(f, ",%lld", (long long)r->d.name); // some go down
         STAT_MAP(COUNTER_VALUE)
 #undef COUNTER_VALUE
         fputc('\n', f);

@@ -4,6 +4,12 @@
 // have the same bits. How the references were made: tools/reference/make_sparf_goldens.py.
 #include "tests/host/engine_helper.h"
 
+#ifdef __SANITIZE_THREAD__ // ten times slower
+enum { TEXT_STEP = 12, MEMORY_STEPS = 1 };
+#else
+enum { TEXT_STEP = 1, MEMORY_STEPS = 2 };
+#endif
+
 static const char model[] = SHARED_MODEL("stories260K.gguf");
 
 enum { CASES_MAX = 80, TOKENS_MAX = 512 };
@@ -42,8 +48,9 @@ static bool read_goldens(void)
 
 struct place {
     const char *kv;
-    uint32_t group, threads, page_channels;
+    uint32_t group, threads, page_channels, chunk;
     uint64_t memory;
+    const char *kernels;
     double audit;
 };
 
@@ -61,7 +68,9 @@ static uint64_t generate(const struct golden *g, const struct place *place,
         .page_channels = place->page_channels,
         .group = place->group,
         .threads = place->threads,
+        .chunk = place->chunk,
         .memory = place->memory,
+        .kernels = place->kernels,
         .audit = place->audit,
     };
     int32_t tokens[TOKENS_MAX];
@@ -100,7 +109,7 @@ static void tokens_are_the_references(void **state)
         {.kv = "/tmp", .group = 32, .threads = 4, .page_channels = 4},
     };
     uint64_t channel_pages = 0, token_pages = 0, read = 0;
-    for (size_t i = 0; i < n_goldens; i++) {
+    for (size_t i = 0; i < n_goldens; i += TEXT_STEP) {
         const struct golden *g = &goldens[i];
         size_t length = g->prompt + g->generated;
         struct inst_stats stats;
@@ -123,32 +132,116 @@ static void tokens_are_the_references(void **state)
     assert_true(channel_pages > 0 && token_pages > 0 && read > 0);
 }
 
-// The same bits for every group, page shape, thread count, budget and audit.
-static void bits_do_not_depend_on_the_place(void **state)
+// The shortest text that begins with a whole channel row.
+static const struct golden *short_text(void)
 {
-    (void)state;
-    const struct golden *g = NULL; // the shortest text that begins with a channel row
+    const struct golden *g = NULL;
     for (size_t i = 0; i < n_goldens; i++)
         if (goldens[i].prompt >= 256 && (!g || goldens[i].generated < g->generated))
             g = &goldens[i];
     assert_non_null(g);
+    return g;
+}
+
+// The same bits for every group, page shape, thread count, prefill chunk, kernel set and audit.
+static void bits_do_not_depend_on_the_place(void **state)
+{
+    (void)state;
+    const struct golden *g = short_text();
     struct inst_stats stats;
     uint64_t expected = generate(g, &(struct place){.kv = "ram:64M"}, &stats);
-    for (uint32_t group = 16; group <= 64; group *= 2)
-        for (uint32_t channels = 1; channels <= 8; channels *= 2)
-            for (uint32_t disk = 0; disk < 2; disk++) {
-                struct place place = {.kv = disk ? "/tmp" : "ram:64M",
-                                      .group = group,
-                                      .threads = 1 + (group / 16 + channels + disk) % 4,
-                                      .page_channels = channels,
-                                      .audit = channels == 4 ? 0.25 : 0};
-                assert_true(generate(g, &place, &stats) == expected);
-                if (place.audit > 0) {
-                    assert_true(stats.audits > 0);
-                    assert_true(stats.captured_mean > 0 && stats.captured_mean <= 1.000001);
-                    assert_true(stats.captured_worst <= stats.captured_mean);
-                }
+    unsigned runs = 0;
+    for (uint32_t group = 16; group <= 64; group *= 2, runs++)
+        for (uint32_t channels = 1; channels <= 8; channels *= 2, runs++) {
+            struct place place = {.kv = runs % 2 ? "/tmp" : "ram:64M",
+                                  .group = group,
+                                  .threads = 1 + runs % 4,
+                                  .page_channels = channels,
+                                  .audit = channels == 4 ? 0.25 : 0};
+            assert_true(generate(g, &place, &stats) == expected);
+            if (place.audit > 0) {
+                assert_true(stats.audits > 0);
+                assert_true(stats.captured_mean > 0 && stats.captured_mean <= 1.000001);
+                assert_true(stats.captured_worst <= stats.captured_mean);
             }
+        }
+    for (const char *const *name = kernels_available(); *name; name++)
+        assert_true(generate(g, &(struct place){.kv = "ram:64M", .kernels = *name}, &stats) ==
+                    expected);
+    // A prompt read one token at a time is still prefill, which is dense.
+    static const uint32_t chunks[] = {1, 7, 64};
+    for (size_t i = 0; i < 3; i++)
+        assert_true(generate(g, &(struct place){.kv = "ram:64M", .chunk = chunks[i]}, &stats) ==
+                    expected);
+}
+
+static void every_accepted_memory_gives_the_bits(void **state)
+{
+    (void)state;
+    const struct golden *g = short_text();
+    struct inst_stats stats;
+    uint64_t expected = generate(g, &(struct place){.kv = "ram:64M"}, &stats);
+    unsigned accepted = 0;
+    for (uint64_t memory = 1 << 20; memory <= 32 << 20; memory += memory / MEMORY_STEPS) {
+        struct inst_options o = {.model = model,
+                                 .memory = memory,
+                                 .attention = "sparf",
+                                 .threads = 2,
+                                 .group = 16,
+                                 .kv = (const char *const[]){"/tmp"},
+                                 .n_kv = 1};
+        inst_engine *e;
+        struct inst_msg msg = {0};
+        int err = inst_engine_open(&e, &o, &msg);
+        inst_engine_close(e);
+        if (err) {
+            assert_int_equal(err, INST_ENOMEM);
+            assert_non_null(strstr(msg.text, "is too small for this model"));
+            assert_int_equal(accepted, 0);
+            continue;
+        }
+        accepted++;
+        struct place place = {.kv = "/tmp", .group = 16, .threads = 2, .memory = memory};
+        assert_true(generate(g, &place, &stats) == expected);
+    }
+    assert_true(accepted > 2 * MEMORY_STEPS);
+}
+
+// Sessions of different lengths, one step of all at a time; each has the bits that it has alone.
+static void batch_equals_alone(void **state)
+{
+    (void)state;
+    enum { SESSIONS = 8, STEPS = 12 };
+    static const size_t lengths[SESSIONS] = {1, 15, 16, 64, 65, 100, 255, 256};
+    const struct golden *g = short_text();
+    struct inst_options o = {.attention = "sparf",
+                             .sparf_channels = 2,
+                             .sparf_local = 4,
+                             .max_sessions = SESSIONS,
+                             .group = 16,
+                             .threads = 2};
+    struct fixture f = {0}, alone = {0};
+    open_engine(&f, model, "/tmp", &o);
+    o.max_sessions = 1;
+    o.threads = 1;
+    open_engine(&alone, model, "ram:64M", &o);
+    for (size_t step = 0; step < STEPS; step++) {
+        struct inst_prefix p[SESSIONS];
+        for (size_t i = 0; i < SESSIONS; i++)
+            p[i] = (struct inst_prefix){f.session[i], g->ids, lengths[i] + step, -1};
+        if (inst_sync(f.engine, p, SESSIONS, NULL, NULL, &f.msg))
+            fail_msg("%s", f.msg.text);
+    }
+    for (size_t i = 0; i < SESSIONS; i++) {
+        inst_session_close(alone.session[0]);
+        assert_int_equal(inst_session_open(&alone.session[0], alone.engine, &alone.msg), 0);
+        for (size_t step = 0; step < STEPS; step++)
+            assert_int_equal(sync_tokens(&alone, 0, g->ids, lengths[i] + step), 0);
+        assert_memory_equal(inst_logits(alone.session[0]), inst_logits(f.session[i]),
+                            logits_bytes(&f));
+    }
+    close_engine(&f);
+    close_engine(&alone);
 }
 
 int main(void)
@@ -163,6 +256,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(tokens_are_the_references),
         cmocka_unit_test(bits_do_not_depend_on_the_place),
+        cmocka_unit_test(every_accepted_memory_gives_the_bits),
+        cmocka_unit_test(batch_equals_alone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -116,15 +116,23 @@ def row(name, document, answers, stats):
     return f"| {name} | {right} | {' | '.join(cells)} |"
 
 
-HEADER = """
-| attention | exact of {n} | captured, mean | worst head | pages/token | MB/token | read/dense | channel K | token K,V |
-|---|---|---|---|---|---|---|---|---|"""
+HEADER = (
+    "attention",
+    f"exact of {QUESTIONS}",
+    "captured, mean",
+    "worst head",
+    "pages/token",
+    "MB/token",
+    "read/dense",
+    "channel K",
+    "token K,V",
+)
 
 
 def table(options, case, length, document, stepwise):
     how = "token by token" if stepwise else "by prefill"
     print(f"\n{case.name}, {length} tokens, questions read {how}:")
-    print(HEADER.format(n=len(document["questions"])), flush=True)
+    print(f"\n| {' | '.join(HEADER)} |\n{'|---' * len(HEADER)}|", flush=True)
     for name, method in methods(length):
         with tempfile.TemporaryDirectory(dir=options.kv) as folder:
             answers, stats = ask(
