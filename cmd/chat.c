@@ -56,16 +56,16 @@ static enum line read_message(struct lines *lines, struct message *m)
     bool ok = message_add(m, text + 3 * quoted, bytes - 3 * quoted);
     while (ok && (quoted ? !cut_end(m, quotes) : cut_end(m, "\\"))) {
         line = lines_read(lines, ". ", &text, &bytes);
-        if (line == LINE_INTERRUPT)
-            return line;
         if (line == LINE_END)
             break;
+        if (line != LINE_TEXT)
+            return line;
         ok = message_add(m, "\n", 1) && message_add(m, text, bytes);
     }
     if (ok)
         return LINE_TEXT;
     fail(EXIT_FAILED, "out of memory");
-    return LINE_END;
+    return LINE_FAILED;
 }
 
 // Appends the turn to the conversation. 0, an exit code, or -1: it does not fit.
@@ -144,6 +144,10 @@ static int converse_in_lines(struct run *r, struct lines *lines)
         enum line line = read_message(lines, &m);
         if (line == LINE_END)
             break;
+        if (line == LINE_FAILED) {
+            code = EXIT_FAILED;
+            break;
+        }
         if (line == LINE_INTERRUPT && typed)
             continue;
         if (line == LINE_INTERRUPT) {

@@ -119,9 +119,16 @@ bool lines_typed(const struct lines *lines)
 
 static enum line read_pipe(struct lines *lines, const char **text, size_t *bytes)
 {
+    errno = 0; // the end leaves it as it is
     ssize_t n = getline(&lines->line, &lines->room, stdin);
+    if (n < 0 && errno == EINTR)
+        return LINE_INTERRUPT;
+    if (n < 0 && errno) {
+        fail(EXIT_FAILED, "standard input: %s", strerror(errno));
+        return LINE_FAILED;
+    }
     if (n < 0)
-        return errno == EINTR ? LINE_INTERRUPT : LINE_END;
+        return LINE_END;
     *text = lines->line;
     *bytes = (size_t)n;
     return LINE_TEXT;

@@ -16,6 +16,7 @@ enum line {
     LINE_TEXT,
     LINE_END,       // of the input: Ctrl-D
     LINE_INTERRUPT, // Ctrl-C
+    LINE_FAILED,    // and it has been said why
 };
 // The text has no line break and stays until the next call.
 enum line lines_read(struct lines *lines, const char *prompt, const char **text, size_t *bytes);

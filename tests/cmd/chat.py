@@ -255,6 +255,13 @@ class Pipe(Case):
         s = self.stats()
         self.assertEqual((s["turns"], s["stop_reason"]), (1, "interrupt"))
 
+    def test_input_that_cannot_be_read(self):
+        folder = os.open(self.folder.name, os.O_RDONLY)
+        self.addCleanup(os.close, folder)
+        r = subprocess.run([INSTINFER, "run", "--chat", "-m", self.chatml, "--kv", "ram:16M"],
+                           stdin=folder, capture_output=True, timeout=60)
+        self.error(r, 1, "standard input: ")
+
     def test_bare_vocabulary_of_another_kind(self):
         """Any user text, on every format: no crash, and the words come back."""
         for name in FAMILIES:
