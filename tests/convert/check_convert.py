@@ -11,6 +11,7 @@ NumPy; exit 77 without it.
 import contextlib
 import io
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -239,6 +240,20 @@ class Convert(unittest.TestCase):
                 {"rope_parameters": {"rope_type": "longrope"}},
                 ["long_"],
             ),
+            (
+                "phi3",
+                {
+                    "rope_parameters": CASES["phi3"]["config"][
+                        "rope_parameters"
+                    ]
+                    | {"short_factor": [None] * 8}
+                },
+                ["short_factor", "positive"],
+            ),
+            ("llama-v4", {"rope_scaling": "linear"}, ["rope"]),
+            ("llama-v4", {"rope_scaling": {"type": ["linear"]}}, ["linear"]),
+            ("qwen3", {"layer_types": 2}, ["layer_types"]),
+            ("opt", {"architectures": "OPTForCausalLM"}, ["architectures"]),
         ]
         for i, (name, change, texts) in enumerate(cases):
             case = CASES[name]
@@ -296,6 +311,30 @@ class Convert(unittest.TestCase):
         def far_token(folder):
             (folder / "added_tokens.json").write_text('{"far": 400}')
 
+        def endless_token(folder):
+            number = 1 << 40
+            path = folder / "added_tokens.json"
+            path.write_text(f'{{"far": {number}}}')
+
+        def added(number):
+            def change(folder):
+                path = DATA / "tokenizers/qwen2/tokenizer.json"
+                data = json.loads(path.read_text())
+                token = {"id": number, "content": "x", "special": True}
+                data["added_tokens"].append(token)
+                (folder / "tokenizer.json").write_text(json.dumps(data))
+
+            return change
+
+        def settings(text):
+            def change(folder):
+                (folder / "tokenizer_config.json").write_text(text)
+
+            return change
+
+        def latin_template(folder):
+            (folder / "chat_template.jinja").write_bytes(b"{{ '\xe9' }}")
+
         def bad_tokenizer(folder):
             (folder / "tokenizer.json").write_text("{}")
 
@@ -334,6 +373,13 @@ class Convert(unittest.TestCase):
             (no_merges, ["merges.txt"]),
             (bad_merge, ["is not a merge"]),
             (far_token, ["401 tokens", "336 rows"]),
+            (endless_token, ["malformed", "added_tokens.json"]),
+            (added(1 << 40), ["tokenizer.json: malformed"]),
+            (added(-1), ["tokenizer.json: malformed"]),
+            (settings('{"eos_token": [1]}'), ["tokenizer_config.json"]),
+            (settings('{"added_tokens_decoder": {"x": {}}}'), ["malformed"]),
+            (settings('{"added_tokens_decoder": [1]}'), ["malformed"]),
+            (latin_template, ["chat_template.jinja"]),
             (bad_tokenizer, ["tokenizer.json"]),
             (other_words, ["pre-tokenizer is unknown", "--pre"]),
             (bad_sentencepiece, ["not a SentencePiece model"]),
@@ -354,6 +400,12 @@ class Convert(unittest.TestCase):
         self.assertEqual(status, 1)
         self.assertIn("exists already", said)
         self.assertEqual(self.out.read_text(), "mine")
+        self.out = self.work / "fifo"  # stands for any device
+        os.mkfifo(self.out)
+        status, said = self.convert(folder, "--overwrite")
+        self.assertEqual(status, 1)
+        self.assertIn("not a regular file", said)
+        self.assertTrue(self.out.is_fifo())
         self.out = self.work / "no/such/folder.gguf"
         status, said = self.convert(folder)
         self.assertEqual(status, 1)

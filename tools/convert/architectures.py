@@ -43,6 +43,12 @@ class Config:
             raise Refused(f"{self.where}: {name} is {value}")
         return int(value)
 
+    def names(self, name):
+        value = self.get(name, [])
+        if not isinstance(value, list):
+            raise Refused(f"{self.where}: {name} is not a list")
+        return value
+
     def only(self, name, *allowed):
         """Refuses any other value; the first is that of an absent one."""
         value = self.get(name, allowed[0])
@@ -139,16 +145,23 @@ class Architecture:
     plus_one: bool = False
 
 
+def _rope_object(value):
+    if not isinstance(value, dict):
+        raise Refused("config.json: the settings of rope are no object")
+    return value
+
+
 def _rope_of(config):
     """(rope settings, base of layers with a window or None), from the form of
     Transformers 5 or from that of earlier ones."""
     rope = config.get("rope_parameters")
     local = config.get("rope_local_base_freq")
     if rope is None:
-        rope = dict(config.get("rope_scaling", {}))
-        rope.setdefault("rope_theta", config.get("rope_theta", 10000.0))
-    elif "full_attention" in rope:
-        windowed = Config(rope.get("sliding_attention", {}))
+        rope = _rope_object(config.get("rope_scaling", {}))
+        base = config.get("rope_theta", 10000.0)
+        rope = {"rope_theta": base} | rope
+    elif "full_attention" in _rope_object(rope):
+        windowed = Config(_rope_object(rope.get("sliding_attention", {})))
         if windowed.get("rope_type", "default") != "default":
             raise Refused(
                 "config.json: scaled rope in layers with a sliding window is"
@@ -156,9 +169,7 @@ def _rope_of(config):
             )
         local = windowed.number("rope_theta", 10000.0)
         rope = rope["full_attention"]
-    if not isinstance(rope, dict):
-        raise Refused("config.json: the settings of rope are no object")
-    return Config(rope, "config.json, rope"), local
+    return Config(_rope_object(rope), "config.json, rope"), local
 
 
 ROPE_COMMON = {
@@ -239,7 +250,7 @@ class Model:
         """Keys of the base and of the scaling, which is one of these kinds."""
         rope, local = _rope_of(self.config)
         kind = rope.get("rope_type", rope.get("type", "default"))
-        kind = ROPE_NAMES.get(kind, kind)
+        kind = ROPE_NAMES.get(str(kind), str(kind))
         if kind not in ("default", *kinds):
             raise Refused(
                 f"config.json: rope scaling {kind!r} is not supported"
@@ -278,7 +289,7 @@ class Model:
             self.key("attention.sliding_window", "u32", window)
 
     def full_attention_only(self):
-        kinds = self.config.get("layer_types", [])
+        kinds = self.config.names("layer_types")
         if any(kind != "full_attention" for kind in kinds):
             raise Refused(
                 "config.json: layer_types with windows are not supported"
@@ -401,11 +412,14 @@ def _scale_longrope(model, rope, original):
     model.key("rope.scaling.original_context_length", "u32", original)
     model.key("rope.scaling.attn_factor", "f32", attention)
     for length in ("long", "short"):
-        factors = np.array(rope.get(f"{length}_factor", []), np.float32)
-        if factors.shape != (model.rope_dims // 2,):
+        try:
+            factors = np.array(rope.get(f"{length}_factor", []), np.float32)
+        except (ValueError, TypeError):
+            factors = np.empty(0)
+        count = model.rope_dims // 2
+        if factors.shape != (count,) or not (factors > 0).all():
             raise Refused(
-                f"config.json: {length}_factor needs {model.rope_dims // 2}"
-                " numbers"
+                f"config.json: {length}_factor needs {count} positive numbers"
             )
         model.extra[f"rope_factors_{length}.weight"] = factors
 
@@ -463,7 +477,7 @@ def _gemma(model, period, wide_layers, caps, *scalings):
     default = period
     if c.get("sliding_window_pattern") is not None:
         period = c.integer("sliding_window_pattern")
-    kinds = c.get("layer_types")
+    kinds = c.names("layer_types")
     if kinds and "full_attention" in kinds:
         period = kinds.index("full_attention") + 1
     meant = [
@@ -568,7 +582,7 @@ ARCHITECTURES = (
 
 
 def _find(config):
-    names = config.get("architectures", [])
+    names = config.names("architectures")
     for row in ARCHITECTURES:
         if any(name in row.classes for name in names):
             return row

@@ -109,10 +109,14 @@ def main(arguments=None):
     )
     options = parser.parse_args(arguments)
     try:
-        if options.output.exists() and not options.overwrite:
-            raise Refused(
-                f"{options.output}: exists already (see --overwrite)"
-            )
+        if options.output.exists():
+            # Overwriting puts another file in its place: no device, no folder.
+            if not options.output.is_file():
+                raise Refused(f"{options.output}: not a regular file")
+            if not options.overwrite:
+                raise Refused(
+                    f"{options.output}: exists already (see --overwrite)"
+                )
         convert(options.folder, options.output, options.type, options.pre)
     except (Refused, OSError) as error:
         print(f"hf_to_gguf: {error}", file=sys.stderr)

@@ -17,6 +17,7 @@ from checkpoint import Refused
 # tokenizer.ggml.token_type; SentencePiece has the same numbers.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 UNRANKED = -1e6  # score of a token that no merge makes
+TOKENS_MAX = 1 << 24
 
 CASELESS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 WORDS_ETC = (
@@ -57,6 +58,8 @@ class Vocabulary:
 
     def put(self, number, text, kind, score=0.0):
         """A token at its place, which may be behind the end."""
+        if not 0 <= number < TOKENS_MAX or not isinstance(text, str | None):
+            raise ValueError
         while number >= len(self.tokens):
             self.tokens.append(None)
             self.types.append(UNUSED)
@@ -71,7 +74,7 @@ class Vocabulary:
 def _from_table(table, where):
     """Tokens by id from text -> id."""
     if not isinstance(table, dict) or not all(
-        isinstance(n, int) and 0 <= n < 1 << 24 for n in table.values()
+        isinstance(n, int) and 0 <= n < TOKENS_MAX for n in table.values()
     ):
         raise Refused(f"{where}: its vocabulary is malformed")
     tokens = [None] * (max(table.values(), default=-1) + 1)
@@ -363,6 +366,14 @@ ROLES = {
     "pad_token": "padding",
 }
 OTHER_ROLES = ("sep_token", "cls_token", "mask_token")
+SETTINGS_FILES = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+# What reading a value of another type or beyond a table's end raises.
+MALFORMED = (KeyError, TypeError, AttributeError, ValueError)
 
 
 def _read_settings(checkpoint, vocabulary):
@@ -413,7 +424,7 @@ def read(checkpoint, rows, pre):
     if data is not None:
         try:
             vocabulary = _read_tokenizer_json(checkpoint, data, pre)
-        except (KeyError, TypeError, AttributeError):
+        except MALFORMED:
             where = checkpoint.folder / "tokenizer.json"
             raise Refused(f"{where}: malformed") from None
     elif checkpoint.path("tokenizer.model"):
@@ -425,7 +436,12 @@ def read(checkpoint, rows, pre):
             f"{checkpoint.folder}: no tokenizer in it (tokenizer.json,"
             " tokenizer.model, or vocab.json with merges.txt)"
         )
-    settings = _read_settings(checkpoint, vocabulary)
+    try:
+        settings = _read_settings(checkpoint, vocabulary)
+        template = _chat_template(checkpoint, settings)
+    except MALFORMED:
+        names = ", ".join(filter(checkpoint.path, SETTINGS_FILES))
+        raise Refused(f"{checkpoint.folder}: malformed: {names}") from None
     for role in ("bos", "eos"):
         number = checkpoint.config.get(f"{role}_token_id")
         number = number[0] if isinstance(number, list) and number else number
@@ -444,7 +460,7 @@ def read(checkpoint, rows, pre):
         f"[PAD{i}]" if text is None else text
         for i, text in enumerate(vocabulary.tokens)
     ]
-    return vocabulary, _chat_template(checkpoint, settings)
+    return vocabulary, template
 
 
 def add_keys(writer, vocabulary, template):
