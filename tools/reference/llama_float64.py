@@ -31,7 +31,7 @@ class Traits:
     layer_norm: bool = False
     scaled_embeddings: bool = False
     window: int = 0  # default
-    period: int = 0  # every so many layers one sees everything
+    period: int = 0  # every so many layers one sees everything; default
     window_base: float = 0.0  # rope base of layers with a window
 
 
@@ -92,13 +92,16 @@ class Config:
     factor: float
     original: int
     attention: float  # multiplies cosines and sines
+    fast: float  # yarn: turns within the original context
+    slow: float
     window: int
+    period: int  # every so many layers one sees everything
     score_cap: float
     logit_cap: float
 
     def layer_window(self, layer):
-        period = self.traits.period
-        return 0 if period and (layer + 1) % period == 0 else self.window
+        seeing_all = self.period and (layer + 1) % self.period == 0
+        return 0 if seeing_all else self.window
 
 
 class Model:
@@ -156,14 +159,19 @@ def read_config(reader):
         epsilon=float(own(f"attention.layer_{kind}_epsilon")),
         rope_dims=own("rope.dimension_count", head_dim),
         rope_base=float(own("rope.freq_base", 10000.0)),
-        rope_window_base=traits.window_base,
+        rope_window_base=traits.window_base
+        and float(own("rope.freq_base_swa", traits.window_base)),
         scaling=scaling,
         factor=float(own("rope.scaling.factor", 1.0)),
         original=own(
             "rope.scaling.original_context_length", own("context_length")
         ),
         attention=float(own("rope.scaling.attn_factor", 1.0)),
+        fast=float(own("rope.scaling.yarn_beta_fast", 32.0)),
+        slow=float(own("rope.scaling.yarn_beta_slow", 1.0)),
         window=own("attention.sliding_window", traits.window),
+        period=traits.period
+        and own("attention.sliding_window_pattern", traits.period),
         score_cap=float(own("attn_logit_softcapping", 0.0)),
         logit_cap=float(own("final_logit_softcapping", 0.0)),
     )
@@ -209,7 +217,6 @@ def norm(x, part, name, epsilon):
 
 def yarn_kept(config):
     """The share of each pair's frequency that yarn leaves alone."""
-    fast, slow = 32.0, 1.0  # turns within the original context
 
     def pair_of(turns):
         wavelength = config.original / (turns * 2 * np.pi)
@@ -219,8 +226,8 @@ def yarn_kept(config):
             / (2 * np.log(config.rope_base))
         )
 
-    low = max(np.floor(pair_of(fast)), 0)
-    high = min(np.ceil(pair_of(slow)), config.rope_dims - 1)
+    low = max(np.floor(pair_of(config.fast)), 0)
+    high = min(np.ceil(pair_of(config.slow)), config.rope_dims - 1)
     pairs = np.arange(config.rope_dims // 2)
     return 1 - np.clip((pairs - low) / max(high - low, 0.001), 0, 1)
 
