@@ -309,27 +309,19 @@ static int write_channels(struct drive *drive, const struct pending *pending, st
 }
 
 // Stores as much of one item as group buffers allow. 0 when it is done.
-static int write_item(struct drive *drive, struct pending *pending, struct space *space,
-                      const struct table_header *header, const struct table_item *item,
-                      const uint8_t *slab)
+static int write_rows(struct drive *drive, struct pending *pending, struct space *space,
+                      struct sequence *sequence, const struct table_header *header,
+                      const struct table_item *item, const uint8_t *slab)
 {
-    struct sequence *sequence;
     uint32_t layer = pending->command.layer;
-    int status = space_lookup(space, item, &sequence, &drive->msg);
-    if (!status && !sequence)
-        status = space_create(space, item, &sequence, &drive->msg);
-    if (status)
-        return status;
     size_t dim = space->config.head_dim, n = item->n_tokens;
-    if (!pending->done)
-        pending->stored = most_head_tokens(&sequence->layers[layer], header);
     for (;;) {
         uint64_t pos = item->pos + pending->done;
-        status = write_channels(drive, pending, space, sequence, header, item, slab, pos);
+        int status = write_channels(drive, pending, space, sequence, header, item, slab, pos);
         if (status)
             return status;
         if (pending->done == n)
-            break;
+            return 0;
         uint64_t stored = least_head_tokens(&sequence->layers[layer], header);
         if (stored > pos) {
             pending->done = min_u64(stored - item->pos, n);
@@ -355,9 +347,25 @@ static int write_item(struct drive *drive, struct pending *pending, struct space
                              item->seq, layer);
         pending->done += settled;
     }
-    if (space_is_sparf(space))
-        channels_appended(space, &sequence->layers[layer]);
-    return 0;
+}
+
+static int write_item(struct drive *drive, struct pending *pending, struct space *space,
+                      const struct table_header *header, const struct table_item *item,
+                      const uint8_t *slab)
+{
+    struct sequence *sequence;
+    int status = space_lookup(space, item, &sequence, &drive->msg);
+    if (!status && !sequence)
+        status = space_create(space, item, &sequence, &drive->msg);
+    if (status)
+        return status;
+    struct layer_state *layer = &sequence->layers[pending->command.layer];
+    if (!pending->done)
+        pending->stored = most_head_tokens(layer, header);
+    status = write_rows(drive, pending, space, sequence, header, item, slab);
+    if (status <= 0 && space_is_sparf(space))
+        channels_appended(space, layer); // also what was stored before it failed
+    return status;
 }
 
 static int do_write(struct drive *drive, struct pending *pending)
