@@ -8,7 +8,7 @@
 #include "base/budget.h"
 #include "base/pool.h"
 #include "drive/command.h"
-#include "drive/flash.h"
+#include "drive/flash/flash.h"
 #include "kernels/kernels.h"
 
 struct drive;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Pure arithmetic about what a space needs, so that a host can plan its memory and refuse before
 // it starts. The figures bound what drive_open and CONFIG really allocate.
-#include "drive/sparf.h"
+#include "drive/attend/sparf.h"
 #include "base/checked.h"
 
 enum {

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+// io_uring under the file back end. Refuses (with the system's reason) where the ring cannot be
+// made or does not work; the caller then takes threads.
+#include "drive/flash/file.h"
+
+#include <errno.h>
+
+#ifdef HAVE_LIBURING
+
+#include <fcntl.h>
+#include <liburing.h>
+#include <stdlib.h>
+
+enum {
+    // Twice the slots: a full set of requests and the timeouts that old kernels need in `wait`.
+    RING_ENTRIES = 2 * FILE_SLOTS,
+    RING_BYTES = RING_ENTRIES * (64 + 2 * 16) + 4096 // entries, completions, heads
+};
+
+struct file_uring {
+    struct file_engine engine;
+    struct io_uring ring;
+    struct budget *budget;
+    int fd; // as the ring knows it: 0 of the registered files, or the descriptor
+    unsigned char sqe_flags;
+};
+
+static void uring_start(struct file_engine *engine, struct file_request *request)
+{
+    struct file_uring *self = (struct file_uring *)engine;
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&self->ring);
+    switch (request->op) {
+    case FILE_READ:
+        io_uring_prep_readv(sqe, self->fd, request->iov, request->iov_count, request->offset);
+        break;
+    case FILE_WRITE:
+        io_uring_prep_writev(sqe, self->fd, request->iov, request->iov_count, request->offset);
+        break;
+    case FILE_PUNCH:
+        // By hand: the types of io_uring_prep_fallocate differ between versions of liburing.
+        io_uring_prep_rw(IORING_OP_FALLOCATE, sqe, self->fd, NULL,
+                         FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, request->offset);
+        sqe->addr = request->bytes;
+        break;
+    case FILE_SYNC:
+        io_uring_prep_fsync(sqe, self->fd, IORING_FSYNC_DATASYNC);
+        break;
+    case FILE_DROP:
+        // The kernel's length is 32 bits; anything longer is dropped to the end of the file.
+        io_uring_prep_fadvise(sqe, self->fd, request->offset,
+                              (off_t)(request->bytes > INT32_MAX ? 0 : request->bytes),
+                              POSIX_FADV_DONTNEED);
+        break;
+    }
+    sqe->flags |= self->sqe_flags;
+    io_uring_sqe_set_data(sqe, request);
+}
+
+static void uring_flush(struct file_engine *engine)
+{
+    struct file_uring *self = (struct file_uring *)engine;
+    // Refused for want of memory now, the entries stay in the ring and go with the next flush.
+    if (io_uring_sq_ready(&self->ring))
+        (void)io_uring_submit(&self->ring);
+}
+
+static struct file_request *uring_reap(struct file_engine *engine)
+{
+    struct file_uring *self = (struct file_uring *)engine;
+    struct io_uring_cqe *cqe;
+    while (io_uring_peek_cqe(&self->ring, &cqe) == 0 && cqe) {
+        // Old kernels: liburing's own timeouts come back here too.
+        struct file_request *request =
+            cqe->user_data == LIBURING_UDATA_TIMEOUT ? NULL : io_uring_cqe_get_data(cqe);
+        if (request)
+            request->result = cqe->res;
+        io_uring_cqe_seen(&self->ring, cqe);
+        if (request)
+            return request;
+    }
+    return NULL;
+}
+
+static void uring_wait(struct file_engine *engine, uint64_t max_ns)
+{
+    struct file_uring *self = (struct file_uring *)engine;
+    const uint64_t second = 1000000000, longest = 3600 * second;
+    if (max_ns > longest)
+        max_ns = longest;
+    struct __kernel_timespec time = {.tv_sec = (long long)(max_ns / second),
+                                     .tv_nsec = (long long)(max_ns % second)};
+    struct io_uring_cqe *cqe;
+    uring_flush(engine);
+    (void)io_uring_wait_cqe_timeout(&self->ring, &cqe, &time);
+}
+
+static void uring_close(struct file_engine *engine)
+{
+    struct file_uring *self = (struct file_uring *)engine;
+    io_uring_queue_exit(&self->ring);
+    budget_give(self->budget, RING_BYTES);
+    free(self);
+}
+
+static const struct file_engine_ops uring_ops = {
+    .start = uring_start,
+    .flush = uring_flush,
+    .reap = uring_reap,
+    .wait = uring_wait,
+    .close = uring_close,
+};
+
+// Sandboxes may allow the set-up and refuse the use: one empty request goes through first.
+static int ring_try(struct io_uring *ring)
+{
+    struct io_uring_cqe *cqe;
+    struct __kernel_timespec time = {.tv_sec = 5};
+    io_uring_prep_nop(io_uring_get_sqe(ring));
+    int rc = io_uring_submit(ring);
+    if (rc >= 0)
+        rc = io_uring_wait_cqe_timeout(ring, &cqe, &time);
+    if (rc < 0)
+        return rc;
+    io_uring_cqe_seen(ring, cqe);
+    return 0;
+}
+
+int file_uring_open(struct file_engine **out, int fd, struct budget *budget)
+{
+    if (budget_take(budget, RING_BYTES, "io_uring", NULL))
+        return -ENOMEM;
+    struct file_uring *self = calloc(1, sizeof *self);
+    int rc = self ? io_uring_queue_init(RING_ENTRIES, &self->ring, 0) : -ENOMEM;
+    if (rc)
+        goto fail;
+    // Came with fallocate and fadvise (5.6); what is older lacks them.
+    rc = self->ring.features & IORING_FEAT_RW_CUR_POS ? ring_try(&self->ring) : -ENOSYS;
+    if (rc) {
+        io_uring_queue_exit(&self->ring);
+        goto fail;
+    }
+    self->engine.ops = &uring_ops;
+    self->budget = budget;
+    self->fd = fd;
+    if (io_uring_register_files(&self->ring, &fd, 1) == 0) {
+        self->fd = 0;
+        self->sqe_flags = IOSQE_FIXED_FILE;
+    }
+    *out = &self->engine;
+    return 0;
+fail:
+    free(self);
+    budget_give(budget, RING_BYTES);
+    return rc;
+}
+
+#else
+
+int file_uring_open(struct file_engine **out, int fd, struct budget *budget)
+{
+    (void)out, (void)fd, (void)budget;
+    return -ENOSYS;
+}
+
+#endif

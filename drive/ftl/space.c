@@ -1,0 +1,659 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "drive/attend/sparf.h"
+#include "base/checked.h"
+
+#include <string.h>
+
+enum { BUCKETS = 256, ROW_CHUNK = 16 };
+
+static const uint32_t max_layers = 4096, max_kv_heads = 4096;
+
+int stream_layout(struct stream *kv, const struct flash_geometry *geometry,
+                  const struct space_config *c, struct inst_msg *msg)
+{
+    if (!c->layers || c->layers > max_layers)
+        return inst_fail(msg, INST_EINVAL, "CONFIG: %u layers, must be 1 to %u", c->layers,
+                         max_layers);
+    if (!c->kv_heads || c->kv_heads > max_kv_heads)
+        return inst_fail(msg, INST_EINVAL, "CONFIG: %u KV heads, must be 1 to %u", c->kv_heads,
+                         max_kv_heads);
+    if (!c->head_dim || c->head_dim > KERNEL_HEAD_DIM_MAX)
+        return inst_fail(msg, INST_EINVAL, "CONFIG: head_dim %u, must be 1 to %u", c->head_dim,
+                         KERNEL_HEAD_DIM_MAX);
+    if (c->group_tokens < GROUP_MIN || c->group_tokens > GROUP_MAX ||
+        !is_power_of_two(c->group_tokens))
+        return inst_fail(msg, INST_EINVAL,
+                         "CONFIG: a token group of %u, must be a power of two from %u to %u",
+                         c->group_tokens, GROUP_MIN, GROUP_MAX);
+    kv->row_tokens = c->group_tokens;
+    kv->slot_bytes = 4ull * c->group_tokens * c->head_dim;
+    uint64_t bytes = kv->slot_bytes * c->kv_heads; // below 2^12 * 2^21 by the limits above
+    uint64_t pages = div_round_up(bytes, geometry->page_bytes);
+    kv->data_bytes = bytes;
+    kv->row_pages = (uint32_t)pages;
+    kv->row_bytes = pages * geometry->page_bytes;
+    if (!segment_capacity(geometry, kv->row_pages))
+        return inst_fail(msg, INST_EINVAL,
+                         "CONFIG: a row of %llu pages does not fit in a block of %u on %u dies",
+                         (unsigned long long)pages, geometry->pages_per_block, geometry->dies);
+    return 0;
+}
+
+int space_open(struct space **out, uint32_t id, const struct space_config *config,
+               struct flash *flash, struct segments *segments, struct budget *budget,
+               struct inst_msg *msg)
+{
+    struct space *space = budget_alloc(budget, 1, sizeof *space, "space", msg);
+    if (!space)
+        return INST_ENOMEM;
+    space->id = id;
+    space->config = *config;
+    space->flash = flash;
+    space->segments = segments;
+    space->budget = budget;
+    space->n_streams = space_is_sparf(space) ? 2 : 1;
+    int status = stream_layout(&space->streams[STREAM_KV], &flash->geometry, config, msg);
+    if (!status && space_is_sparf(space))
+        status = channels_layout(&space->streams[STREAM_CHANNELS], &flash->geometry, config, msg);
+    if (!status) {
+        space->table = budget_alloc(budget, BUCKETS, sizeof *space->table, "space", msg);
+        status = space->table ? 0 : INST_ENOMEM;
+    }
+    if (status) {
+        space_close(space);
+        return status;
+    }
+    *out = space;
+    return 0;
+}
+
+// How large sparf may be: it shares what is above the least with the rows, in proportion to what
+// both could use.
+static int sparf_share(const struct space *space, const struct drive_plan *plan, uint64_t rest,
+                       struct sparf_size *size, struct inst_msg *msg)
+{
+    uint64_t rows = (plan->good_frames - plan->min_frames) * plan->frame_bytes;
+    uint64_t sparf = plan->good_sparf_bytes - plan->min_sparf_bytes;
+    uint64_t extra = rest - plan->min_frames * plan->frame_bytes - plan->min_sparf_bytes;
+    if (extra < rows + sparf)
+        sparf = (uint64_t)((double)sparf * (double)extra / (double)(rows + sparf));
+    for (unsigned level = SPARF_LEVELS; level-- > 0;) {
+        int status =
+            sparf_size(size, &space->flash->geometry, &space->config, space->streams, level, msg);
+        if (status || size->bytes <= plan->min_sparf_bytes + sparf)
+            return status;
+    }
+    return 0; // the least
+}
+
+int space_open_frames(struct space *space, const struct drive_plan *plan, uint64_t dram_bytes,
+                      struct inst_msg *msg)
+{
+    uint64_t rest = dram_bytes - min_u64(dram_bytes, plan->other_bytes);
+    uint32_t rows = span_rows(&space->config);
+    if (dram_bytes < plan->min_dram_bytes)
+        return inst_fail(msg, INST_ENOMEM,
+                         "CONFIG: %llu bytes of DRAM are left, this space needs at least %llu",
+                         (unsigned long long)dram_bytes, (unsigned long long)plan->min_dram_bytes);
+    if (space_is_sparf(space)) {
+        struct sparf_size size;
+        int status = sparf_share(space, plan, rest, &size, msg);
+        if (!status)
+            status = sparf_open(space, &size, msg);
+        if (status)
+            return status;
+        rest -= size.bytes;
+        space->sets[1] = sparf_pages(space->sparf);
+        space->sets[2] = channels_programs(space->channels);
+    }
+    uint64_t count = min_u64(rest / plan->frame_bytes, plan->good_frames);
+    space->read_reserve = 2 * rows + 2;
+    space->span_limit = (uint32_t)min_u64(SPAN_LIMIT_MAX, max_u64(4, count / rows));
+    int status = frames_open(&space->frames, space->flash, space->segments, space->budget,
+                             (uint32_t)count, space->streams[STREAM_KV].row_pages, msg);
+    space->sets[0] = space->frames;
+    return status;
+}
+
+static void free_map(struct space *space, struct row_map *map)
+{
+    for (uint64_t c = 0; c < map->chunk_slots; c++)
+        budget_free(space->budget, map->chunks[c]);
+    budget_free(space->budget, map->chunks);
+}
+
+static void free_layers(struct space *space, struct sequence *sequence)
+{
+    for (uint32_t l = 0; sequence->layers && l < space->config.layers; l++) {
+        struct layer_state *layer = &sequence->layers[l];
+        free_map(space, &layer->rows);
+        free_map(space, &layer->channels);
+        means_close(&layer->means, space->budget);
+    }
+    if (sequence->layers)
+        budget_free(space->budget, sequence->layers[0].head_tokens);
+    budget_free(space->budget, sequence->layers);
+    budget_free(space->budget, sequence);
+}
+
+void space_close(struct space *space)
+{
+    if (!space)
+        return;
+    for (int b = 0; space->table && b < BUCKETS; b++) {
+        struct sequence *next, *sequence = space->table[b];
+        for (; sequence; sequence = next) {
+            next = sequence->next;
+            free_layers(space, sequence);
+        }
+    }
+    struct lifetime *next, *lifetime = space->lifetimes;
+    for (; lifetime; lifetime = next) {
+        next = lifetime->next;
+        budget_free(space->budget, lifetime);
+    }
+    frames_close(space->frames);
+    sparf_close(space->sparf);
+    channels_close(space->channels);
+    budget_free(space->budget, space->table);
+    budget_free(space->budget, space);
+}
+
+static struct sequence **bucket(const struct space *space, uint32_t id)
+{
+    return &space->table[(id * 0x9e3779b1u >> 24) % BUCKETS];
+}
+
+struct sequence *space_find(const struct space *space, uint32_t id)
+{
+    struct sequence *sequence = *bucket(space, id);
+    while (sequence && sequence->id != id)
+        sequence = sequence->next;
+    return sequence;
+}
+
+struct sequence *space_next(const struct space *space, const struct sequence *sequence)
+{
+    if (sequence && sequence->next)
+        return sequence->next;
+    struct sequence **end = space->table + BUCKETS;
+    struct sequence **slot = sequence ? bucket(space, sequence->id) + 1 : space->table;
+    while (slot < end && !*slot)
+        slot++;
+    return slot < end ? *slot : NULL;
+}
+
+void sequence_lost(struct sequence *sequence, int status, const struct page_identity *row)
+{
+    if (sequence->failed)
+        return;
+    sequence->failed = status;
+    sequence->lost_layer = row->layer;
+    sequence->lost_group = row->group;
+}
+
+int sequence_refuse(const struct sequence *sequence, struct inst_msg *msg)
+{
+    return inst_fail(msg, sequence->failed,
+                     "sequence %u lost what it wrote in layer %u token group %u: %s", sequence->id,
+                     sequence->lost_layer, sequence->lost_group,
+                     inst_status_text(sequence->failed));
+}
+
+int space_lookup(struct space *space, const struct table_item *item, struct sequence **out,
+                 struct inst_msg *msg)
+{
+    struct sequence *sequence = space_find(space, item->seq);
+    *out = sequence;
+    if (!sequence)
+        return item->pos ? inst_fail(msg, INST_ENOENT, "sequence %u does not exist", item->seq) : 0;
+    if (sequence->epoch != item->epoch)
+        return inst_fail(msg, INST_ENOENT, "sequence %u has epoch %u, the command names %u",
+                         item->seq, sequence->epoch, item->epoch);
+    if (sequence->failed)
+        return sequence_refuse(sequence, msg);
+    return 0;
+}
+
+static struct lifetime *join_lifetime(struct space *space, uint32_t handle, struct inst_msg *msg)
+{
+    for (struct lifetime *l = space->lifetimes; handle && l; l = l->next) {
+        if (l->handle == handle) {
+            l->sequences++;
+            return l;
+        }
+    }
+    struct lifetime *l = budget_alloc(space->budget, 1, sizeof *l, "sequence", msg);
+    if (!l)
+        return NULL;
+    for (uint32_t i = 0; i < space->n_streams; i++)
+        frontier_init(space->segments, &l->frontiers[i], space->streams[i].row_pages,
+                      space->streams[i].data_bytes);
+    l->handle = handle;
+    l->sequences = 1;
+    l->next = space->lifetimes;
+    space->lifetimes = l;
+    return l;
+}
+
+static void leave_lifetime(struct space *space, struct lifetime *lifetime)
+{
+    if (--lifetime->sequences)
+        return;
+    for (uint32_t i = 0; i < space->n_streams; i++)
+        segments_end(space->segments, &lifetime->frontiers[i]);
+    struct lifetime **link = &space->lifetimes;
+    while (*link != lifetime)
+        link = &(*link)->next;
+    *link = lifetime->next;
+    budget_free(space->budget, lifetime);
+}
+
+int space_create(struct space *space, const struct table_item *item, struct sequence **out,
+                 struct inst_msg *msg)
+{
+    uint32_t layers = space->config.layers, heads = space->config.kv_heads;
+    struct sequence *sequence = budget_alloc(space->budget, 1, sizeof *sequence, "sequence", msg);
+    if (!sequence)
+        return INST_ENOMEM;
+    sequence->id = item->seq;
+    sequence->epoch = item->epoch;
+    sequence->layers =
+        budget_alloc(space->budget, layers, sizeof *sequence->layers, "sequence", msg);
+    uint64_t *head_tokens =
+        budget_alloc(space->budget, (uint64_t)layers * heads, sizeof *head_tokens, "sequence", msg);
+    if (!sequence->layers || !head_tokens) {
+        budget_free(space->budget, head_tokens);
+        budget_free(space->budget, sequence->layers);
+        budget_free(space->budget, sequence);
+        return INST_ENOMEM;
+    }
+    int status = 0;
+    for (uint32_t l = 0; l < layers; l++) {
+        struct layer_state *layer = &sequence->layers[l];
+        layer->head_tokens = head_tokens + (uint64_t)l * heads;
+        layer->sequence = sequence;
+        if (!status && space_is_sparf(space))
+            status = means_open(&layer->means, heads, space->config.head_dim, space->budget, msg);
+    }
+    sequence->lifetime = status ? NULL : join_lifetime(space, item->lifetime, msg);
+    if (!sequence->lifetime) {
+        free_layers(space, sequence);
+        return INST_ENOMEM;
+    }
+    struct sequence **slot = bucket(space, item->seq);
+    sequence->next = *slot;
+    *slot = sequence;
+    space->n_sequences++;
+    *out = sequence;
+    return 0;
+}
+
+void space_remove(struct space *space, struct sequence *sequence)
+{
+    for (uint32_t l = 0; l < space->config.layers; l++)
+        sequence_truncate(space, sequence, l, 0);
+    frames_disown(space->frames, sequence);
+    struct sequence **link = bucket(space, sequence->id);
+    while (*link != sequence)
+        link = &(*link)->next;
+    *link = sequence->next;
+    leave_lifetime(space, sequence->lifetime);
+    free_layers(space, sequence);
+    space->n_sequences--;
+}
+
+static size_t row_entry_bytes(const struct space *space, uint32_t stream)
+{
+    return sizeof(struct row) + space->streams[stream].row_pages * sizeof(uint64_t);
+}
+
+struct row *row_map_at(const struct space *space, uint32_t stream, const struct row_map *map,
+                       uint64_t i)
+{
+    return (struct row *)(map->chunks[i / ROW_CHUNK] +
+                          i % ROW_CHUNK * row_entry_bytes(space, stream));
+}
+
+static struct row *row_at(const struct space *space, const struct layer_state *layer,
+                          uint64_t group)
+{
+    return row_map_at(space, STREAM_KV, &layer->rows, group);
+}
+
+struct row *sequence_row(const struct space *space, const struct sequence *sequence, uint32_t layer,
+                         uint64_t group)
+{
+    const struct layer_state *state = &sequence->layers[layer];
+    if (group >= state->rows.n)
+        return NULL;
+    return row_at(space, state, group);
+}
+
+void row_identity(const struct space *space, const struct row *row, uint32_t layer, uint32_t stream,
+                  uint64_t group, struct page_identity *out)
+{
+    *out = (struct page_identity){
+        .space = space->id,
+        .seq = row->seq,
+        .epoch = row->epoch,
+        .layer = (uint16_t)layer,
+        .stream = (uint16_t)stream,
+        .group = (uint32_t)group,
+    };
+}
+
+int row_map_ensure(struct space *space, uint32_t stream, struct row_map *map, uint64_t i,
+                   struct inst_msg *msg)
+{
+    uint64_t chunk = i / ROW_CHUNK;
+    if (chunk >= map->chunk_slots) {
+        uint64_t slots = max_u64(chunk + 1, map->chunk_slots ? 2 * map->chunk_slots : 4);
+        uint8_t **chunks = budget_alloc(space->budget, slots, sizeof *chunks, "row map", msg);
+        if (!chunks)
+            return INST_ENOMEM;
+        if (map->chunks)
+            memcpy(chunks, map->chunks, map->chunk_slots * sizeof *chunks);
+        budget_free(space->budget, map->chunks);
+        map->chunks = chunks;
+        map->chunk_slots = slots;
+    }
+    if (!map->chunks[chunk])
+        map->chunks[chunk] =
+            budget_alloc(space->budget, ROW_CHUNK, row_entry_bytes(space, stream), "row map", msg);
+    return map->chunks[chunk] ? 0 : INST_ENOMEM;
+}
+
+// Makes sure that the entry of the next token group exists.
+static int ensure_row(struct space *space, struct layer_state *layer, struct inst_msg *msg)
+{
+    return row_map_ensure(space, STREAM_KV, &layer->rows, layer->rows.n, msg);
+}
+
+void row_drop(struct space *space, struct row *row)
+{
+    if (row_placed(row))
+        segments_unref(space->segments, row->place);
+    row->place.segment = PLACE_NONE;
+}
+
+static void drop_row(struct space *space, struct layer_state *layer, uint64_t group)
+{
+    row_drop(space, row_at(space, layer, group));
+}
+
+static struct frontier *kv_frontier(struct sequence *sequence)
+{
+    return &sequence->lifetime->frontiers[STREAM_KV];
+}
+
+// Takes a frame for a group buffer and a promise of flash for it. Result as prepare_append.
+static int take_open_frame(struct space *space, struct sequence *sequence, struct frame **out,
+                           struct inst_msg *msg)
+{
+    bool wait;
+    if (space->n_open_frames + space->read_reserve >= frames_count(space->frames))
+        return inst_fail(msg, INST_ENORESOURCE,
+                         "sequence %u: all %llu group buffers of the drive are in use",
+                         sequence->id, (unsigned long long)space->n_open_frames);
+    if (segments_reserve(space->segments, kv_frontier(sequence), &wait))
+        return wait ? 1
+                    : inst_fail(msg, INST_ENOSPC, "sequence %u: the drive is full", sequence->id);
+    struct frame *frame = frames_take(space->frames, true);
+    if (!frame) {
+        segments_unreserve(space->segments, kv_frontier(sequence));
+        return 1;
+    }
+    const struct stream *kv = &space->streams[STREAM_KV];
+    memset(frame->data + kv->data_bytes, 0,
+           kv->row_bytes - kv->data_bytes); // padding goes to flash too
+    space->n_open_frames++;
+    *out = frame;
+    return 0;
+}
+
+static void free_open_frame(struct space *space, struct sequence *sequence, struct frame *frame)
+{
+    frames_free_open(space->frames, frame);
+    segments_unreserve(space->segments, kv_frontier(sequence));
+    space->n_open_frames--;
+}
+
+// Copy on append: the last row reaches beyond the layer's tokens. Its valid part becomes the
+// group buffer again and the reference to the row is given up.
+static int load_last_row(struct space *space, struct sequence *sequence, uint32_t layer_index,
+                         struct inst_msg *msg)
+{
+    struct layer_state *layer = &sequence->layers[layer_index];
+    uint64_t group = layer->rows.n - 1;
+    struct row *row = row_at(space, layer, group);
+    if (!layer->loading) {
+        if (row->place.segment == PLACE_NONE)
+            return inst_fail(msg, INST_ENOENT,
+                             "sequence %u layer %u: token group %llu was given up", sequence->id,
+                             layer_index, (unsigned long long)group);
+        struct frame *frame = frames_find(space->frames, row->place, 0);
+        if (!frame) {
+            struct page_identity identity;
+            frame = frames_take(space->frames, true);
+            if (!frame)
+                return 1;
+            row_identity(space, row, layer_index, STREAM_KV, group, &identity);
+            frames_read(space->frames, frame, row->place, 0, &identity, row->sums, false);
+        }
+        frame_use(space->frames, frame);
+        layer->loading = frame;
+    }
+    struct frame *loaded = layer->loading, *open;
+    if (loaded->state == FRAME_READ)
+        return 1;
+    int status = loaded->status;
+    if (!status && loaded->verify && !frame_verify(space->frames, loaded))
+        status = INST_ECORRUPT;
+    if (status) {
+        frame_unuse(space->frames, loaded);
+        layer->loading = NULL;
+        return inst_fail(msg, status, "sequence %u layer %u token group %llu: %s", sequence->id,
+                         layer_index, (unsigned long long)group, inst_status_text(status));
+    }
+    status = take_open_frame(space, sequence, &open, msg);
+    if (status)
+        return status;
+    memcpy(open->data, loaded->data, space->streams[STREAM_KV].row_bytes);
+    frame_unuse(space->frames, loaded);
+    layer->loading = NULL;
+    layer->open = open;
+    drop_row(space, layer, group);
+    layer->rows.n--;
+    return 0;
+}
+
+static bool group_complete(const struct space *space, const struct layer_state *layer)
+{
+    return layer->open && layer->tokens == (layer->rows.n + 1) * space->config.group_tokens;
+}
+
+// A complete group buffer becomes a row on flash. Room there was promised; DRAM for page records
+// can be short for as long as other blocks are being closed (1: wait). Until it works the group
+// stays where it is.
+static int close_group(struct space *space, struct sequence *sequence, uint32_t layer_index,
+                       struct inst_msg *msg)
+{
+    struct layer_state *layer = &sequence->layers[layer_index];
+    struct frame *frame = layer->open;
+    struct row *row = row_at(space, layer, layer->rows.n);
+    struct page_identity identity;
+    int status = segments_place(space->segments, kv_frontier(sequence), &row->place, NULL);
+    if (status == INST_ENOMEM && segments_working(space->segments))
+        return 1;
+    if (status)
+        return inst_fail(msg, status, "sequence %u layer %u token group %llu: page records: %s",
+                         sequence->id, layer_index, (unsigned long long)layer->rows.n,
+                         inst_status_text(status));
+    layer->open = NULL;
+    space->n_open_frames--;
+    row->seq = sequence->id;
+    row->epoch = sequence->epoch;
+    row_identity(space, row, layer_index, STREAM_KV, layer->rows.n, &identity);
+    frame->owner = sequence;
+    frames_program(space->frames, frame, row->place, 0, &identity);
+    memcpy(row->sums, frame->sums, space->streams[STREAM_KV].row_pages * sizeof *row->sums);
+    layer->rows.n++;
+    space->stream_bytes += space->streams[STREAM_KV].data_bytes;
+    return 0;
+}
+
+int sequence_prepare_append(struct space *space, struct sequence *sequence, uint32_t layer_index,
+                            struct inst_msg *msg)
+{
+    struct layer_state *layer = &sequence->layers[layer_index];
+    if (sequence->failed)
+        return sequence_refuse(sequence, msg);
+    if (group_complete(space, layer)) {
+        int status = close_group(space, sequence, layer_index, msg);
+        if (status)
+            return status;
+    }
+    if (space_is_sparf(space)) {
+        uint64_t row_tokens = space->config.group_tokens;
+        int status =
+            means_reserve(&layer->means, (layer->tokens / row_tokens + 1) * row_tokens, msg);
+        if (status)
+            return status;
+    }
+    if (layer->open)
+        return 0;
+    if (layer->tokens < layer->rows.n * space->config.group_tokens)
+        return load_last_row(space, sequence, layer_index, msg);
+    int status = ensure_row(space, layer, msg);
+    return status ? status : take_open_frame(space, sequence, &layer->open, msg);
+}
+
+uint64_t sequence_append(struct space *space, struct sequence *sequence, uint32_t layer_index,
+                         const struct append_source *source, uint64_t pos, uint64_t n)
+{
+    struct layer_state *layer = &sequence->layers[layer_index];
+    const struct stream *kv = &space->streams[STREAM_KV];
+    uint64_t dim = space->config.head_dim, row_tokens = kv->row_tokens;
+    uint64_t first = layer->rows.n * row_tokens; // of the group buffer
+    uint64_t end = min_u64(pos + n, first + row_tokens);
+    for (uint32_t i = 0; i < source->head_count; i++) {
+        uint32_t head = source->head_first + i;
+        uint64_t t = layer->head_tokens[head]; // what lies below is a replay
+        if (t >= end)
+            continue;
+        uint16_t *slot = (uint16_t *)(layer->open->data + head * kv->slot_bytes);
+        const uint16_t *k = source->k + i * source->k_head_stride;
+        const uint16_t *v = source->v + i * source->v_head_stride;
+        size_t bytes = (end - t) * dim * sizeof *slot;
+        memcpy(slot + (t - first) * dim, k + (t - pos) * dim, bytes);
+        memcpy(slot + (row_tokens + t - first) * dim, v + (t - pos) * dim, bytes);
+        if (space_is_sparf(space))
+            means_append(&layer->means, head, t, v + (t - pos) * dim, end - t);
+        layer->head_tokens[head] = end;
+    }
+    uint64_t tokens = UINT64_MAX;
+    for (uint32_t head = 0; head < space->config.kv_heads; head++)
+        tokens = min_u64(tokens, layer->head_tokens[head]);
+    layer->tokens = tokens;
+    if (group_complete(space, layer))
+        close_group(space, sequence, layer_index, NULL);
+    return end - pos;
+}
+
+void sequence_truncate(struct space *space, struct sequence *sequence, uint32_t layer_index,
+                       uint64_t tokens)
+{
+    struct layer_state *layer = &sequence->layers[layer_index];
+    uint64_t row_tokens = space->config.group_tokens;
+    if (layer->loading) {
+        frame_unuse(space->frames, layer->loading);
+        layer->loading = NULL;
+    }
+    if (layer->open && tokens <= layer->rows.n * row_tokens) {
+        free_open_frame(space, sequence, layer->open);
+        layer->open = NULL;
+    }
+    while (layer->rows.n && (layer->rows.n - 1) * row_tokens >= tokens)
+        drop_row(space, layer, --layer->rows.n);
+    if (space_is_sparf(space)) {
+        channels_truncate(space, layer, tokens);
+        means_truncate(&layer->means, layer->head_tokens, tokens);
+    }
+    for (uint32_t head = 0; head < space->config.kv_heads; head++)
+        layer->head_tokens[head] = min_u64(layer->head_tokens[head], tokens);
+    layer->tokens = min_u64(layer->tokens, tokens);
+}
+
+void sequence_punch(struct space *space, struct sequence *sequence, uint32_t layer_index,
+                    uint64_t pos, uint64_t n)
+{
+    struct layer_state *layer = &sequence->layers[layer_index];
+    uint64_t row_tokens = space->config.group_tokens, end;
+    if (!checked_add(pos, n, &end))
+        end = UINT64_MAX;
+    uint64_t first = div_round_up(pos, row_tokens);
+    uint64_t last = min_u64(end / row_tokens, layer->rows.n);
+    for (uint64_t group = first; group < last; group++)
+        drop_row(space, layer, group);
+    if (space_is_sparf(space) && first < last)
+        channels_punch(space, layer, first * row_tokens, last * row_tokens);
+}
+
+static int fork_layer(struct space *space, struct sequence *parent, struct sequence *child,
+                      uint32_t layer_index, uint64_t tokens, struct inst_msg *msg)
+{
+    struct layer_state *from = &parent->layers[layer_index], *to = &child->layers[layer_index];
+    uint64_t groups = div_round_up(tokens, space->config.group_tokens);
+    uint64_t shared = min_u64(groups, from->rows.n);
+    for (uint64_t group = 0; group < shared; group++) {
+        int status = ensure_row(space, to, msg);
+        if (status)
+            return status;
+        memcpy(row_at(space, to, group), row_at(space, from, group),
+               row_entry_bytes(space, STREAM_KV));
+        to->rows.n++;
+        if (row_placed(row_at(space, to, group)))
+            segments_ref(space->segments, row_at(space, to, group)->place);
+    }
+    if (groups > shared) { // the rest is in the parent's group buffer
+        int status = ensure_row(space, to, msg);
+        if (!status)
+            status = take_open_frame(space, child, &to->open, msg);
+        if (status)
+            return status;
+        memcpy(to->open->data, from->open->data, space->streams[STREAM_KV].row_bytes);
+    }
+    if (space_is_sparf(space)) {
+        int status = channels_fork(space, from, to, tokens, msg);
+        if (!status)
+            status = means_fork(&from->means, from->head_tokens, &to->means, tokens, msg);
+        if (status)
+            return status;
+    }
+    to->tokens = tokens;
+    for (uint32_t head = 0; head < space->config.kv_heads; head++)
+        to->head_tokens[head] = tokens;
+    return 0;
+}
+
+int sequence_fork(struct space *space, struct sequence *parent, const struct table_item *item,
+                  struct sequence **out, struct inst_msg *msg)
+{
+    for (uint32_t l = 0; l < space->config.layers; l++) {
+        if (parent->layers[l].tokens < item->pos)
+            return inst_fail(msg, INST_ESEQUENCE,
+                             "FORK at %llu: sequence %u has only %llu tokens in layer %u",
+                             (unsigned long long)item->pos, parent->id,
+                             (unsigned long long)parent->layers[l].tokens, l);
+    }
+    int status = space_create(space, item, out, msg);
+    for (uint32_t l = 0; !status && l < space->config.layers; l++) {
+        status = fork_layer(space, parent, *out, l, item->pos, msg);
+        if (status)
+            space_remove(space, *out);
+        else if (space_is_sparf(space))
+            channels_appended(space, &(*out)->layers[l]);
+    }
+    return status;
+}
