@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // io_uring under the file back end. Refuses (with the system's reason) where the ring cannot be
-// made or does not work; the caller then takes threads.
+// made or does not work; the caller then takes threads. A ring that stops taking requests later is
+// asked again for a while; then it counts as broken, what it never took fails, and what it did take
+// is waited for without it.
 #include "drive/flash/file.h"
 
 #include <errno.h>
@@ -10,11 +12,20 @@
 #include <fcntl.h>
 #include <liburing.h>
 #include <stdlib.h>
+#include <time.h>
 
 enum {
     // Twice the slots: a full set of requests and the timeouts that old kernels need in `wait`.
     RING_ENTRIES = 2 * FILE_SLOTS,
-    RING_BYTES = RING_ENTRIES * (64 + 2 * 16) + 4096 // entries, completions, heads
+    RING_BYTES = RING_ENTRIES * (64 + 2 * 16) + 4096, // entries, completions, heads
+    NAP_NS = 1000000,                                 // between two tries of a ring that refuses
+    NAPS_MAX = 1000,                                  // then it is broken
+};
+
+// Linked through file_request.next, oldest first.
+struct request_list {
+    struct file_request *first, **end;
+    unsigned count;
 };
 
 struct file_uring {
@@ -23,11 +34,56 @@ struct file_uring {
     struct budget *budget;
     int fd; // as the ring knows it: 0 of the registered files, or the descriptor
     unsigned char sqe_flags;
+    struct request_list held;   // in the ring, not yet taken by the kernel
+    struct request_list failed; // never will be
+    unsigned naps;              // since the kernel last took something
+    bool broken;                // the ring is not entered any more
 };
+
+static void list_clear(struct request_list *list)
+{
+    *list = (struct request_list){.end = &list->first};
+}
+
+static void list_push(struct request_list *list, struct file_request *request)
+{
+    request->next = NULL;
+    *list->end = request;
+    list->end = &request->next;
+    list->count++;
+}
+
+static struct file_request *list_pop(struct request_list *list)
+{
+    struct file_request *request = list->first;
+    if (!request)
+        return NULL;
+    list->first = request->next;
+    if (!list->first)
+        list->end = &list->first;
+    list->count--;
+    return request;
+}
+
+static void fail_request(struct file_uring *self, struct file_request *request)
+{
+    request->result = -EIO; // whatever the reason: no other error says that nothing happened
+    list_push(&self->failed, request);
+}
+
+static void nap(uint64_t max_ns)
+{
+    struct timespec time = {.tv_nsec = (long)(max_ns < NAP_NS ? max_ns : NAP_NS)};
+    (void)nanosleep(&time, NULL);
+}
 
 static void uring_start(struct file_engine *engine, struct file_request *request)
 {
     struct file_uring *self = (struct file_uring *)engine;
+    if (self->broken) {
+        fail_request(self, request);
+        return;
+    }
     struct io_uring_sqe *sqe = io_uring_get_sqe(&self->ring);
     switch (request->op) {
     case FILE_READ:
@@ -54,14 +110,30 @@ static void uring_start(struct file_engine *engine, struct file_request *request
     }
     sqe->flags |= self->sqe_flags;
     io_uring_sqe_set_data(sqe, request);
+    list_push(&self->held, request);
 }
 
 static void uring_flush(struct file_engine *engine)
 {
     struct file_uring *self = (struct file_uring *)engine;
-    // Refused for want of memory now, the entries stay in the ring and go with the next flush.
-    if (io_uring_sq_ready(&self->ring))
-        (void)io_uring_submit(&self->ring);
+    if (self->broken || !io_uring_sq_ready(&self->ring))
+        return;
+    // What is refused, for want of memory say, stays in the ring and goes with the next flush.
+    (void)io_uring_submit(&self->ring);
+    // The kernel takes entries in order, and a timeout of liburing's own is only ever before ours.
+    while (self->held.count > io_uring_sq_ready(&self->ring)) {
+        list_pop(&self->held);
+        self->naps = 0;
+    }
+}
+
+// The entries of what is held stay in the ring, which is never submitted again.
+static void give_up(struct file_uring *self)
+{
+    struct file_request *request;
+    self->broken = true;
+    while ((request = list_pop(&self->held)))
+        fail_request(self, request);
 }
 
 static struct file_request *uring_reap(struct file_engine *engine)
@@ -78,7 +150,7 @@ static struct file_request *uring_reap(struct file_engine *engine)
         if (request)
             return request;
     }
-    return NULL;
+    return list_pop(&self->failed);
 }
 
 static void uring_wait(struct file_engine *engine, uint64_t max_ns)
@@ -91,7 +163,19 @@ static void uring_wait(struct file_engine *engine, uint64_t max_ns)
                                      .tv_nsec = (long long)(max_ns % second)};
     struct io_uring_cqe *cqe;
     uring_flush(engine);
-    (void)io_uring_wait_cqe_timeout(&self->ring, &cqe, &time);
+    if (self->failed.first)
+        return;
+    if (self->broken) { // completions come without entering
+        nap(max_ns);
+    } else if (io_uring_sq_ready(&self->ring)) {
+        nap(max_ns);
+        if (++self->naps > NAPS_MAX)
+            give_up(self);
+    } else {
+        int rc = io_uring_wait_cqe_timeout(&self->ring, &cqe, &time);
+        if (rc < 0 && rc != -ETIME && rc != -EINTR)
+            nap(max_ns);
+    }
 }
 
 static void uring_close(struct file_engine *engine)
@@ -142,6 +226,8 @@ int file_uring_open(struct file_engine **out, int fd, struct budget *budget)
     self->engine.ops = &uring_ops;
     self->budget = budget;
     self->fd = fd;
+    list_clear(&self->held);
+    list_clear(&self->failed);
     if (io_uring_register_files(&self->ring, &fd, 1) == 0) {
         self->fd = 0;
         self->sqe_flags = IOSQE_FIXED_FILE;

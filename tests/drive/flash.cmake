@@ -9,3 +9,9 @@ inst_test(NAME drive/flash_short SOURCES flash_conformance.c flash_short.c flash
           LIBS inst_drive inst_kernels inst_base)
 target_compile_definitions(test_drive_flash_short PRIVATE SHORT_TRANSFERS)
 target_link_options(test_drive_flash_short PRIVATE -Wl,--wrap=preadv -Wl,--wrap=pwritev)
+
+# A ring that refuses submissions for a while.
+if("HAVE_LIBURING" IN_LIST INST_FLASH_DEFINITIONS)
+  target_compile_definitions(test_drive_flash_file PRIVATE HAVE_LIBURING)
+  target_link_options(test_drive_flash_file PRIVATE -Wl,--wrap=io_uring_submit)
+endif()

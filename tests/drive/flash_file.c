@@ -17,7 +17,12 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
+
+#ifdef HAVE_LIBURING
+#include <liburing.h>
+#endif
 
 static const struct flash_geometry geometry = {.page_bytes = 4096,
                                                .pages_per_block = 64,
@@ -281,17 +286,23 @@ static void test_full_disk(void **state)
     free(ios);
 }
 
-static int child_without_uring(void)
+// From now on the system refuses one call for good. False where it does not let us say so.
+static bool forbid(uint32_t call, uint32_t error)
 {
     struct sock_filter filter[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0), // the number of the call
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | error),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
     struct sock_fprog program = {.len = 4, .filter = filter};
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ||
-        prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
+    return !prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) &&
+           !prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
+}
+
+static int child_without_uring(void)
+{
+    if (!forbid(SYS_io_uring_setup, EPERM))
         return 77;
     struct flash *flash;
     if (open_file(&flash, work_directory(), false, false, NULL, NULL))
@@ -310,12 +321,11 @@ static int child_without_uring(void)
     return rc;
 }
 
-static void test_uring_forbidden(void **state)
+static void run_child(int (*body)(void))
 {
-    (void)state;
     pid_t child = fork();
     if (child == 0)
-        _exit(child_without_uring());
+        _exit(body());
     int status = 0;
     assert_int_equal(waitpid(child, &status, 0), child);
     assert_true(WIFEXITED(status));
@@ -324,13 +334,144 @@ static void test_uring_forbidden(void **state)
     assert_int_equal(WEXITSTATUS(status), 0);
 }
 
+static void test_uring_forbidden(void **state)
+{
+    (void)state;
+    run_child(child_without_uring);
+}
+
+#ifdef HAVE_LIBURING
+// The next so many submissions are refused.
+static unsigned refusals;
+int __real_io_uring_submit(struct io_uring *ring);
+int __wrap_io_uring_submit(struct io_uring *ring);
+
+int __wrap_io_uring_submit(struct io_uring *ring)
+{
+    if (!refusals)
+        return __real_io_uring_submit(ring);
+    refusals--;
+    return refusals % 2 ? -ENOMEM : -EAGAIN;
+}
+
+// A ring that is refused for a while loses nothing, however often that happens.
+static void test_uring_refused_for_a_while(void **state)
+{
+    (void)state;
+    enum { ROUNDS = 12, N = 96 };
+    struct flash *flash;
+    assert_int_equal(open_file(&flash, work_directory(), false, false, NULL, NULL), 0);
+    if (!strstr(flash->path, "io_uring, ")) {
+        flash_close(flash);
+        skip();
+    }
+    unsigned char *data = pages_new(N * 4096);
+    struct flash_io *ios = calloc(N, sizeof *ios);
+    for (uint64_t round = 0; round < ROUNDS; round++)
+        for (int op = FLASH_PROGRAM; op >= FLASH_READ; op--) {
+            for (size_t i = 0; i < N; i++) {
+                ios[i] = (struct flash_io){.op = (enum flash_op)op,
+                                           .block = i * 7 % 32 * 2,
+                                           .page = (uint32_t)(round * 3 + i / 32),
+                                           .pages = 1,
+                                           .data = data + i * 4096};
+                if (op == FLASH_PROGRAM)
+                    page_fill(data + i * 4096, 4096, round * N + i);
+            }
+            refusals =
+                100 + 10 * (unsigned)round; // together more than the ring is forgiven at once
+            run_all(flash, ios, N);
+            refusals = 0;
+            for (size_t i = 0; i < N; i++) {
+                assert_int_equal(ios[i].status, 0);
+                assert_true(page_is(data + i * 4096, 4096, round * N + i));
+            }
+            memset(data, 0, N * 4096);
+        }
+    flash_close(flash);
+    free(data);
+    free(ios);
+}
+#endif
+
+// A ring that works and is then refused for good (a sandbox that closes, memory that never comes
+// back): every operation ends with an I/O error, new ones too, without spinning and without hanging
+// at the close; what was programmed before is not reported as anything else.
+static int child_refused_later(void)
+{
+    enum { N = 200 };
+    struct flash *flash;
+    if (open_file(&flash, work_directory(), false, false, NULL, NULL) ||
+        !strstr(flash->path, "io_uring, "))
+        return 77;
+    unsigned char *data = pages_new(N * 4096);
+    struct flash_io *ios = calloc(N, sizeof *ios);
+    if (run_one(flash, FLASH_PROGRAM, 0, 0, 64, data))
+        return 1;
+    if (!forbid(SYS_io_uring_enter, ENOMEM))
+        return 77;
+    struct timespec used;
+    for (size_t i = 0; i < N; i++) // too many for the slots, some joined, some not
+        ios[i] = (struct flash_io){.op = i % 3 ? FLASH_READ : FLASH_PROGRAM,
+                                   .block = i % 3 ? 0 : 1 + i / 6,
+                                   .page = i % 3 ? (uint32_t)i % 64 : (uint32_t)i / 3 % 2,
+                                   .pages = 1,
+                                   .data = data + i * 4096};
+    run_all(flash, ios, N);
+    for (size_t i = 0; i < N; i++)
+        if (ios[i].status != INST_EIO)
+            return 2;
+    if (run_one(flash, FLASH_READ, 0, 3, 1, data) != INST_EIO ||
+        run_one(flash, FLASH_ERASE, 0, 0, 0, NULL) != INST_EIO ||
+        run_one(flash, FLASH_SYNC, 0, 0, 0, NULL) != INST_EIO)
+        return 3;
+    flash_close(flash);
+    if (clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used) || used.tv_sec >= (SANITIZED ? 10 : 1))
+        return 4; // it spun
+    free(data);
+    free(ios);
+    return 0;
+}
+
+// The same while the ring still has hope: what was submitted ends all the same.
+static int child_refused_at_close(void)
+{
+    struct flash *flash;
+    if (open_file(&flash, work_directory(), false, false, NULL, NULL) ||
+        !strstr(flash->path, "io_uring, "))
+        return 77;
+    unsigned char *data = pages_new(4096);
+    if (!forbid(SYS_io_uring_enter, EAGAIN))
+        return 77;
+    struct flash_io io = {.op = FLASH_PROGRAM, .block = 63, .pages = 1, .data = data};
+    flash->ops->submit(flash, &io, clock_ns());
+    flash_close(flash);
+    free(data);
+    return 0;
+}
+
+static void test_uring_refused_later(void **state)
+{
+    (void)state;
+    run_child(child_refused_later);
+    run_child(child_refused_at_close);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_nothing_left),    cmocka_unit_test(test_erase_gives_back),
-        cmocka_unit_test(test_refusals),        cmocka_unit_test(test_memory),
-        cmocka_unit_test(test_page_cache),      cmocka_unit_test(test_full_disk),
+        cmocka_unit_test(test_nothing_left),
+        cmocka_unit_test(test_erase_gives_back),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_page_cache),
+        cmocka_unit_test(test_full_disk),
         cmocka_unit_test(test_uring_forbidden),
+
+        cmocka_unit_test(test_uring_refused_later),
+#ifdef HAVE_LIBURING
+        cmocka_unit_test(test_uring_refused_for_a_while),
+#endif
     };
     return cmocka_run_group_tests_name("flash_file", tests, NULL, NULL);
 }
