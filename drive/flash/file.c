@@ -318,6 +318,10 @@ static void file_close(struct flash *flash)
         }
         self->engine->ops->close(self->engine);
     }
+    // Whoever still holds the file (the kernel may, for a ring that is gone), its room on the disk
+    // is free when this returns: the next program may need it.
+    if (self->fd >= 0 && ftruncate(self->fd, 0))
+        (void)0; // closing it does the same, later
     budget_free(self->budget, self->slots);
     if (self->nand.next)
         flash_nand_free(&self->nand);

@@ -181,6 +181,9 @@ static void uring_wait(struct file_engine *engine, uint64_t max_ns)
 static void uring_close(struct file_engine *engine)
 {
     struct file_uring *self = (struct file_uring *)engine;
+    // The kernel takes a ring apart some time later; the file must not have to wait for that.
+    if (self->sqe_flags & IOSQE_FIXED_FILE)
+        (void)io_uring_unregister_files(&self->ring);
     io_uring_queue_exit(&self->ring);
     budget_give(self->budget, RING_BYTES);
     free(self);

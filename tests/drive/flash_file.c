@@ -93,6 +93,28 @@ static uint64_t file_bytes(const struct flash *flash)
     return (uint64_t)st.st_blocks * 512;
 }
 
+// The next process may need the room at once, whoever still holds the file then.
+static void test_close_gives_back(void **state)
+{
+    (void)state;
+    for (int mode = 0; mode < 4; mode++) {
+        struct flash *flash;
+        struct stat st;
+        assert_int_equal(open_file(&flash, work_directory(), mode & 1, mode & 2, NULL, NULL), 0);
+        unsigned char *block = pages_new(64 * 4096);
+        for (uint64_t b = 0; b < 64; b++)
+            assert_int_equal(run_one(flash, FLASH_PROGRAM, b, 0, 64, block), 0);
+        assert_int_equal(run_one(flash, FLASH_SYNC, 0, 0, 0, NULL), 0);
+        int held = dup(flash_file_descriptor(flash));
+        assert_true(held >= 0);
+        flash_close(flash);
+        assert_int_equal(fstat(held, &st), 0);
+        assert_true(st.st_blocks * 512 < 1 << 20);
+        close(held);
+        free(block);
+    }
+}
+
 static void test_erase_gives_back(void **state)
 {
     (void)state;
@@ -467,7 +489,7 @@ int main(void)
         cmocka_unit_test(test_page_cache),
         cmocka_unit_test(test_full_disk),
         cmocka_unit_test(test_uring_forbidden),
-
+        cmocka_unit_test(test_close_gives_back),
         cmocka_unit_test(test_uring_refused_later),
 #ifdef HAVE_LIBURING
         cmocka_unit_test(test_uring_refused_for_a_while),
