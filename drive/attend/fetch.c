@@ -50,11 +50,14 @@ void item_failed(struct drive *drive, struct job *job, uint32_t index, int statu
     struct job_item *item = &job->items[index];
     if (item->status)
         return;
-    item->status = status;
     drive->error.text[0] = 0;
-    inst_fail(&drive->error, status, "sequence %u layer %u %s group %llu: %s", item->sequence->id,
-              job->layer, stream == STREAM_KV ? "token" : "channel", (unsigned long long)group,
-              inst_status_text(status));
+    // What a failed program left on flash is of no kind: that it failed is what is told.
+    item->status =
+        item->sequence->failed
+            ? sequence_refuse(item->sequence, &drive->error)
+            : inst_fail(&drive->error, status, "sequence %u layer %u %s group %llu: %s",
+                        item->sequence->id, job->layer, stream == STREAM_KV ? "token" : "channel",
+                        (unsigned long long)group, inst_status_text(status));
     if (!job->error.text[0])
         job->error = drive->error;
 }

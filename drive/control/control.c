@@ -143,8 +143,13 @@ static void frame_finished(struct drive *drive, struct frame *frame)
     if (frame->status && frame->owner)
         sequence_lost(frame->owner, frame->status, &frame->identity);
     frame->owner = NULL;
-    if (frame->status && !frame->read && frame->identity.stream == STREAM_CHANNELS)
-        channels_lost(find_space(drive, frame->identity.space), frame->place, &frame->identity);
+    if (!frame->status || frame->read)
+        return;
+    struct space *space = find_space(drive, frame->identity.space);
+    if (frame->identity.stream == STREAM_CHANNELS)
+        channels_lost(space, frame->place, &frame->identity);
+    else
+        space_lost(space, frame->place, frame->status, &frame->identity);
 }
 
 static void take_back(struct drive *drive, uint64_t now_ns)

@@ -330,6 +330,17 @@ struct row *sequence_row(const struct space *space, const struct sequence *seque
     return row_at(space, state, group);
 }
 
+void space_lost(struct space *space, struct place place, int status,
+                const struct page_identity *identity)
+{
+    struct sequence *sequence = space_next(space, NULL);
+    for (; sequence; sequence = space_next(space, sequence)) {
+        const struct row *row = sequence_row(space, sequence, identity->layer, identity->group);
+        if (row && row->place.segment == place.segment && row->place.row == place.row)
+            sequence_lost(sequence, status, identity);
+    }
+}
+
 void row_identity(const struct space *space, const struct row *row, uint32_t layer, uint32_t stream,
                   uint64_t group, struct page_identity *out)
 {

@@ -143,6 +143,9 @@ struct append_source {
 
 // A row did not get to flash; the first one is remembered.
 void sequence_lost(struct sequence *sequence, int status, const struct page_identity *row);
+// The same for all sequences that share the row at `place`.
+void space_lost(struct space *space, struct place place, int status,
+                const struct page_identity *row);
 // The answer to commands on a sequence that lost a row.
 int sequence_refuse(const struct sequence *sequence, struct inst_msg *msg);
 

@@ -1,6 +1,7 @@
 set(DRIVE_LIBS inst_drive inst_kernels inst_base)
 inst_test(NAME drive/attention SOURCES drive_attention.c drive_harness.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/commands SOURCES drive_commands.c drive_harness.c LIBS ${DRIVE_LIBS})
+inst_test(NAME drive/full SOURCES drive_full.c drive_harness.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/reclaim SOURCES drive_reclaim.c drive_harness.c LIBS ${DRIVE_LIBS})
 # Ten million pages take minutes; the quick version is the same code.
 inst_test(NAME drive/churn SOURCES drive_churn.c drive_harness.c LIBS ${DRIVE_LIBS})
