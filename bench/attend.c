@@ -10,21 +10,23 @@
 
 enum { CHUNK = 512 }; // tokens of a WRITE
 
-static int call(struct attend_bench *b, struct command c, void *data, struct inst_msg *msg)
+static int call(struct attend_bench *b, struct command c, const void *table, void *data,
+                struct inst_msg *msg)
 {
-    return link_call(b->link, &c, data, NULL, msg);
+    return link_call(b->link, &c, table, data, NULL, msg);
 }
 
 int attend_bench_stats(struct attend_bench *b, struct drive_stats *stats, struct inst_msg *msg)
 {
     unsigned char table[STAT_TABLE_BYTES] __attribute__((aligned(64)));
-    int err = call(b, (struct command){.opcode = OP_STAT, .length = sizeof table}, table, msg);
+    int err =
+        call(b, (struct command){.opcode = OP_STAT, .length = sizeof table}, NULL, table, msg);
     return err ? err : stats_decode(stats, table, sizeof table);
 }
 
 int attend_bench_flush(struct attend_bench *b, struct inst_msg *msg)
 {
-    return call(b, (struct command){.opcode = OP_FLUSH}, NULL, msg);
+    return call(b, (struct command){.opcode = OP_FLUSH}, NULL, NULL, msg);
 }
 
 static struct space_config config_of(const struct attend_options *o)
@@ -107,8 +109,8 @@ static int open_drive(struct attend_bench *b, struct inst_msg *msg)
         return err;
     unsigned char payload[CONFIG_BYTES] __attribute__((aligned(64)));
     space_config_encode(payload, &config);
-    struct command c = {.opcode = OP_CONFIG, .space = 1, .length = CONFIG_BYTES};
-    err = link_call(b->link, &c, payload, &group, msg);
+    struct command c = {.opcode = OP_CONFIG, .space = 1};
+    err = link_call(b->link, &c, payload, NULL, &group, msg);
     b->group = (uint32_t)group;
     return err;
 }
@@ -134,18 +136,18 @@ static int fill(struct attend_bench *b, struct inst_msg *msg)
     const struct attend_options *o = &b->o;
     uint64_t most;
     slab_bytes(o->kv_heads, CHUNK, o->head_dim, &most);
-    unsigned char *data = aligned_alloc(64, table_data_offset(1) + most);
+    unsigned char table[TABLE_HEADER_BYTES + TABLE_ITEM_BYTES], *data = aligned_alloc(64, most);
     int err = data ? 0 : inst_fail(msg, INST_ENOMEM, "no memory for %d tokens of K and V", CHUNK);
     double start = measure_now();
-    struct fill f = {.b = b, .data = (uint16_t *)(data + table_data_offset(1))};
+    struct fill f = {.b = b, .data = (uint16_t *)data};
     for (f.sequence = 0; !err && f.sequence < o->sequences; f.sequence++)
         for (f.pos = 0; !err && f.pos < o->context; f.pos += f.n)
             for (f.layer = 0; !err && f.layer < o->layers; f.layer++) {
                 uint64_t bytes;
                 f.n = min_u64(CHUNK, o->context - f.pos);
                 slab_bytes(o->kv_heads, f.n, o->head_dim, &bytes);
-                table_put_header(data, &(struct table_header){.head_count = o->kv_heads});
-                table_put_item(data, 0,
+                table_put_header(table, &(struct table_header){.head_count = o->kv_heads});
+                table_put_item(table, 0,
                                &(struct table_item){
                                    .seq = f.sequence, .epoch = 1, .pos = f.pos, .n_tokens = f.n});
                 pool_run(b->pool, fill_head, &f, o->kv_heads);
@@ -154,8 +156,8 @@ static int fill(struct attend_bench *b, struct inst_msg *msg)
                                             .space = 1,
                                             .layer = f.layer,
                                             .count = 1,
-                                            .length = (uint32_t)(table_data_offset(1) + bytes)},
-                           data, msg);
+                                            .length = (uint32_t)bytes},
+                           table, data, msg);
             }
     if (!err)
         err = attend_bench_flush(b, msg);
@@ -181,9 +183,10 @@ int attend_bench_open(struct attend_bench **out, const struct attend_options *o,
         !attend_layout(&b->layout, o->sequences, o->q_heads, o->kv_heads, o->head_dim, true))
         err = inst_fail(msg, INST_EINVAL, "the shape overflows");
     if (!err) {
+        b->table = aligned_alloc(64, table_bytes(o->sequences));
         b->in = aligned_alloc(64, (b->layout.in_bytes + 63) / 64 * 64);
         b->out = aligned_alloc(64, (b->layout.out_bytes + 63) / 64 * 64);
-        if (!b->in || !b->out)
+        if (!b->table || !b->in || !b->out)
             err = inst_fail(msg, INST_ENOMEM, "no memory");
     }
     if (!err)
@@ -204,6 +207,7 @@ void attend_bench_close(struct attend_bench *b)
     flash_close(b->flash);
     pool_free(b->pool);
     clusters_free(b->clusters);
+    free(b->table);
     free(b->in);
     free(b->out);
     free(b);
@@ -249,9 +253,9 @@ int attend_bench_step(struct attend_bench *b, const struct attend_step *step, do
     for (uint32_t l = 0; l < o->layers && !err; l++) {
         struct query query = {.b = b, .layer = l, .pos = pos, .append = step->append};
         pool_run(b->pool, query_head, &query, (size_t)o->sequences * o->kv_heads);
-        table_put_header(b->in, &header);
+        table_put_header(b->table, &header);
         for (uint32_t s = 0; s < o->sequences; s++)
-            table_put_item(b->in, s,
+            table_put_item(b->table, s,
                            &(struct table_item){
                                .seq = s, .epoch = 1, .pos = b->tokens, .n_tokens = step->append});
         double start = measure_now();
@@ -262,14 +266,14 @@ int attend_bench_step(struct attend_bench *b, const struct attend_step *step, do
                                     .count = o->sequences,
                                     .ticket = ++b->ticket,
                                     .length = (uint32_t)layout.in_bytes},
-                   b->in, msg);
+                   b->table, b->in, msg);
         if (!err)
             err = call(b,
                        (struct command){.opcode = OP_COLLECT,
                                         .space = 1,
                                         .ticket = b->ticket,
                                         .length = (uint32_t)layout.out_bytes},
-                       b->out, msg);
+                       NULL, b->out, msg);
         *seconds += measure_now() - start;
         for (uint32_t i = 0; i < o->sequences && !err; i++) {
             err = inst_status_from_nvme((uint16_t)((uint32_t *)(b->out + layout.status))[i]);

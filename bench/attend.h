@@ -37,7 +37,7 @@ struct attend_bench {
     uint64_t tokens; // of every sequence
     uint32_t ticket;
     struct attend_layout layout;
-    unsigned char *in, *out;
+    unsigned char *table, *in, *out;
     double fill_seconds;
 };
 

@@ -30,7 +30,7 @@ struct bench {
     struct link *link;
     uint64_t tokens; // per sequence
     struct attend_layout layout;
-    uint8_t *in[2], *out[2];
+    uint8_t *table, *in, *out;
     uint16_t *plain; // memory for the fp16 dot
     float *dots;
 };
@@ -41,10 +41,10 @@ static void die(const char *what, const struct inst_msg *msg)
     exit(1);
 }
 
-static void call(struct bench *b, struct command c, void *data)
+static void call(struct bench *b, struct command c, const void *table, void *data)
 {
     struct inst_msg msg = {0};
-    if (link_call(b->link, &c, data, NULL, &msg))
+    if (link_call(b->link, &c, table, data, NULL, &msg))
         die(opcode_name(c.opcode), &msg);
 }
 
@@ -52,7 +52,7 @@ static struct drive_stats stats(struct bench *b)
 {
     uint8_t table[STAT_TABLE_BYTES] __attribute__((aligned(64)));
     struct drive_stats s;
-    call(b, (struct command){.opcode = OP_STAT, .length = sizeof table}, table);
+    call(b, (struct command){.opcode = OP_STAT, .length = sizeof table}, NULL, table);
     stats_decode(&s, table, sizeof table);
     return s;
 }
@@ -83,8 +83,8 @@ static void open_drive(struct bench *b)
     uint8_t payload[CONFIG_BYTES] __attribute__((aligned(64)));
     uint64_t group;
     space_config_encode(payload, &config);
-    struct command c = {.opcode = OP_CONFIG, .space = 1, .length = CONFIG_BYTES};
-    if (link_call(b->link, &c, payload, &group, &msg))
+    struct command c = {.opcode = OP_CONFIG, .space = 1};
+    if (link_call(b->link, &c, payload, NULL, &group, &msg))
         die("CONFIG", &msg);
     b->o.group = (uint32_t)group;
 }
@@ -96,48 +96,47 @@ static void fill(struct bench *b)
     const uint64_t chunk = 512;
     uint64_t bytes;
     slab_bytes(o->kv_heads, chunk, o->head_dim, &bytes);
-    uint8_t *data = aligned_alloc(64, table_data_offset(1) + bytes);
-    uint16_t *values = (uint16_t *)(data + table_data_offset(1));
+    uint8_t table[TABLE_HEADER_BYTES + TABLE_ITEM_BYTES];
+    uint16_t *values = aligned_alloc(64, bytes);
     uint32_t x = 12345;
     for (uint64_t i = 0; i < bytes / 2; i++) {
         x = x * 1664525 + 1013904223;
         values[i] = kernel_f32_to_f16((float)(int32_t)x / 2147483648.0f);
     }
-    table_put_header(data, &(struct table_header){.head_count = o->kv_heads});
+    table_put_header(table, &(struct table_header){.head_count = o->kv_heads});
     for (uint32_t s = 0; s < o->sequences; s++) {
         for (uint64_t pos = 0; pos < b->tokens; pos += chunk) {
             table_put_item(
-                data, 0, &(struct table_item){.seq = s, .epoch = 1, .pos = pos, .n_tokens = chunk});
+                table, 0,
+                &(struct table_item){.seq = s, .epoch = 1, .pos = pos, .n_tokens = chunk});
             for (uint32_t l = 0; l < o->layers; l++)
                 call(b,
                      (struct command){.opcode = OP_WRITE,
                                       .space = 1,
                                       .layer = l,
                                       .count = 1,
-                                      .length = (uint32_t)(table_data_offset(1) + bytes)},
-                     data);
+                                      .length = (uint32_t)bytes},
+                     table, values);
         }
     }
-    call(b, (struct command){.opcode = OP_FLUSH}, NULL);
-    free(data);
+    call(b, (struct command){.opcode = OP_FLUSH}, NULL, NULL);
+    free(values);
 }
 
 static void prepare_attend(struct bench *b)
 {
     const struct options *o = &b->o;
     attend_layout(&b->layout, o->sequences, o->q_heads, o->kv_heads, o->head_dim, false);
-    for (int i = 0; i < 2; i++) {
-        b->in[i] = aligned_alloc(64, (b->layout.in_bytes + 63) / 64 * 64);
-        b->out[i] = aligned_alloc(64, (b->layout.out_bytes + 63) / 64 * 64);
-        table_put_header(b->in[i], &(struct table_header){.q_heads = o->q_heads,
-                                                          .scale = 1 / sqrtf((float)o->head_dim)});
-        for (uint32_t s = 0; s < o->sequences; s++)
-            table_put_item(b->in[i], s,
-                           &(struct table_item){.seq = s, .epoch = 1, .pos = b->tokens});
-        float *q = (float *)(b->in[i] + b->layout.q);
-        for (uint64_t j = 0; j < (uint64_t)o->sequences * o->q_heads * o->head_dim; j++)
-            q[j] = (float)(j % 17) / 17 - 0.5f;
-    }
+    b->table = aligned_alloc(64, table_bytes(o->sequences));
+    b->in = aligned_alloc(64, (b->layout.in_bytes + 63) / 64 * 64);
+    b->out = aligned_alloc(64, (b->layout.out_bytes + 63) / 64 * 64);
+    table_put_header(b->table, &(struct table_header){.q_heads = o->q_heads,
+                                                      .scale = 1 / sqrtf((float)o->head_dim)});
+    for (uint32_t s = 0; s < o->sequences; s++)
+        table_put_item(b->table, s, &(struct table_item){.seq = s, .epoch = 1, .pos = b->tokens});
+    float *q = (float *)(b->in + b->layout.q);
+    for (uint64_t j = 0; j < (uint64_t)o->sequences * o->q_heads * o->head_dim; j++)
+        q[j] = (float)(j % 17) / 17 - 0.5f;
 }
 
 // ATTEND and COLLECT of one layer after another, as a decode step does, without the host's work.
@@ -155,13 +154,13 @@ static double attend_bandwidth(struct bench *b, double seconds)
                                   .count = b->o.sequences,
                                   .ticket = ticket,
                                   .length = (uint32_t)b->layout.in_bytes},
-                 b->in[0]);
+                 b->table, b->in);
             call(b,
                  (struct command){.opcode = OP_COLLECT,
                                   .space = 1,
                                   .ticket = ticket,
                                   .length = (uint32_t)b->layout.out_bytes},
-                 b->out[0]);
+                 NULL, b->out);
         }
         end = measure_now();
     } while (end - start < seconds);
@@ -352,10 +351,9 @@ int main(int argc, char **argv)
     drive_close(b.drive);
     flash_close(b.flash);
     pool_free(b.pool);
-    for (int i = 0; i < 2; i++) {
-        free(b.in[i]);
-        free(b.out[i]);
-    }
+    free(b.table);
+    free(b.in);
+    free(b.out);
     free(b.plain);
     free(b.dots);
     return 0;

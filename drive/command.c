@@ -84,9 +84,25 @@ int space_config_decode(struct space_config *config, const void *in, size_t byte
     return 0;
 }
 
-size_t table_data_offset(uint32_t count)
+size_t table_bytes(uint32_t count)
 {
     return TABLE_HEADER_BYTES + (size_t)count * TABLE_ITEM_BYTES;
+}
+
+size_t command_table_bytes(const struct command *command)
+{
+    switch (command->opcode) {
+    case OP_CONFIG:
+        return CONFIG_BYTES;
+    case OP_WRITE:
+    case OP_READ:
+    case OP_ATTEND:
+    case OP_FORK:
+    case OP_RECLAIM:
+        return table_bytes(command->count);
+    default:
+        return 0;
+    }
 }
 
 void table_put_header(void *table, const struct table_header *header)
@@ -110,7 +126,7 @@ void table_put_header(void *table, const struct table_header *header)
 int table_get_header(struct table_header *header, const void *table, size_t bytes, uint32_t count)
 {
     const uint8_t *p = table;
-    if (bytes < table_data_offset(count) || le_get16(p) != TABLE_VERSION)
+    if (bytes < table_bytes(count) || le_get16(p) != TABLE_VERSION)
         return INST_EINVAL;
     *header = (struct table_header){
         .head_first = le_get32(p + 4),
@@ -130,7 +146,7 @@ int table_get_header(struct table_header *header, const void *table, size_t byte
 
 void table_put_item(void *table, uint32_t index, const struct table_item *item)
 {
-    uint8_t *p = (uint8_t *)table + table_data_offset(index);
+    uint8_t *p = (uint8_t *)table + table_bytes(index);
     memset(p, 0, TABLE_ITEM_BYTES);
     le_put32(p, item->seq);
     le_put32(p + 4, item->epoch);
@@ -147,7 +163,7 @@ void table_put_item(void *table, uint32_t index, const struct table_item *item)
 
 void table_get_item(struct table_item *item, const void *table, uint32_t index)
 {
-    const uint8_t *p = (const uint8_t *)table + table_data_offset(index);
+    const uint8_t *p = (const uint8_t *)table + table_bytes(index);
     *item = (struct table_item){
         .seq = le_get32(p),
         .epoch = le_get32(p + 4),
@@ -184,7 +200,7 @@ static bool place(uint64_t *end, uint64_t *offset, uint64_t a, uint64_t b, uint6
 bool attend_layout(struct attend_layout *layout, uint32_t count, uint32_t q_heads,
                    uint32_t kv_heads, uint32_t head_dim, bool append)
 {
-    uint64_t in = table_data_offset(count), out = 0;
+    uint64_t in = 0, out = 0;
     *layout = (struct attend_layout){0};
     if (!place(&in, &layout->q, count, q_heads, head_dim, sizeof(float)))
         return false;

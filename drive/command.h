@@ -4,8 +4,12 @@
 // of the data (01 host to drive, 10 drive to host, 00 none). The entry holds only what every
 // command has; what varies lies in the payload as a versioned little-endian table.
 //
-// Payload of WRITE, READ, ATTEND, FORK and RECLAIM: a 64-byte header (struct table_header), then
-// `count` 64-byte items, then data at table_data_offset(count). Reserved bytes are zero.
+// A command has up to two regions. The table says what the command is about and lies in the host's
+// memory: struct space_config for CONFIG; for WRITE, READ, ATTEND, FORK and RECLAIM a 64-byte
+// header (struct table_header), then `count` 64-byte items. The data, `length` bytes, is K, V, q or
+// a result and lies wherever the link or a compute device placed it. Nothing puts the two together
+// but a transport that has to: on such a wire the table comes first, and its size follows from the
+// entry (command_table_bytes). Reserved bytes are zero.
 //
 // A slab is the order of K and V on the wire: for every head of the range, K of n tokens
 // [n][head_dim], then V [n][head_dim], all fp16; padded to a multiple of 64 bytes.
@@ -25,21 +29,22 @@ enum {
     TABLE_HEADER_BYTES = 64,
     TABLE_ITEM_BYTES = 64,
     CONFIG_BYTES = 64,
+    COMPLETION_TEXT_BYTES = 160,
 };
 
 enum opcode {
     OP_IDENTIFY = 0xc2, // out: IDENTIFY_MAP as a counter table
     OP_STAT = 0xc6,     // out: STAT_MAP as a counter table
-    OP_CONFIG = 0xc9,   // in: struct space_config; result = token group chosen
-    OP_WRITE = 0xcd,    // in: items {seq, epoch, pos, n_tokens}, data: each item's slab
-    OP_READ = 0xd1,     // in: the same items; COLLECT returns each item's slab
-    OP_ATTEND = 0xd5,   // in: items {seq, epoch, pos, n_tokens}, data: see attend_layout
+    OP_CONFIG = 0xc9,   // table: struct space_config; result = token group chosen
+    OP_WRITE = 0xcd,    // items {seq, epoch, pos, n_tokens}, data: each item's slab
+    OP_READ = 0xd1,     // the same items; COLLECT returns each item's slab
+    OP_ATTEND = 0xd5,   // items {seq, epoch, pos, n_tokens}, data: see attend_layout
     OP_COLLECT = 0xda,  // out: what the ticket's READ or ATTEND produced
-    OP_FORK = 0xdd,     // in: items {seq = new, epoch, pos, parent, parent_epoch}
-    OP_RECLAIM = 0xe1, // in: items {seq, epoch, pos, n_tokens, layer_first, layer_count, seq_count}
-    OP_FLUSH = 0xe4,   // full rows are on stable flash, summaries and erases done
-    OP_SEAL = 0xe5,    // NOT_SUPPORTED
-    OP_OPEN = 0xea,    // NOT_SUPPORTED
+    OP_FORK = 0xdd,     // items {seq = new, epoch, pos, parent, parent_epoch}
+    OP_RECLAIM = 0xe1,  // items {seq, epoch, pos, n_tokens, layer_first, layer_count, seq_count}
+    OP_FLUSH = 0xe4,    // full rows are on stable flash, summaries and erases done
+    OP_SEAL = 0xe5,     // NOT_SUPPORTED
+    OP_OPEN = 0xea,     // NOT_SUPPORTED
 };
 
 // The 64-byte entry, decoded. Layout: byte 0 opcode, 2-3 cid, 40-43 space, 44-47 layer, 48-51
@@ -52,18 +57,24 @@ struct command {
     uint32_t layer;      // WRITE, READ, ATTEND
     uint32_t count;      // items of the table
     uint32_t ticket;     // READ, ATTEND, COLLECT: chosen by the host, free again after COLLECT
-    uint32_t length;     // bytes of the data buffer
+    uint32_t length;     // bytes of the data
     uint32_t timeout_ms; // COLLECT: how long to wait for the ticket (0 = for ever)
 };
 
 struct completion {
     uint64_t result;
+    uint32_t owner; // who submitted the command
     uint16_t cid;
     int status; // 0 or INST_E*
+    // What went wrong with this command and no other, "" when nothing did. COLLECT of an ATTEND
+    // succeeds although items failed: then of the first of these.
+    char text[COMPLETION_TEXT_BYTES];
 };
 
 void command_encode(uint8_t entry[COMMAND_BYTES], const struct command *command);
 void command_decode(struct command *command, const uint8_t entry[COMMAND_BYTES]);
+// Owner and text do not travel in the 16 bytes: a transport knows the one and sends the other
+// apart.
 void completion_encode(uint8_t entry[COMPLETION_BYTES], const struct completion *completion);
 void completion_decode(struct completion *completion, const uint8_t entry[COMPLETION_BYTES]);
 
@@ -125,7 +136,9 @@ struct table_item {
     uint64_t window; // ATTEND: the first token that is attended, 0 = all of them
 };
 
-size_t table_data_offset(uint32_t count); // multiple of 64
+size_t table_bytes(uint32_t count); // header and items
+// Of the command's table, 0 when it has none.
+size_t command_table_bytes(const struct command *command);
 void table_put_header(void *table, const struct table_header *header);
 void table_put_item(void *table, uint32_t index, const struct table_item *item);
 // Fails with INST_EINVAL when bytes is too short for the items or the version is unknown.
@@ -135,7 +148,7 @@ void table_get_item(struct table_item *item, const void *table, uint32_t index);
 // Bytes of one slab; false when it overflows.
 bool slab_bytes(uint64_t heads, uint64_t n_tokens, uint64_t head_dim, uint64_t *out);
 
-// Where things lie in an ATTEND payload and in what its COLLECT returns (byte offsets, 64-aligned).
+// Where things lie in the data of an ATTEND and of its COLLECT (byte offsets, 64-aligned).
 struct attend_layout {
     uint64_t q;        // in: fp32 [count][q_heads][head_dim]
     uint64_t k, v;     // in: fp16 [count][kv_heads][head_dim]; rows of non-appending items unused

@@ -26,19 +26,18 @@ int drive_open(struct drive **out, struct flash *flash, const struct drive_limit
 // Ends at once; waits for flash operations in flight, forgets every ticket.
 void drive_close(struct drive *drive);
 
-// Hands over a command. `data` (64-byte aligned) stays the caller's, unchanged and alive, until the
-// completion. Fails with INST_ENORESOURCE when the queue is full: step and try again.
-int drive_submit(struct drive *drive, const uint8_t entry[COMMAND_BYTES], void *data,
-                 uint64_t now_ns);
+// Hands over a command of `owner`, a connection: tickets and cids of different owners have nothing
+// to do with each other. The table and the data (the entry's `length` bytes, 64-byte aligned) stay
+// the caller's, unchanged and alive, until the completion. Fails with INST_ENORESOURCE when the
+// queue is full: step and try again.
+int drive_submit(struct drive *drive, uint32_t owner, const uint8_t entry[COMMAND_BYTES],
+                 const void *table, size_t table_bytes, void *data, uint64_t now_ns);
 
 // Does what can be done now; returns how many completions it stored.
 size_t drive_step(struct drive *drive, uint64_t now_ns, struct completion *out, size_t max);
 
 // True when step can do more without a flash operation finishing or time passing.
 bool drive_runnable(const struct drive *drive);
-
-// Detail of the most recent failed command, "" when none failed.
-const char *drive_error_text(const struct drive *drive);
 
 // For tests: do the parts of the drive agree with each other? INST_EINTERNAL says where not.
 int drive_check(const struct drive *drive, struct inst_msg *msg);

@@ -7,12 +7,12 @@
 
 enum { WAIT_NS = 100 * 1000 * 1000 };
 
-int link_call(struct link *link, const struct command *command, void *data, uint64_t *result,
-              struct inst_msg *msg)
+int link_call(struct link *link, const struct command *command, const void *table, void *data,
+              uint64_t *result, struct inst_msg *msg)
 {
     struct completion done;
     int err;
-    while ((err = link->ops->submit(link, command, data)) == INST_ENORESOURCE)
+    while ((err = link->ops->submit(link, command, table, data)) == INST_ENORESOURCE)
         if (link->ops->poll(link, &done, 1, WAIT_NS))
             return inst_fail(msg, INST_EINTERNAL, "%s: another command was in flight",
                              opcode_name(command->opcode));
@@ -23,11 +23,9 @@ int link_call(struct link *link, const struct command *command, void *data, uint
     if (done.cid != command->cid)
         return inst_fail(msg, INST_EINTERNAL, "%s: the completion of another command came back",
                          opcode_name(command->opcode));
-    if (done.status) {
-        const char *text = link->ops->error_text(link);
+    if (done.status)
         return inst_fail(msg, done.status, "%s: %s", opcode_name(command->opcode),
-                         *text ? text : inst_status_text(done.status));
-    }
+                         *done.text ? done.text : inst_status_text(done.status));
     if (result)
         *result = done.result;
     return 0;

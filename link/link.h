@@ -10,16 +10,14 @@
 struct link;
 
 struct link_ops {
-    // Hands over a command with its data buffer (64-byte aligned, command->length bytes), which
-    // must stay alive and unchanged until the completion. Does not block.
-    // INST_ENORESOURCE: the queue is full, poll first.
-    int (*submit)(struct link *link, const struct command *command, void *data);
-    // Stores up to max completions and returns how many. When there are none it waits for at most
-    // max_wait_ns (0 = does not wait). Doing the drive's work happens in here for an in-process
-    // drive.
+    // Hands over a command with its table (command_table_bytes, NULL where that is 0) and its data
+    // (64-byte aligned, command->length bytes), which must stay alive and unchanged until the
+    // completion. Does not block. INST_ENORESOURCE: the queue is full, poll first.
+    int (*submit)(struct link *link, const struct command *command, const void *table, void *data);
+    // Stores up to max completions, each with its own text, and returns how many. When there are
+    // none it waits for at most max_wait_ns (0 = does not wait). Doing the drive's work happens in
+    // here for an in-process drive.
     size_t (*poll)(struct link *link, struct completion *out, size_t max, uint64_t max_wait_ns);
-    // Text about the most recent failed command, "" when there is none.
-    const char *(*error_text)(struct link *link);
     void (*close)(struct link *link);
 };
 
@@ -35,8 +33,8 @@ int link_local_open(struct link **out, struct drive *drive, struct flash *flash,
 
 // One command from submit to completion; other completions that arrive meanwhile must not be
 // outstanding. For CONFIG, STAT, IDENTIFY, FORK, RECLAIM, FLUSH and tests. *result may be NULL.
-int link_call(struct link *link, const struct command *command, void *data, uint64_t *result,
-              struct inst_msg *msg);
+int link_call(struct link *link, const struct command *command, const void *table, void *data,
+              uint64_t *result, struct inst_msg *msg);
 
 static inline void link_close(struct link *link)
 {

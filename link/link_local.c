@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <time.h>
 
+enum { OWNER = 1 }; // the drive's only connection
+
 struct link_local {
     struct link link;
     struct drive *drive;
@@ -21,12 +23,14 @@ static uint64_t now_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-static int local_submit(struct link *link, const struct command *command, void *data)
+static int local_submit(struct link *link, const struct command *command, const void *table,
+                        void *data)
 {
     struct link_local *local = (struct link_local *)link;
     uint8_t entry[COMMAND_BYTES];
     command_encode(entry, command);
-    return drive_submit(local->drive, entry, data, now_ns());
+    return drive_submit(local->drive, OWNER, entry, table, command_table_bytes(command), data,
+                        now_ns());
 }
 
 static void sleep_ns(uint64_t ns)
@@ -60,11 +64,6 @@ static size_t local_poll(struct link *link, struct completion *out, size_t max,
     }
 }
 
-static const char *local_error_text(struct link *link)
-{
-    return drive_error_text(((struct link_local *)link)->drive);
-}
-
 static void local_close(struct link *link)
 {
     free(link);
@@ -73,7 +72,6 @@ static void local_close(struct link *link)
 static const struct link_ops local_ops = {
     .submit = local_submit,
     .poll = local_poll,
-    .error_text = local_error_text,
     .close = local_close,
 };
 

@@ -228,8 +228,7 @@ static void drop_failed(struct batch *batch)
             if (!frame || !frame->status || !frame->read)
                 continue;
             span->status = frame->status;
-            item_failed(drive, batch->job, span->item, frame->status, STREAM_KV,
-                        frame->identity.group);
+            item_failed(batch->job, span->item, frame->status, STREAM_KV, frame->identity.group);
         }
         if (span->status)
             fetch_release(drive, span);

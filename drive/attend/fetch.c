@@ -44,22 +44,19 @@ static struct job *pick_job(struct drive *drive)
     return job;
 }
 
-void item_failed(struct drive *drive, struct job *job, uint32_t index, int status, uint32_t stream,
-                 uint64_t group)
+void item_failed(struct job *job, uint32_t index, int status, uint32_t stream, uint64_t group)
 {
     struct job_item *item = &job->items[index];
     if (item->status)
         return;
-    drive->error.text[0] = 0;
-    // What a failed program left on flash is of no kind: that it failed is what is told.
+    // What a failed program left on flash is of no kind: that it failed is what is told. The text is
+    // that of the first item that fails.
     item->status =
         item->sequence->failed
-            ? sequence_refuse(item->sequence, &drive->error)
-            : inst_fail(&drive->error, status, "sequence %u layer %u %s group %llu: %s",
+            ? sequence_refuse(item->sequence, &job->error)
+            : inst_fail(&job->error, status, "sequence %u layer %u %s group %llu: %s",
                         item->sequence->id, job->layer, stream == STREAM_KV ? "token" : "channel",
                         (unsigned long long)group, inst_status_text(status));
-    if (!job->error.text[0])
-        job->error = drive->error;
 }
 
 // Moves the job's cursor to the next token that is wanted; false at the end.
@@ -120,17 +117,17 @@ static enum acquired acquire_row(struct drive *drive, struct job *job, struct sp
     if (!row) {
         frame = item->sequence->layers[job->layer].open;
         if (!frame) {
-            item_failed(drive, job, span->item, INST_EINTERNAL, STREAM_KV, group);
+            item_failed(job, span->item, INST_EINTERNAL, STREAM_KV, group);
             return FAILED;
         }
     } else if (row->place.segment == PLACE_NONE) {
-        item_failed(drive, job, span->item, INST_ENOENT, STREAM_KV, group);
+        item_failed(job, span->item, INST_ENOENT, STREAM_KV, group);
         return FAILED;
     } else {
         frame = frames_find(space->frames, row->place, 0);
     }
     if (frame && frame->state == FRAME_READY && frame->status) {
-        item_failed(drive, job, span->item, frame->status, STREAM_KV, group);
+        item_failed(job, span->item, frame->status, STREAM_KV, group);
         return FAILED;
     }
     bool programming = frame && !frame->read;

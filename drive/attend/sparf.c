@@ -518,7 +518,7 @@ bool sparf_fetch(struct drive *drive)
             break;
         moved = true;
         if (result == STEP_FAILED)
-            item_failed(drive, job, u->item, step->status, step->stream, step->failed_group);
+            item_failed(job, u->item, step->status, step->stream, step->failed_group);
         if (resume)
             u = s->first_unit;
     }
@@ -630,7 +630,7 @@ static void collect_steps(struct drive *drive, struct sparf *s, struct job *job,
         uint64_t group = 0;
         int status = step_read_status(task->step, &group);
         if (status)
-            item_failed(drive, job, task->unit->item, status, task->step->stream, group);
+            item_failed(job, task->unit->item, status, task->step->stream, group);
         if (!job->items[task->unit->item].status)
             s->tasks[kept++] = *task;
     }

@@ -8,6 +8,7 @@
 #include "base/checked.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 enum {
@@ -15,24 +16,16 @@ enum {
     IDLE_NS = 5000000, // without commands and jobs: erases disturb nobody
 };
 
-// Keeps the text of the failure that was just noted in drive->msg.
-static int note_failure(struct drive *drive, int status)
-{
-    if (status < 0)
-        drive->error = drive->msg;
-    drive->msg.text[0] = 0;
-    return status;
-}
-
-static void complete(struct drive *drive, const struct command *command, int status,
-                     uint64_t result)
+// The text is this command's own, NULL: none.
+static void complete(struct drive *drive, uint32_t owner, const struct command *command, int status,
+                     uint64_t result, const struct inst_msg *text)
 {
     uint32_t capacity = sizeof drive->done / sizeof drive->done[0];
-    drive->done[(drive->first_done + drive->n_done++) % capacity] = (struct completion){
-        .cid = command->cid,
-        .status = note_failure(drive, status),
-        .result = result,
-    };
+    struct completion *done = &drive->done[(drive->first_done + drive->n_done++) % capacity];
+    *done = (struct completion){
+        .owner = owner, .cid = command->cid, .status = status, .result = result};
+    if (text)
+        snprintf(done->text, sizeof done->text, "%.*s", COMPLETION_TEXT_BYTES - 1, text->text);
 }
 
 static struct space *find_space(const struct drive *drive, uint32_t id)
@@ -43,11 +36,12 @@ static struct space *find_space(const struct drive *drive, uint32_t id)
     return space;
 }
 
-static struct job *find_job(struct drive *drive, uint32_t ticket)
+static struct job *find_job(struct drive *drive, uint32_t owner, uint32_t ticket)
 {
     for (int i = 0; i < MAX_TICKETS; i++) {
-        if (drive->jobs[i].state != JOB_FREE && drive->jobs[i].ticket == ticket)
-            return &drive->jobs[i];
+        struct job *job = &drive->jobs[i];
+        if (job->state != JOB_FREE && job->owner == owner && job->ticket == ticket)
+            return job;
     }
     return NULL;
 }
@@ -179,8 +173,8 @@ static int do_config(struct drive *drive, struct pending *pending, uint64_t *res
     struct space_config config;
     struct drive_plan plan;
     struct space *space;
-    if (space_config_decode(&config, pending->data, pending->command.length))
-        return inst_fail(msg, INST_EINVAL, "CONFIG: malformed payload");
+    if (space_config_decode(&config, pending->table, pending->table_bytes))
+        return inst_fail(msg, INST_EINVAL, "CONFIG: malformed table");
     if (find_space(drive, pending->command.space))
         return inst_fail(msg, INST_EEXIST, "CONFIG: space %u exists", pending->command.space);
     // Plans count the drive's own structures, which are in use already.
@@ -223,9 +217,9 @@ static int check_table(struct drive *drive, const struct pending *pending, struc
     if (!c->count || c->count > MAX_ITEMS)
         return inst_fail(&drive->msg, INST_EINVAL, "%s: %u items, must be 1 to %u", name, c->count,
                          MAX_ITEMS);
-    if (table_get_header(header, pending->data, c->length, c->count))
-        return inst_fail(&drive->msg, INST_EINVAL, "%s: malformed payload of %u bytes", name,
-                         c->length);
+    if (table_get_header(header, pending->table, pending->table_bytes, c->count))
+        return inst_fail(&drive->msg, INST_EINVAL, "%s: malformed table of %zu bytes", name,
+                         pending->table_bytes);
     bool layered = c->opcode == OP_WRITE || c->opcode == OP_READ || c->opcode == OP_ATTEND;
     if (layered && c->layer >= (*space)->config.layers)
         return inst_fail(&drive->msg, INST_EINVAL, "%s: layer %u of %u", name, c->layer,
@@ -253,11 +247,11 @@ static bool item_slab(const struct space *space, const struct table_header *head
 static int check_write(struct drive *drive, struct pending *pending, struct space *space,
                        const struct table_header *header)
 {
-    uint64_t end = table_data_offset(pending->command.count);
+    uint64_t end = 0;
     for (uint32_t i = 0; i < pending->command.count; i++) {
         struct table_item item;
         struct sequence *sequence;
-        table_get_item(&item, pending->data, i);
+        table_get_item(&item, pending->table, i);
         if (!item.n_tokens || !item_slab(space, header, &item, &end) ||
             end > pending->command.length)
             return inst_fail(&drive->msg, INST_EINVAL,
@@ -381,11 +375,11 @@ static int do_write(struct drive *drive, struct pending *pending)
     if (!status && !pending->begun)
         status = check_write(drive, pending, space, &header);
     pending->begun = true;
-    uint64_t offset = table_data_offset(pending->command.count);
+    uint64_t offset = 0;
     for (uint32_t i = 0; !status && i < pending->command.count; i++) {
         struct table_item item;
         uint64_t end = offset;
-        table_get_item(&item, pending->data, i);
+        table_get_item(&item, pending->table, i);
         if (!item_slab(space, &header, &item, &end))
             return INST_EINTERNAL;
         if (i >= pending->item) {
@@ -406,7 +400,7 @@ static int new_job(struct drive *drive, const struct pending *pending, struct sp
                    const struct table_header *header, struct job **out)
 {
     const struct command *c = &pending->command;
-    if (find_job(drive, c->ticket))
+    if (find_job(drive, pending->owner, c->ticket))
         return inst_fail(&drive->msg, INST_EEXIST, "%s: ticket %u is in use",
                          opcode_name(c->opcode), c->ticket);
     struct job *job = NULL;
@@ -421,6 +415,7 @@ static int new_job(struct drive *drive, const struct pending *pending, struct sp
     uint64_t memory_bytes = job->memory_bytes;
     *job = (struct job){
         .opcode = c->opcode,
+        .owner = pending->owner,
         .ticket = c->ticket,
         .space = space,
         .layer = c->layer,
@@ -487,7 +482,7 @@ static int do_read(struct drive *drive, struct pending *pending)
     uint64_t end = 0;
     for (uint32_t i = 0; !status && i < job->count; i++) {
         struct table_item item;
-        table_get_item(&item, pending->data, i);
+        table_get_item(&item, pending->table, i);
         uint64_t offset = end;
         if (!item.n_tokens || !item_slab(space, &header, &item, &end))
             return inst_fail(&drive->msg, INST_EINVAL, "READ: item %u of %llu tokens", i,
@@ -522,7 +517,7 @@ static int check_attend(struct drive *drive, struct pending *pending, struct spa
     for (uint32_t i = 0; i < c->count; i++) {
         struct table_item item;
         uint64_t end = 0;
-        table_get_item(&item, pending->data, i);
+        table_get_item(&item, pending->table, i);
         if (item.n_tokens > 1 || !item_slab(space, header, &item, &end))
             return inst_fail(&drive->msg, INST_EINVAL, "ATTEND: item %u: %llu tokens at %llu", i,
                              (unsigned long long)item.n_tokens, (unsigned long long)item.pos);
@@ -586,7 +581,7 @@ static int attend_item(struct drive *drive, struct pending *pending, uint32_t in
     struct space *space = job->space;
     struct table_item item;
     struct sequence *sequence;
-    table_get_item(&item, pending->data, index);
+    table_get_item(&item, pending->table, index);
     int status = space_lookup(space, &item, &sequence, &drive->msg);
     if (!status && !sequence) {
         if (!item.n_tokens)
@@ -648,9 +643,10 @@ static int do_attend(struct drive *drive, struct pending *pending)
         int status = attend_item(drive, pending, pending->item);
         if (status == WAIT)
             return WAIT;
-        job->items[pending->item].status = note_failure(drive, status); // others are unharmed
+        job->items[pending->item].status = status; // others are unharmed
         if (status && !job->error.text[0])
-            job->error = drive->error;
+            job->error = drive->msg;
+        drive->msg.text[0] = 0;
     }
     enqueue_job(drive, job);
     predict_next(drive, job);
@@ -667,7 +663,7 @@ static int do_fork(struct drive *drive, struct pending *pending)
     for (; !status && pending->item < pending->command.count; pending->item++) {
         struct table_item item, parent_item;
         struct sequence *parent, *child;
-        table_get_item(&item, pending->data, pending->item);
+        table_get_item(&item, pending->table, pending->item);
         parent_item = (struct table_item){
             .seq = item.parent, .epoch = item.parent_epoch, .pos = 1 /* must exist */};
         status = space_lookup(space, &parent_item, &parent, &drive->msg);
@@ -686,7 +682,7 @@ static int do_reclaim(struct drive *drive, struct pending *pending)
     int status = check_table(drive, pending, &space, &header);
     while (!status && pending->item < pending->command.count) {
         struct table_item item;
-        table_get_item(&item, pending->data, pending->item);
+        table_get_item(&item, pending->table, pending->item);
         status = reclaim_range(drive, space, &item);
         pending->item += status == 0;
     }
@@ -721,13 +717,13 @@ static void free_job(struct job *job)
     job->state = JOB_FREE;
 }
 
-static int begin_collect(struct drive *drive, const struct command *command, uint8_t *data,
-                         uint64_t now_ns)
+static int begin_collect(struct drive *drive, uint32_t owner, const struct command *command,
+                         uint8_t *data, uint64_t now_ns)
 {
     struct collect *slot = NULL;
     for (int i = 0; i < MAX_TICKETS; i++) {
         struct collect *collect = &drive->collects[i];
-        if (collect->used && collect->command.ticket == command->ticket)
+        if (collect->used && collect->owner == owner && collect->command.ticket == command->ticket)
             return inst_fail(&drive->msg, INST_EEXIST, "COLLECT: ticket %u is being collected",
                              command->ticket);
         if (!collect->used)
@@ -738,6 +734,7 @@ static int begin_collect(struct drive *drive, const struct command *command, uin
     uint64_t wait_ns = (uint64_t)command->timeout_ms * 1000000;
     *slot = (struct collect){
         .command = *command,
+        .owner = owner,
         .data = data,
         .deadline_ns = wait_ns ? now_ns + wait_ns : UINT64_MAX,
         .used = true,
@@ -745,20 +742,22 @@ static int begin_collect(struct drive *drive, const struct command *command, uin
     return 0;
 }
 
-static void end_collect(struct drive *drive, struct collect *collect, int status, uint64_t result)
+static void end_collect(struct drive *drive, struct collect *collect, int status, uint64_t result,
+                        const struct inst_msg *text)
 {
     collect->used = false;
-    complete(drive, &collect->command, status, result);
+    complete(drive, collect->owner, &collect->command, status, result, text);
     drive->runnable = true;
 }
 
 static void serve_collect(struct drive *drive, struct collect *collect, uint64_t now_ns)
 {
-    struct job *job = find_job(drive, collect->command.ticket);
+    struct job *job = find_job(drive, collect->owner, collect->command.ticket);
+    struct inst_msg msg = {0};
     if (job && collect->command.length < job->layout.out_bytes) {
-        inst_fail(&drive->msg, INST_EINVAL, "COLLECT: ticket %u needs %llu bytes", job->ticket,
+        inst_fail(&msg, INST_EINVAL, "COLLECT: ticket %u needs %llu bytes", job->ticket,
                   (unsigned long long)job->layout.out_bytes);
-        end_collect(drive, collect, INST_EINVAL, 0);
+        end_collect(drive, collect, INST_EINVAL, 0, &msg);
         return;
     }
     if (job && job->state == JOB_DONE) {
@@ -766,12 +765,8 @@ static void serve_collect(struct drive *drive, struct collect *collect, uint64_t
         if (job->opcode == OP_ATTEND)
             memcpy(collect->data, job->result, job->layout.out_bytes);
         // READ fails as a whole; the items of an ATTEND have codes, this is the text beside them.
-        drive->msg = job->error;
-        if (status == 0 && job->error.text[0])
-            drive->error = job->error;
-        uint64_t bytes = job->layout.out_bytes;
+        end_collect(drive, collect, status, job->layout.out_bytes, &job->error);
         free_job(job);
-        end_collect(drive, collect, status, bytes);
         return;
     }
     if (job && job->opcode == OP_READ && !job->dest) {
@@ -780,16 +775,16 @@ static void serve_collect(struct drive *drive, struct collect *collect, uint64_t
     }
     // A READ that copies into the buffer is not interrupted: it ends by itself.
     if (now_ns >= collect->deadline_ns && !(job && job->dest)) {
-        inst_fail(&drive->msg, INST_ETIMEOUT, "COLLECT: ticket %u did not come in %u ms",
+        inst_fail(&msg, INST_ETIMEOUT, "COLLECT: ticket %u did not come in %u ms",
                   collect->command.ticket, collect->command.timeout_ms);
-        end_collect(drive, collect, INST_ETIMEOUT, 0);
+        end_collect(drive, collect, INST_ETIMEOUT, 0, &msg);
     }
 }
 
 // ---- the machine -------------------------------------------------------------------------------
 
-int drive_submit(struct drive *drive, const uint8_t entry[COMMAND_BYTES], void *data,
-                 uint64_t now_ns)
+int drive_submit(struct drive *drive, uint32_t owner, const uint8_t entry[COMMAND_BYTES],
+                 const void *table, size_t table_bytes, void *data, uint64_t now_ns)
 {
     struct command command;
     command_decode(&command, entry);
@@ -807,7 +802,7 @@ int drive_submit(struct drive *drive, const uint8_t entry[COMMAND_BYTES], void *
         status = counters_identify(drive, &command, data);
         break;
     case OP_COLLECT:
-        status = begin_collect(drive, &command, data, now_ns);
+        status = begin_collect(drive, owner, &command, data, now_ns);
         immediate = status != 0;
         break;
     case OP_SEAL:
@@ -823,7 +818,11 @@ int drive_submit(struct drive *drive, const uint8_t entry[COMMAND_BYTES], void *
     case OP_RECLAIM:
     case OP_FLUSH: {
         uint32_t slot = (drive->pending_first + drive->n_pending++) % MAX_PENDING;
-        drive->pending[slot] = (struct pending){.command = command, .data = data};
+        drive->pending[slot] = (struct pending){.command = command,
+                                                .owner = owner,
+                                                .table = table,
+                                                .table_bytes = table_bytes,
+                                                .data = data};
         immediate = false;
         break;
     }
@@ -832,7 +831,7 @@ int drive_submit(struct drive *drive, const uint8_t entry[COMMAND_BYTES], void *
             inst_fail(&drive->msg, INST_ENOTSUP, "opcode 0x%02x is not a command", command.opcode);
     }
     if (immediate)
-        complete(drive, &command, status, 0);
+        complete(drive, owner, &command, status, 0, status ? &drive->msg : NULL);
     return 0;
 }
 
@@ -876,7 +875,8 @@ static bool admit(struct drive *drive, uint64_t now_ns)
             drive->write_wait_ns += now_ns - pending->since_ns;
         drive->pending_first = (drive->pending_first + 1) % MAX_PENDING;
         drive->n_pending--;
-        complete(drive, &pending->command, status, result);
+        complete(drive, pending->owner, &pending->command, status, result,
+                 status ? &drive->msg : NULL);
         moved = true;
     }
     return moved;
@@ -936,9 +936,4 @@ size_t drive_step(struct drive *drive, uint64_t now_ns, struct completion *out, 
 bool drive_runnable(const struct drive *drive)
 {
     return drive->runnable || drive->n_done;
-}
-
-const char *drive_error_text(const struct drive *drive)
-{
-    return drive->error.text;
 }

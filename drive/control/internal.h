@@ -35,7 +35,7 @@ enum job_state { JOB_FREE, JOB_ADMITTED, JOB_DONE };
 struct job {
     enum job_state state;
     uint8_t opcode; // OP_READ or OP_ATTEND
-    uint32_t ticket;
+    uint32_t owner, ticket;
     struct space *space;
     uint32_t layer, count;
     struct table_header header;
@@ -88,6 +88,9 @@ struct prediction {
 
 struct pending {
     struct command command;
+    uint32_t owner;
+    const uint8_t *table;
+    size_t table_bytes;
     uint8_t *data;
     struct job *job;   // ATTEND that has begun
     uint32_t item;     // progress
@@ -100,6 +103,7 @@ struct pending {
 
 struct collect {
     struct command command;
+    uint32_t owner;
     uint8_t *data;
     uint64_t deadline_ns; // UINT64_MAX = none
     bool used;
@@ -132,9 +136,8 @@ struct drive {
     uint32_t first_done, n_done;
     uint64_t view_bytes, attended, attended_from_flash, attended_programming, checksum_errors,
         write_wait_ns;
-    struct inst_msg msg;   // of the command at work
-    struct inst_msg error; // of the most recent one that failed
-    uint64_t busy_ns;      // when a command or a job was last there
+    struct inst_msg msg; // of the command at work
+    uint64_t busy_ns;    // when a command or a job was last there
     bool runnable;
 };
 
@@ -144,8 +147,7 @@ bool fetch_demand(struct drive *drive);
 void fetch_ahead(struct drive *drive);
 void fetch_release(struct drive *drive, struct span *span);
 // Ends an item of a job because of a group of a stream; what went wrong first is kept.
-void item_failed(struct drive *drive, struct job *job, uint32_t item, int status, uint32_t stream,
-                 uint64_t group);
+void item_failed(struct job *job, uint32_t item, int status, uint32_t stream, uint64_t group);
 void predict_next(struct drive *drive, const struct job *job);
 bool span_ready(const struct span *span);
 

@@ -15,7 +15,9 @@ static void cancel_reads(struct drive *drive, const struct sequence *sequence)
                 continue;
             item->sequence->jobs--;
             item->sequence = NULL;
-            item->status = INST_ECANCELLED;
+            item->status =
+                inst_fail(&job->error, INST_ECANCELLED,
+                          "READ: sequence %u was cut before it was collected", sequence->id);
         }
     }
 }

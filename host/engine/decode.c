@@ -74,16 +74,16 @@ static void put_row(void *arg, size_t row, const float *q, const float *k, const
     b->e->kernels->f32_to_f16((uint16_t *)(data_in(b) + b->layout.v) + row * kv_dim, v, kv_dim);
 }
 
-static void put_table(struct batch *b, uint32_t layer)
+static void put_table(struct batch *b, uint32_t layer, unsigned char *table)
 {
     struct table_header header = b->e->attend;
     header.audit = b->audit;
     if (model_layer_window(&b->e->config, layer))
         header.method = METHOD_DENSE; // a window is short, and its mean value is not kept
-    table_put_header(data_in(b), &header);
+    table_put_header(table, &header);
     for (size_t row = 0; row < b->n; row++) {
         const struct inst_session *s = b->sessions[b->at[row]];
-        table_put_item(data_in(b), (uint32_t)row,
+        table_put_item(table, (uint32_t)row,
                        &(struct table_item){.seq = s->slot,
                                             .epoch = s->epoch,
                                             .pos = s->length,
@@ -98,7 +98,8 @@ static void attend(struct batch *b, uint32_t layer)
     struct inst_engine *e = b->e;
     double start = engine_seconds();
     struct inst_msg msg = {0};
-    put_table(b, layer);
+    unsigned char *table = engine_bytes(e, BUFFER_attend_table);
+    put_table(b, layer, table);
     struct command attend = {.opcode = OP_ATTEND,
                              .layer = layer,
                              .count = (uint32_t)b->n,
@@ -110,20 +111,19 @@ static void attend(struct batch *b, uint32_t layer)
                               .length = (uint32_t)b->layout.out_bytes};
     unsigned char *out = engine_bytes(e, BUFFER_attend_out);
     // COLLECT goes only after an ATTEND that was accepted: a refused one leaves no ticket.
-    int err = port_call(&e->port, attend, data_in(b), NULL, &msg);
+    int err = port_call(&e->port, attend, table, data_in(b), NULL, &msg);
     if (!err)
-        err = port_call(&e->port, collect, out, NULL, &msg);
+        err = port_call(&e->port, collect, NULL, out, NULL, &msg);
     bool failed = false;
     for (size_t row = 0; row < b->n; row++) {
         uint16_t nvme = err ? 0 : (uint16_t)le_get32(out + b->layout.status + 4 * row);
         int code = err ? err : inst_status_from_nvme(nvme);
         if (!code)
             continue;
-        if (!err) {
-            const char *text = e->port.link->ops->error_text(e->port.link);
+        // The text that came with it is about the first item that failed.
+        if (!err && (failed || !msg.text[0])) {
             msg.text[0] = 0;
-            inst_fail(&msg, code, "attention in layer %u: %s", layer,
-                      *text ? text : inst_status_text(code));
+            inst_fail(&msg, code, "attention in layer %u: %s", layer, inst_status_text(code));
         }
         fail_row(b, row, code, msg.text);
         failed = true;

@@ -242,7 +242,7 @@ static int configure_drive(inst_engine *e, struct inst_msg *msg)
     struct drive_identity identity;
     uint64_t group;
     struct command identify = {.opcode = OP_IDENTIFY, .length = sizeof table};
-    int err = port_call(&e->port, identify, table, NULL, msg);
+    int err = port_call(&e->port, identify, NULL, table, NULL, msg);
     if (err)
         return err;
     if (identity_decode(&identity, table, sizeof table) || !identity.max_items)
@@ -252,8 +252,8 @@ static int configure_drive(inst_engine *e, struct inst_msg *msg)
     struct space_config space = e->plan.space;
     space.group_tokens = e->plan.group;
     space_config_encode(config, &space);
-    struct command configure = {.opcode = OP_CONFIG, .length = sizeof config};
-    err = port_call(&e->port, configure, config, &group, msg);
+    struct command configure = {.opcode = OP_CONFIG};
+    err = port_call(&e->port, configure, config, NULL, &group, msg);
     if (err)
         return err;
     e->plan.group = (uint32_t)group;
@@ -381,7 +381,7 @@ int engine_drive_stats(struct inst_engine *e, struct drive_stats *stats, struct 
 {
     alignas(64) unsigned char table[STAT_TABLE_BYTES];
     struct command command = {.opcode = OP_STAT, .length = sizeof table};
-    int err = port_call(&e->port, command, table, NULL, msg);
+    int err = port_call(&e->port, command, NULL, table, NULL, msg);
     if (err)
         return err;
     if (stats_decode(stats, table, sizeof table))

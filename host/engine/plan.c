@@ -83,14 +83,13 @@ static bool size_buffers(struct engine_plan *p, const struct model_config *c,
     b[BUFFER_t2] = floats(&s, p->strip, max_u64(2 * kv_dim, c->ffn));
     uint64_t widest = max_u64(max_u64(c->width, q_dim), c->ffn);
     b[BUFFER_rounded] = in->rounds_x ? mul(&s, p->strip, 4 * rounded_floats(widest)) : 0;
-    b[BUFFER_slab0] = b[BUFFER_slab1] =
-        add(&s, table_data_offset(1) + SLAB_ALIGN, mul(&s, p->chunk, token_bytes));
-    b[BUFFER_piece0] = b[BUFFER_piece1] =
-        add(&s, table_data_offset(1) + SLAB_ALIGN, mul(&s, p->piece, token_bytes));
+    b[BUFFER_slab0] = b[BUFFER_slab1] = add(&s, SLAB_ALIGN, mul(&s, p->chunk, token_bytes));
+    b[BUFFER_piece0] = b[BUFFER_piece1] = add(&s, SLAB_ALIGN, mul(&s, p->piece, token_bytes));
     b[BUFFER_stage] = mul(&s, ATTENTION_TILE, token_bytes);
     struct attend_layout layout;
     if (!attend_layout(&layout, in->sessions, c->heads, c->kv_heads, c->head_dim, true))
         return false;
+    b[BUFFER_attend_table] = table_bytes(in->sessions);
     b[BUFFER_attend_in] = layout.in_bytes;
     b[BUFFER_attend_out] = layout.out_bytes;
     b[BUFFER_logits] = in->sessions == 1 ? 0 : floats(&s, p->logits_rows, c->vocab);

@@ -25,12 +25,13 @@
     X(t1, "q or gate [s][max(heads * head_dim, ffn)]")                                             \
     X(t2, "k and v, or up [s][max(2 * kv_heads * head_dim, ffn)]")                                 \
     X(rounded, "x of a product as the K types take it [s][rounded_floats of the widest]")          \
-    X(slab0, "WRITE payload of a layer: table, then the chunk's K, V")                             \
+    X(slab0, "data of a layer's WRITE: the chunk's K, V")                                          \
     X(slab1, "the same for the next layer")                                                        \
-    X(piece0, "READ table, then earlier K, V of one piece")                                        \
+    X(piece0, "earlier K, V of one piece")                                                         \
     X(piece1, "the same for the next piece")                                                       \
     X(stage, "slab of one tile whose tokens are partly stored, partly the chunk's own")            \
-    X(attend_in, "ATTEND payload")                                                                 \
+    X(attend_table, "table of an ATTEND")                                                          \
+    X(attend_in, "its data: q, k, v")                                                              \
     X(attend_out, "what its COLLECT returns")                                                      \
     X(logits, "logits of several rows [l][vocab]")
 

@@ -34,13 +34,10 @@ static void take(struct port *port, const struct completion *done)
     slot->status = done->status;
     slot->result = done->result;
     port->in_flight--;
-    if (done->status) {
-        // The link keeps the text of the latest failure only, so it is copied at once.
-        const char *text = port->link->ops->error_text(port->link);
-        slot->msg.text[0] = 0;
+    slot->msg.text[0] = 0;
+    if (done->status || *done->text)
         inst_fail(&slot->msg, done->status, "%s of layer %u: %s", opcode_name(slot->opcode),
-                  slot->layer, *text ? text : inst_status_text(done->status));
-    }
+                  slot->layer, *done->text ? done->text : inst_status_text(done->status));
 }
 
 static void poll(struct port *port, uint64_t max_wait_ns)
@@ -58,7 +55,8 @@ static void wait_poll(struct port *port)
     port->wait_ns += now_ns() - start;
 }
 
-int port_submit(struct port *port, struct command command, void *data, struct inst_msg *msg)
+int port_submit(struct port *port, struct command command, const void *table, void *data,
+                struct inst_msg *msg)
 {
     int handle = 0;
     while (handle < PORT_SLOTS && port->slot[handle].state != PORT_FREE)
@@ -68,7 +66,8 @@ int port_submit(struct port *port, struct command command, void *data, struct in
     command.cid = (uint16_t)handle;
     command.space = PORT_SPACE;
     int err;
-    while ((err = port->link->ops->submit(port->link, &command, data)) == INST_ENORESOURCE) {
+    struct link *link = port->link;
+    while ((err = link->ops->submit(link, &command, table, data)) == INST_ENORESOURCE) {
         if (!port->in_flight)
             break;
         wait_poll(port);
@@ -89,17 +88,17 @@ int port_wait(struct port *port, int handle, uint64_t *result, struct inst_msg *
     while (slot->state == PORT_BUSY)
         wait_poll(port);
     slot->state = PORT_FREE;
-    if (slot->status)
-        return inst_fail(msg, slot->status, "%s", slot->msg.text);
-    if (result)
+    if (slot->msg.text[0])
+        inst_fail(msg, slot->status, "%s", slot->msg.text);
+    if (result && !slot->status)
         *result = slot->result;
-    return 0;
+    return slot->status;
 }
 
-int port_call(struct port *port, struct command command, void *data, uint64_t *result,
-              struct inst_msg *msg)
+int port_call(struct port *port, struct command command, const void *table, void *data,
+              uint64_t *result, struct inst_msg *msg)
 {
-    int handle = port_submit(port, command, data, msg);
+    int handle = port_submit(port, command, table, data, msg);
     return handle < 0 ? handle : port_wait(port, handle, result, msg);
 }
 

@@ -27,13 +27,16 @@ void port_open(struct port *port, struct link *link);
 uint32_t port_ticket(struct port *port);
 
 // Fills in cid and space and hands the command over; waits for room in the drive's queue. Returns
-// the command's handle (>= 0) or INST_E*. `data` stays the caller's until port_wait or port_drain.
-int port_submit(struct port *port, struct command command, void *data, struct inst_msg *msg);
-// Waits for one command; its status. The handle is free afterwards.
+// the command's handle (>= 0) or INST_E*. Table and data stay the caller's until port_wait or
+// port_drain.
+int port_submit(struct port *port, struct command command, const void *table, void *data,
+                struct inst_msg *msg);
+// Waits for one command; its status. The handle is free afterwards. A COLLECT of which some items
+// failed is a success that fills *msg.
 int port_wait(struct port *port, int handle, uint64_t *result, struct inst_msg *msg);
 // Submit and wait.
-int port_call(struct port *port, struct command command, void *data, uint64_t *result,
-              struct inst_msg *msg);
+int port_call(struct port *port, struct command command, const void *table, void *data,
+              uint64_t *result, struct inst_msg *msg);
 // Lets the drive work without waiting.
 void port_tick(struct port *port);
 // Waits for everything in flight and forgets it: after a failure.

@@ -9,6 +9,7 @@
 #include "host/engine/engine.h"
 #include "base/checked.h"
 
+#include <stdalign.h>
 #include <string.h>
 
 enum { BLOCK_QUERIES = 64 };
@@ -19,6 +20,11 @@ struct run {
     uint64_t slab_tokens;
     uint64_t offset; // of the first token in the slab
     uint64_t pos, tokens;
+};
+
+// The table of a command with one item.
+struct one_item {
+    alignas(64) unsigned char bytes[TABLE_HEADER_BYTES + TABLE_ITEM_BYTES];
 };
 
 // READs of the pieces of [0, pos0) that a layer's queries see, of every layer, in the order in
@@ -38,9 +44,10 @@ struct chunk {
     size_t n;
     uint64_t pos0;
     uint32_t layer;
-    size_t group;   // query heads of a KV head
-    uint16_t *slab; // K, V of the current layer
-    int write[2];   // handles of the WRITEs in flight, -1 = none
+    size_t group;             // query heads of a KV head
+    uint16_t *slab;           // K, V of the current layer
+    struct one_item table[2]; // of the WRITEs in flight, by parity of the layer
+    int write[2];             // their handles, -1 = none
     struct reader reader;
     struct run run[2];
     size_t n_runs;
@@ -69,13 +76,13 @@ static struct table_item session_item(const struct inst_session *s, uint64_t pos
     return (struct table_item){.seq = s->slot, .epoch = s->epoch, .pos = pos, .n_tokens = n};
 }
 
-// Puts the table of a command about n tokens in front of the data; returns the slab's bytes.
-static uint32_t put_table(struct inst_session *s, unsigned char *payload, uint64_t pos, uint64_t n)
+// The table of a command about n tokens; returns the slab's bytes.
+static uint32_t put_table(struct inst_session *s, struct one_item *table, uint64_t pos, uint64_t n)
 {
     const struct model_config *c = &s->engine->config;
-    table_put_header(payload, &(struct table_header){.head_count = c->kv_heads});
+    table_put_header(table->bytes, &(struct table_header){.head_count = c->kv_heads});
     struct table_item item = session_item(s, pos, n);
-    table_put_item(payload, 0, &item);
+    table_put_item(table->bytes, 0, &item);
     return (uint32_t)((n * c->kv_heads * c->head_dim * 4 + 63) / 64 * 64);
 }
 
@@ -92,21 +99,18 @@ static int reader_issue(struct reader *r, struct inst_msg *msg)
             continue;
         }
         uint64_t n = piece_tokens(r, r->piece);
-        unsigned char *buffer = piece_buffer(e, r->issued);
-        uint32_t bytes = put_table(r->s, buffer, (uint64_t)r->piece * e->plan.piece, n);
-        struct command read = {.opcode = OP_READ,
-                               .layer = r->layer,
-                               .count = 1,
-                               .ticket = port_ticket(&e->port),
-                               .length = (uint32_t)table_data_offset(1)};
+        struct one_item table;
+        uint32_t bytes = put_table(r->s, &table, (uint64_t)r->piece * e->plan.piece, n);
+        struct command read = {
+            .opcode = OP_READ, .layer = r->layer, .count = 1, .ticket = port_ticket(&e->port)};
         struct command collect = {
             .opcode = OP_COLLECT, .layer = r->layer, .ticket = read.ticket, .length = bytes};
         // A READ is complete once it is admitted and does its work when COLLECT has come. COLLECT
         // goes only after one that was accepted: a refused READ leaves no ticket to wait for.
-        int err = port_call(&e->port, read, buffer, NULL, msg);
+        int err = port_call(&e->port, read, table.bytes, NULL, NULL, msg);
         if (err)
             return err;
-        int handle = port_submit(&e->port, collect, buffer + table_data_offset(1), msg);
+        int handle = port_submit(&e->port, collect, NULL, piece_buffer(e, r->issued), msg);
         if (handle < 0)
             return handle;
         r->collect[r->issued & 1] = handle;
@@ -121,7 +125,7 @@ static int reader_wait(struct reader *r, const uint16_t **slab, struct inst_msg 
 {
     struct inst_engine *e = r->s->engine;
     int err = port_wait(&e->port, r->collect[r->consumed & 1], NULL, msg);
-    *slab = (const uint16_t *)(piece_buffer(e, r->consumed) + table_data_offset(1));
+    *slab = (const uint16_t *)piece_buffer(e, r->consumed);
     return err;
 }
 
@@ -305,15 +309,14 @@ static int write_wait(struct chunk *ch, int index, struct inst_msg *msg)
     return handle < 0 ? 0 : port_wait(&ch->e->port, handle, NULL, msg);
 }
 
-static int write_slab(struct chunk *ch, uint32_t layer, unsigned char *payload,
-                      struct inst_msg *msg)
+static int write_slab(struct chunk *ch, uint32_t layer, struct inst_msg *msg)
 {
-    uint32_t bytes = put_table(ch->s, payload, ch->pos0, ch->n);
+    struct one_item *table = &ch->table[layer & 1];
     struct command write = {.opcode = OP_WRITE,
                             .layer = layer,
                             .count = 1,
-                            .length = (uint32_t)table_data_offset(1) + bytes};
-    int handle = port_submit(&ch->e->port, write, payload, msg);
+                            .length = put_table(ch->s, table, ch->pos0, ch->n)};
+    int handle = port_submit(&ch->e->port, write, table->bytes, ch->slab, msg);
     if (handle < 0)
         return handle;
     ch->write[layer & 1] = handle;
@@ -326,11 +329,10 @@ static int chunk_layer(struct chunk *ch, uint32_t layer, struct inst_msg *msg)
     int err = write_wait(ch, layer & 1, msg);
     if (err)
         return err;
-    unsigned char *payload = engine_bytes(e, layer & 1 ? BUFFER_slab1 : BUFFER_slab0);
-    ch->slab = (uint16_t *)(payload + table_data_offset(1));
+    ch->slab = (uint16_t *)engine_bytes(e, layer & 1 ? BUFFER_slab1 : BUFFER_slab0);
     ch->layer = layer;
     layer_qkv(e, layer, ch->n, put_row, ch);
-    err = write_slab(ch, layer, payload, msg);
+    err = write_slab(ch, layer, msg);
     if (err)
         return err;
     for (size_t row = 0; row < ch->n; row++)

@@ -20,9 +20,8 @@ static int reclaim(struct inst_session *s, uint64_t pos, struct inst_msg *msg)
                                         .pos = pos,
                                         .n_tokens = UINT64_MAX,
                                         .layer_count = s->engine->config.layers});
-    struct command command = {
-        .opcode = OP_RECLAIM, .count = 1, .length = (uint32_t)table_data_offset(1)};
-    int err = port_call(&s->engine->port, command, table, NULL, msg);
+    struct command command = {.opcode = OP_RECLAIM, .count = 1};
+    int err = port_call(&s->engine->port, command, table, NULL, NULL, msg);
     // A sequence that never got a token does not exist.
     return err == INST_ENOENT ? 0 : err;
 }

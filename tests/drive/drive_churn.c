@@ -87,22 +87,21 @@ static void append(struct churn *c, struct timeline *line)
     if (n > line->target - line->tokens)
         n = line->target - line->tokens;
     slab_bytes(KV_HEADS, n, HEAD_DIM, &bytes);
-    table_put_header(c->data, &(struct table_header){.head_count = KV_HEADS});
+    uint8_t table[128];
+    table_put_header(table, &(struct table_header){.head_count = KV_HEADS});
     table_put_item(
-        c->data, 0,
+        table, 0,
         &(struct table_item){.seq = line->seq, .epoch = 1, .pos = line->tokens, .n_tokens = n});
-    uint64_t *p = c->data + table_data_offset(1) / 8;
+    uint64_t *p = c->data;
     uint32_t content = line->part[line->parts - 1].content;
     for (int v = 0; v < 2; v++)
         for (uint64_t t = line->tokens; t < line->tokens + n; t++)
             for (uint32_t i = 0; i < WORDS; i++)
                 *p++ = word(content, t, v, i);
-    struct command command = {.opcode = OP_WRITE,
-                              .space = 1,
-                              .count = 1,
-                              .length = (uint32_t)(table_data_offset(1) + bytes)};
-    if (rig_call(&c->rig, &command, c->data, NULL))
-        fail_msg("%s", drive_error_text(c->rig.drive));
+    struct command command = {
+        .opcode = OP_WRITE, .space = 1, .count = 1, .length = (uint32_t)bytes};
+    if (rig_call(&c->rig, &command, table, c->data, NULL))
+        fail_msg("%s", c->rig.text);
     line->tokens += n;
 }
 
@@ -112,7 +111,7 @@ static void check_content(struct churn *c, const struct timeline *line, uint64_t
     slab_bytes(KV_HEADS, n, HEAD_DIM, &bytes);
     uint64_t *out = malloc(bytes), *p = out;
     if (rig_read(&c->rig, line->seq, 0, from, n, 0, KV_HEADS, (uint16_t *)out))
-        fail_msg("%s", drive_error_text(c->rig.drive));
+        fail_msg("%s", c->rig.text);
     for (int v = 0; v < 2; v++)
         for (uint64_t t = from; t < from + n; t++)
             for (uint32_t i = 0; i < WORDS; i++)
@@ -133,12 +132,14 @@ static float attend(struct churn *c, const struct timeline *line, bool audit)
     assert_true(attend_layout(&layout, 1, KV_HEADS, KV_HEADS, HEAD_DIM, false));
     assert_true(layout.in_bytes <= sizeof in && layout.out_bytes <= sizeof out);
     memset(in, 0, sizeof in);
-    table_put_header(in, &(struct table_header){.method = METHOD_SPARF,
-                                                .q_heads = KV_HEADS,
-                                                .scale = 0.25f,
-                                                .sparf_channels = HEAD_DIM,
-                                                .audit = audit});
-    table_put_item(in, 0, &(struct table_item){.seq = line->seq, .epoch = 1, .pos = line->tokens});
+    uint8_t table[128];
+    table_put_header(table, &(struct table_header){.method = METHOD_SPARF,
+                                                   .q_heads = KV_HEADS,
+                                                   .scale = 0.25f,
+                                                   .sparf_channels = HEAD_DIM,
+                                                   .audit = audit});
+    table_put_item(table, 0,
+                   &(struct table_item){.seq = line->seq, .epoch = 1, .pos = line->tokens});
     for (uint32_t d = 0; d < HEAD_DIM; d++)
         ((float *)((uint8_t *)in + layout.q))[d] = (float)(d * 7 % 5) - 2;
     struct command command = {.opcode = OP_ATTEND,
@@ -146,11 +147,11 @@ static float attend(struct churn *c, const struct timeline *line, bool audit)
                               .count = 1,
                               .ticket = ticket,
                               .length = (uint32_t)layout.in_bytes};
-    if (rig_call(&c->rig, &command, in, NULL))
-        fail_msg("%s", drive_error_text(c->rig.drive));
+    if (rig_call(&c->rig, &command, table, in, NULL))
+        fail_msg("%s", c->rig.text);
     command = (struct command){
         .opcode = OP_COLLECT, .space = 1, .ticket = ticket, .length = (uint32_t)layout.out_bytes};
-    assert_int_equal(rig_call(&c->rig, &command, out, NULL), 0);
+    assert_int_equal(rig_call(&c->rig, &command, NULL, out, NULL), 0);
     assert_int_equal(*(uint32_t *)((uint8_t *)out + layout.status), 0);
     memcpy(&captured, (uint8_t *)out + layout.captured, sizeof captured);
     return captured;
@@ -231,7 +232,7 @@ static void churn(const struct shape *shape)
     };
     struct drive_stats stats = {0};
     rig_open(&c.rig, &o);
-    c.data = aligned_alloc(64, table_data_offset(1) + CHUNK * HEAD_DIM * 4 * KV_HEADS);
+    c.data = aligned_alloc(64, CHUNK * HEAD_DIM * 4 * KV_HEADS);
     for (uint64_t step = 0; stats.flash_program_bytes < pages_wanted * PAGE; step++) {
         struct timeline *line = &c.line[draw(&c, LIVE)];
         if (!line->seq)

@@ -23,8 +23,7 @@ static void test_replay_and_gap(void **state)
                      0); // other values below the length: no effect
     assert_int_equal(rig_write_all(&rig, 1, 0, 30, 30), 0); // half replay, half new
     assert_int_equal(rig_write(&rig, 1, 0, 0, 61, 5, 0, 2), INST_ESEQUENCE);
-    assert_non_null(
-        strstr(drive_error_text(rig.drive), "sequence 1 has 60 tokens in layer 0, not 61"));
+    assert_non_null(strstr(rig.text, "sequence 1 has 60 tokens in layer 0, not 61"));
     rig_expect_content(&rig, 1, 0, 0, 0, 60);
     rig_expect_content(&rig, 1, 0, 1, 7, 53);
     // An appended token is stored once, however often its ATTEND is sent.
@@ -59,6 +58,7 @@ static void test_one_item_fails_alone(void **state)
         {.seq = 2, .content = 2, .pos = 50, .append = true},
     };
     assert_int_equal(rig_attend(&rig, 1, queries, 3, out, lse), INST_ESEQUENCE);
+    assert_non_null(strstr(rig.text, "sequence 2 has 50 tokens in layer 1, not 70"));
     assert_int_equal(queries[0].status, 0);
     assert_int_equal(queries[1].status, INST_ESEQUENCE);
     assert_int_equal(queries[2].status, 0);
@@ -187,7 +187,7 @@ static void test_full_drive(void **state)
         pos += 16;
     }
     assert_int_equal(status, INST_ENOSPC);
-    assert_non_null(strstr(drive_error_text(rig.drive), "the drive is full"));
+    assert_non_null(strstr(rig.text, "the drive is full"));
     rig_expect_content(&rig, 1, 1, 0, 0, 16 * 8 * 2);
     rig_expect_content(&rig, 2, 2, 0, 0, pos - 16);
     // Giving the greedy one up makes room again.
@@ -277,19 +277,18 @@ static void test_tickets(void **state)
     assert_int_equal(rig_write_all(&rig, 1, 0, 0, 40), 0);
     struct command collect = {
         .opcode = OP_COLLECT, .cid = 7, .ticket = 900, .timeout_ms = 5, .length = sizeof buffer};
-    assert_int_equal(rig_call(&rig, &collect, buffer, NULL), INST_ETIMEOUT);
+    assert_int_equal(rig_call(&rig, &collect, NULL, buffer, NULL), INST_ETIMEOUT);
     // COLLECT first, then the READ that it waits for.
     uint8_t entry[COMMAND_BYTES];
     struct completion done[4];
     collect.timeout_ms = 0;
     command_encode(entry, &collect);
-    assert_int_equal(drive_submit(rig.drive, entry, buffer, rig.now_ns), 0);
+    assert_int_equal(drive_submit(rig.drive, 0, entry, NULL, 0, buffer, rig.now_ns), 0);
     table_put_header(table, &(struct table_header){.head_count = 2});
     table_put_item(table, 0, &(struct table_item){.seq = 1, .epoch = 1, .n_tokens = 40});
-    struct command read = {
-        .opcode = OP_READ, .cid = 8, .space = 1, .count = 1, .ticket = 900, .length = sizeof table};
+    struct command read = {.opcode = OP_READ, .cid = 8, .space = 1, .count = 1, .ticket = 900};
     command_encode(entry, &read);
-    assert_int_equal(drive_submit(rig.drive, entry, table, rig.now_ns), 0);
+    assert_int_equal(drive_submit(rig.drive, 0, entry, table, sizeof table, NULL, rig.now_ns), 0);
     size_t n = 0;
     for (int i = 0; i < 1000 && n < 2; i++)
         n += drive_step(rig.drive, rig.now_ns++, done + n, 4 - n);
@@ -300,19 +299,58 @@ static void test_tickets(void **state)
     // A ticket is bound until it is collected; there are 64 of them.
     for (uint32_t t = 0; t < 64; t++) {
         read.ticket = t;
-        assert_int_equal(rig_call(&rig, &read, table, NULL), 0);
+        assert_int_equal(rig_call(&rig, &read, table, NULL, NULL), 0);
     }
     read.ticket = 5;
-    assert_int_equal(rig_call(&rig, &read, table, NULL), INST_EEXIST);
+    assert_int_equal(rig_call(&rig, &read, table, NULL, NULL), INST_EEXIST);
     read.ticket = 64;
-    assert_int_equal(rig_call(&rig, &read, table, NULL), INST_ENORESOURCE);
+    assert_int_equal(rig_call(&rig, &read, table, NULL, NULL), INST_ENORESOURCE);
     // READs that nobody collects do not keep a sequence alive.
     assert_int_equal(rig_reclaim(&rig, 1, 0, UINT64_MAX, 0, 2), 0);
     collect.ticket = 5;
-    assert_int_equal(rig_call(&rig, &collect, buffer, NULL), INST_ECANCELLED);
+    assert_int_equal(rig_call(&rig, &collect, NULL, buffer, NULL), INST_ECANCELLED);
     collect.length = 100;
     collect.ticket = 6;
-    assert_int_equal(rig_call(&rig, &collect, buffer, NULL), INST_EINVAL);
+    assert_int_equal(rig_call(&rig, &collect, NULL, buffer, NULL), INST_EINVAL);
+    rig_close(&rig);
+}
+
+// Every completion carries the text of its own command, however many complete in one step.
+static void test_texts(void **state)
+{
+    (void)state;
+    struct rig rig;
+    uint8_t table[128] __attribute__((aligned(64))), entry[COMMAND_BYTES];
+    rig_open(&rig, &small);
+    table_put_header(table, &(struct table_header){.head_count = 2});
+    table_put_item(table, 0, &(struct table_item){.seq = 1, .epoch = 1, .n_tokens = 4});
+    const struct command commands[] = {
+        {.opcode = OP_READ, .cid = 1, .space = 77, .count = 1, .ticket = 1},
+        {.opcode = OP_READ, .cid = 2, .space = 1, .layer = 9, .count = 1, .ticket = 2},
+        {.opcode = OP_FLUSH, .cid = 3},
+        {.opcode = OP_SEAL, .cid = 4},
+        {.opcode = OP_COLLECT, .cid = 5, .ticket = 9, .timeout_ms = 1},
+    };
+    static const char *const texts[] = {"READ: space 77 does not exist", "READ: layer 9 of 2", "",
+                                        "SEAL: not supported",
+                                        "COLLECT: ticket 9 did not come in 1 ms"};
+    enum { COMMANDS = sizeof commands / sizeof *commands };
+    for (int i = 0; i < COMMANDS; i++) {
+        command_encode(entry, &commands[i]);
+        assert_int_equal(drive_submit(rig.drive, 7 + (uint32_t)i, entry, table,
+                                      command_table_bytes(&commands[i]), NULL, rig.now_ns),
+                         0);
+    }
+    struct completion done[COMMANDS];
+    size_t n = 0;
+    for (int i = 0; i < 1000 && n < COMMANDS; i++)
+        n += drive_step(rig.drive, rig.now_ns += 1000000, done + n, COMMANDS - n);
+    assert_int_equal(n, COMMANDS);
+    for (size_t i = 0; i < COMMANDS; i++) {
+        assert_in_range(done[i].cid, 1, COMMANDS);
+        assert_string_equal(done[i].text, texts[done[i].cid - 1]);
+        assert_int_equal(done[i].owner, 6 + done[i].cid);
+    }
     rig_close(&rig);
 }
 
@@ -323,29 +361,32 @@ static void test_other_commands(void **state)
     struct drive_identity identity;
     uint8_t table[512] __attribute__((aligned(64)));
     rig_open(&rig, &small);
-    assert_int_equal(rig_call(&rig, &(struct command){.opcode = OP_SEAL, .space = 1}, NULL, NULL),
+    assert_int_equal(
+        rig_call(&rig, &(struct command){.opcode = OP_SEAL, .space = 1}, NULL, NULL, NULL),
+        INST_ENOTSUP);
+    assert_int_equal(
+        rig_call(&rig, &(struct command){.opcode = OP_OPEN, .space = 1}, NULL, NULL, NULL),
+        INST_ENOTSUP);
+    assert_int_equal(rig_call(&rig, &(struct command){.opcode = 0x7f}, NULL, NULL, NULL),
                      INST_ENOTSUP);
-    assert_int_equal(rig_call(&rig, &(struct command){.opcode = OP_OPEN, .space = 1}, NULL, NULL),
-                     INST_ENOTSUP);
-    assert_int_equal(rig_call(&rig, &(struct command){.opcode = 0x7f}, NULL, NULL), INST_ENOTSUP);
     assert_int_equal(rig_write_all(&rig, 1, 0, 0, 40), 0);
-    assert_int_equal(rig_call(&rig, &(struct command){.opcode = OP_FLUSH}, NULL, NULL), 0);
+    assert_int_equal(rig_call(&rig, &(struct command){.opcode = OP_FLUSH}, NULL, NULL, NULL), 0);
     struct command command = {.opcode = OP_IDENTIFY, .length = sizeof table};
-    assert_int_equal(rig_call(&rig, &command, table, NULL), 0);
+    assert_int_equal(rig_call(&rig, &command, NULL, table, NULL), 0);
     assert_int_equal(identity_decode(&identity, table, sizeof table), 0);
     assert_int_equal(identity.page_bytes, 4096);
     assert_int_equal(identity.dram_bytes, 256 << 20);
     command = (struct command){.opcode = OP_IDENTIFY, .length = 10};
-    assert_int_equal(rig_call(&rig, &command, table, NULL), INST_EINVAL);
+    assert_int_equal(rig_call(&rig, &command, NULL, table, NULL), INST_EINVAL);
     space_config_encode(table, &small.config);
-    command = (struct command){.opcode = OP_CONFIG, .space = 1, .length = CONFIG_BYTES};
-    assert_int_equal(rig_call(&rig, &command, table, NULL), INST_EEXIST);
+    command = (struct command){.opcode = OP_CONFIG, .space = 1};
+    assert_int_equal(rig_call(&rig, &command, table, NULL, NULL), INST_EEXIST);
     // A second space in the same drive.
     struct space_config other = {.layers = 1, .kv_heads = 1, .head_dim = 8, .max_tokens = 100};
     space_config_encode(table, &other);
     command.space = 2;
     uint64_t group;
-    assert_int_equal(rig_call(&rig, &command, table, &group), 0);
+    assert_int_equal(rig_call(&rig, &command, table, NULL, &group), 0);
     assert_int_equal(group, 256);
     rig_expect_content(&rig, 1, 0, 0, 0, 40);
     rig_close(&rig);
@@ -370,9 +411,7 @@ static void test_null_drive(void **state)
     uint8_t payload[CONFIG_BYTES] __attribute__((aligned(64)));
     space_config_encode(payload, &rig.config);
     assert_int_equal(
-        rig_call(&rig, &(struct command){.opcode = OP_CONFIG, .space = 1, .length = CONFIG_BYTES},
-                 payload, NULL),
-        0);
+        rig_call(&rig, &(struct command){.opcode = OP_CONFIG, .space = 1}, payload, NULL, NULL), 0);
     assert_int_equal(rig_write_all(&rig, 1, 0, 0, 100), 0);
     struct rig_query query = {.seq = 1, .pos = 100, .append = true};
     assert_int_equal(rig_attend(&rig, 0, &query, 1, out, lse), 0);
@@ -384,7 +423,7 @@ static void test_hostile(void **state)
 {
     (void)state;
     struct rig rig;
-    uint8_t *data = aligned_alloc(64, 1 << 16);
+    uint8_t *data = aligned_alloc(64, 1 << 16), *table = calloc(1, table_bytes(4096));
     rig_open(&rig, &small);
     assert_int_equal(rig_write_all(&rig, 1, 0, 0, 40), 0);
     static const uint8_t opcodes[] = {OP_CONFIG, OP_WRITE,   OP_READ,    OP_ATTEND,
@@ -402,7 +441,7 @@ static void test_hostile(void **state)
             .timeout_ms = 1,
         };
         memset(data, 0, 1 << 12);
-        table_put_header(data,
+        table_put_header(table,
                          &(struct table_header){.head_first = values[rand() % 9],
                                                 .head_count = rand() % 2 ? 2 : values[rand() % 9],
                                                 .method = rand() % 4 == 0,
@@ -410,7 +449,7 @@ static void test_hostile(void **state)
                                                 .scale = 1});
         for (uint32_t i = 0; i < 8; i++)
             table_put_item(
-                data, i,
+                table, i,
                 &(struct table_item){
                     .seq = 100 + (uint32_t)rand() % 3,
                     .epoch = 1,
@@ -419,11 +458,13 @@ static void test_hostile(void **state)
                     .parent = (uint32_t)rand() % 3,
                     .parent_epoch = 1,
                     .layer_count = values[rand() % 9]});
-        rig_call(&rig, &command, data, NULL);
+        size_t bytes = rand() % 4 ? table_bytes(4096) : (size_t)rand() % 300;
+        rig_call_bytes(&rig, &command, table, bytes, data, NULL);
     }
     rig_expect_content(&rig, 1, 0, 0, 0, 40);
     rig_expect_content(&rig, 1, 0, 1, 0, 40);
     rig_close(&rig);
+    free(table);
     free(data);
 }
 
@@ -512,6 +553,7 @@ int main(void)
         cmocka_unit_test(test_corruption_is_found),
         cmocka_unit_test(test_lost_program),
         cmocka_unit_test(test_tickets),
+        cmocka_unit_test(test_texts),
         cmocka_unit_test(test_other_commands),
         cmocka_unit_test(test_null_drive),
         cmocka_unit_test(test_hostile),

@@ -48,10 +48,9 @@ void rig_open(struct rig *rig, const struct rig_options *o)
     space_config_encode(payload, &rig->config);
     uint64_t group;
     int status =
-        rig_call(rig, &(struct command){.opcode = OP_CONFIG, .space = 1, .length = CONFIG_BYTES},
-                 payload, &group);
+        rig_call(rig, &(struct command){.opcode = OP_CONFIG, .space = 1}, payload, NULL, &group);
     if (status)
-        fail_msg("%s", drive_error_text(rig->drive));
+        fail_msg("%s", rig->text);
     rig->config.group_tokens = (uint32_t)group;
 }
 
@@ -70,15 +69,24 @@ void rig_close(struct rig *rig)
     pool_free(rig->pool);
 }
 
-int rig_call(struct rig *rig, const struct command *command, void *data, uint64_t *result)
+int rig_call(struct rig *rig, const struct command *command, const void *table, void *data,
+             uint64_t *result)
+{
+    return rig_call_bytes(rig, command, table, command_table_bytes(command), data, result);
+}
+
+int rig_call_bytes(struct rig *rig, const struct command *command, const void *table,
+                   size_t table_bytes, void *data, uint64_t *result)
 {
     uint8_t entry[COMMAND_BYTES];
     struct completion done;
     command_encode(entry, command);
-    assert_int_equal(drive_submit(rig->drive, entry, data, rig->now_ns), 0);
+    assert_int_equal(drive_submit(rig->drive, 0, entry, table, table_bytes, data, rig->now_ns), 0);
     for (int i = 0; i < 1000000; i++) {
         rig->now_ns += 1000;
         if (drive_step(rig->drive, rig->now_ns, &done, 1)) {
+            assert_int_equal(done.cid, command->cid);
+            memcpy(rig->text, done.text, sizeof rig->text);
             if (result)
                 *result = done.result;
             return done.status;
@@ -93,9 +101,9 @@ int rig_call(struct rig *rig, const struct command *command, void *data, uint64_
 void rig_stats(struct rig *rig, struct drive_stats *stats)
 {
     uint8_t table[STAT_TABLE_BYTES] __attribute__((aligned(64)));
-    assert_int_equal(rig_call(rig, &(struct command){.opcode = OP_FLUSH}, NULL, NULL), 0);
+    assert_int_equal(rig_call(rig, &(struct command){.opcode = OP_FLUSH}, NULL, NULL, NULL), 0);
     struct command command = {.opcode = OP_STAT, .length = sizeof table};
-    assert_int_equal(rig_call(rig, &command, table, NULL), 0);
+    assert_int_equal(rig_call(rig, &command, NULL, table, NULL), 0);
     assert_int_equal(stats_decode(stats, table, sizeof table), 0);
     rig_check(rig);
 }
@@ -126,12 +134,12 @@ int rig_write(struct rig *rig, uint32_t seq, uint32_t content, uint32_t layer, u
     uint32_t dim = rig->config.head_dim;
     uint64_t bytes;
     slab_bytes(count, n, dim, &bytes);
-    size_t total = (table_data_offset(1) + bytes + 63) / 64 * 64;
-    uint8_t *data = aligned_alloc(64, total);
-    table_put_header(data, &(struct table_header){.head_first = first, .head_count = count});
-    table_put_item(data, 0,
+    size_t total = (bytes + 63) / 64 * 64;
+    uint8_t table[128] __attribute__((aligned(64)));
+    uint16_t *data = aligned_alloc(64, total), *p = data;
+    table_put_header(table, &(struct table_header){.head_first = first, .head_count = count});
+    table_put_item(table, 0,
                    &(struct table_item){.seq = seq, .epoch = 1, .pos = pos, .n_tokens = n});
-    uint16_t *p = (uint16_t *)(data + table_data_offset(1));
     for (uint32_t h = first; h < first + count; h++)
         for (int v = 0; v < 2; v++)
             for (uint64_t t = pos; t < pos + n; t++)
@@ -141,7 +149,7 @@ int rig_write(struct rig *rig, uint32_t seq, uint32_t content, uint32_t layer, u
         rig,
         &(struct command){
             .opcode = OP_WRITE, .space = 1, .layer = layer, .count = 1, .length = (uint32_t)total},
-        data, NULL);
+        table, data, NULL);
     free(data);
     return status;
 }
@@ -164,20 +172,16 @@ int rig_read(struct rig *rig, uint32_t seq, uint32_t layer, uint64_t pos, uint64
     table_put_header(table, &(struct table_header){.head_first = first, .head_count = count});
     table_put_item(table, 0,
                    &(struct table_item){.seq = seq, .epoch = 1, .pos = pos, .n_tokens = n});
-    struct command command = {.opcode = OP_READ,
-                              .space = 1,
-                              .layer = layer,
-                              .count = 1,
-                              .ticket = ticket,
-                              .length = sizeof table};
-    int status = rig_call(rig, &command, table, NULL);
+    struct command command = {
+        .opcode = OP_READ, .space = 1, .layer = layer, .count = 1, .ticket = ticket};
+    int status = rig_call(rig, &command, table, NULL, NULL);
     if (status)
         return status;
     size_t total = (bytes + 63) / 64 * 64;
     void *buffer = aligned_alloc(64, total);
     command = (struct command){
         .opcode = OP_COLLECT, .space = 1, .ticket = ticket, .length = (uint32_t)total};
-    status = rig_call(rig, &command, buffer, NULL);
+    status = rig_call(rig, &command, NULL, buffer, NULL);
     memcpy(out, buffer, bytes);
     free(buffer);
     return status;
@@ -192,7 +196,7 @@ void rig_expect_content(struct rig *rig, uint32_t seq, uint32_t content, uint32_
     uint16_t *out = malloc(bytes), *p = out;
     int status = rig_read(rig, seq, layer, pos, n, 0, heads, out);
     if (status)
-        fail_msg("READ of sequence %u: %s", seq, drive_error_text(rig->drive));
+        fail_msg("READ of sequence %u: %s", seq, rig->text);
     for (uint32_t h = 0; h < heads; h++)
         for (int v = 0; v < 2; v++)
             for (uint64_t t = pos; t < pos + n; t++)
@@ -218,12 +222,13 @@ int rig_attend(struct rig *rig, uint32_t layer, struct rig_query *queries, uint3
     struct attend_layout layout;
     assert_true(attend_layout(&layout, count, rig->q_heads, heads, dim, true));
     uint8_t *in = aligned_alloc(64, (layout.in_bytes + 63) / 64 * 64);
-    table_put_header(in, &(struct table_header){.q_heads = rig->q_heads,
-                                                .scale = 1 / sqrtf((float)dim),
-                                                .softcap = rig->softcap});
+    uint8_t *table = aligned_alloc(64, table_bytes(count));
+    table_put_header(table, &(struct table_header){.q_heads = rig->q_heads,
+                                                   .scale = 1 / sqrtf((float)dim),
+                                                   .softcap = rig->softcap});
     for (uint32_t i = 0; i < count; i++) {
         const struct rig_query *query = &queries[i];
-        table_put_item(in, i,
+        table_put_item(table, i,
                        &(struct table_item){.seq = query->seq,
                                             .epoch = query->epoch ? query->epoch : 1,
                                             .pos = query->pos,
@@ -249,7 +254,8 @@ int rig_attend(struct rig *rig, uint32_t layer, struct rig_query *queries, uint3
                                             .count = count,
                                             .ticket = ticket,
                                             .length = (uint32_t)layout.in_bytes},
-                          in, NULL);
+                          table, in, NULL);
+    free(table);
     free(in);
     if (status)
         return status;
@@ -259,7 +265,7 @@ int rig_attend(struct rig *rig, uint32_t layer, struct rig_query *queries, uint3
                                         .space = 1,
                                         .ticket = ticket,
                                         .length = (uint32_t)layout.out_bytes},
-                      result, NULL);
+                      NULL, result, NULL);
     assert_int_equal(status, 0);
     memcpy(out, result + layout.out, (size_t)count * rig->q_heads * dim * sizeof(float));
     memcpy(lse, result + layout.lse, (size_t)count * rig->q_heads * sizeof(float));
@@ -321,10 +327,8 @@ int rig_reclaim(struct rig *rig, uint32_t seq, uint64_t pos, uint64_t n, uint32_
                                         .n_tokens = n,
                                         .layer_first = layer_first,
                                         .layer_count = layer_count});
-    return rig_call(
-        rig,
-        &(struct command){.opcode = OP_RECLAIM, .space = 1, .count = 1, .length = sizeof table},
-        table, NULL);
+    return rig_call(rig, &(struct command){.opcode = OP_RECLAIM, .space = 1, .count = 1}, table,
+                    NULL, NULL);
 }
 
 int rig_fork(struct rig *rig, uint32_t parent, uint32_t child, uint64_t pos)
@@ -334,7 +338,6 @@ int rig_fork(struct rig *rig, uint32_t parent, uint32_t child, uint64_t pos)
     table_put_item(table, 0,
                    &(struct table_item){
                        .seq = child, .epoch = 1, .pos = pos, .parent = parent, .parent_epoch = 1});
-    return rig_call(
-        rig, &(struct command){.opcode = OP_FORK, .space = 1, .count = 1, .length = sizeof table},
-        table, NULL);
+    return rig_call(rig, &(struct command){.opcode = OP_FORK, .space = 1, .count = 1}, table, NULL,
+                    NULL);
 }

@@ -18,6 +18,7 @@ struct rig {
     uint64_t now_ns;
     uint32_t next_ticket;
     struct inst_msg msg;
+    char text[COMPLETION_TEXT_BYTES]; // of the latest completion
     struct space_config config;
     uint32_t q_heads;
     uint64_t seed;
@@ -41,7 +42,11 @@ struct rig_options {
 void rig_open(struct rig *rig, const struct rig_options *options);
 void rig_close(struct rig *rig);
 // One command to its completion; returns its status.
-int rig_call(struct rig *rig, const struct command *command, void *data, uint64_t *result);
+int rig_call(struct rig *rig, const struct command *command, const void *table, void *data,
+             uint64_t *result);
+// The same with a table that is as long as the caller says.
+int rig_call_bytes(struct rig *rig, const struct command *command, const void *table,
+                   size_t table_bytes, void *data, uint64_t *result);
 // After a FLUSH.
 void rig_stats(struct rig *rig, struct drive_stats *stats);
 

@@ -66,7 +66,7 @@ static struct drive_stats stats_now(struct rig *rig)
     uint8_t table[STAT_TABLE_BYTES] __attribute__((aligned(64)));
     struct drive_stats stats;
     struct command command = {.opcode = OP_STAT, .length = sizeof table};
-    assert_int_equal(rig_call(rig, &command, table, NULL), 0);
+    assert_int_equal(rig_call(rig, &command, NULL, table, NULL), 0);
     assert_int_equal(stats_decode(&stats, table, sizeof table), 0);
     return stats;
 }
@@ -196,8 +196,8 @@ static int reclaim(struct rig *rig, const struct table_item *item)
     memset(table, 0, sizeof table);
     table_put_header(table, &(struct table_header){0});
     table_put_item(table, 0, item);
-    struct command command = {.opcode = OP_RECLAIM, .space = 1, .count = 1, .length = sizeof table};
-    return rig_call(rig, &command, table, NULL);
+    struct command command = {.opcode = OP_RECLAIM, .space = 1, .count = 1};
+    return rig_call(rig, &command, table, NULL, NULL);
 }
 
 static void test_ranges(void **state)

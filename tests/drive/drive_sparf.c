@@ -86,7 +86,7 @@ static void around_borders(const struct scene *s, const struct rig_options *o,
                 int status = scene_attend(&rig, s, l, 7, pos, true, &knobs, &r);
                 if (status)
                     fail_msg("pos %llu: %s, %s", (unsigned long long)pos, inst_status_text(status),
-                             drive_error_text(rig.drive));
+                             rig.text);
                 scene_expect(s, l, pos, &knobs, &r, calls);
             }
     }
@@ -487,8 +487,8 @@ static void test_refusals(void **state)
         config.method = METHOD_SPARF;
         config.page_channels = bad[i];
         space_config_encode(payload, &config);
-        struct command command = {.opcode = OP_CONFIG, .space = 2, .length = CONFIG_BYTES};
-        assert_int_equal(rig_call(&rig, &command, payload, NULL), INST_EINVAL);
+        struct command command = {.opcode = OP_CONFIG, .space = 2};
+        assert_int_equal(rig_call(&rig, &command, payload, NULL, NULL), INST_EINVAL);
     }
     rig_close(&rig);
     scene_result_free(&r);

@@ -31,8 +31,8 @@ static void expect_text(const struct run *run, uint32_t seq)
 {
     char name[32];
     snprintf(name, sizeof name, "sequence %u ", seq);
-    if (!strstr(drive_error_text(run->rig.drive), name))
-        fail_msg("'%s' does not name %s", drive_error_text(run->rig.drive), name);
+    if (!strstr(run->rig.text, name))
+        fail_msg("'%s' does not name %s", run->rig.text, name);
 }
 
 static void write_tokens(struct run *run, uint32_t seq, uint64_t pos, uint64_t n)

@@ -115,13 +115,13 @@ int scene_try_write(struct rig *rig, const struct scene *s, uint32_t seq, uint32
 {
     uint64_t bytes;
     slab_bytes(s->kv_heads, n, s->head_dim, &bytes);
-    size_t total = (table_data_offset(1) + bytes + 63) / 64 * 64;
-    uint8_t *data = aligned_alloc(64, total);
-    uint16_t *p = (uint16_t *)(data + table_data_offset(1));
+    size_t total = (bytes + 63) / 64 * 64;
+    uint8_t table[128];
+    uint16_t *data = aligned_alloc(64, total), *p = data;
     size_t part = n * s->head_dim;
     memset(data, 0, total);
-    table_put_header(data, &(struct table_header){.head_count = s->kv_heads});
-    table_put_item(data, 0,
+    table_put_header(table, &(struct table_header){.head_count = s->kv_heads});
+    table_put_item(table, 0,
                    &(struct table_item){.seq = seq, .epoch = 1, .pos = pos, .n_tokens = n});
     for (uint32_t h = 0; h < s->kv_heads; h++, p += 2 * part) {
         memcpy(p, row_of(s, s->k, layer, h, pos), part * sizeof *p);
@@ -129,7 +129,7 @@ int scene_try_write(struct rig *rig, const struct scene *s, uint32_t seq, uint32
     }
     struct command command = {
         .opcode = OP_WRITE, .space = 1, .layer = layer, .count = 1, .length = (uint32_t)total};
-    int status = rig_call(rig, &command, data, NULL);
+    int status = rig_call(rig, &command, table, data, NULL);
     free(data);
     return status;
 }
@@ -141,7 +141,7 @@ void scene_write(struct rig *rig, const struct scene *s, uint32_t seq, uint64_t 
         uint64_t now = chunk && chunk < n - done ? chunk : n - done;
         for (uint32_t l = 0; l < s->layers; l++)
             if (scene_try_write(rig, s, seq, l, pos + done, now))
-                fail_msg("WRITE: %s", drive_error_text(rig->drive));
+                fail_msg("WRITE: %s", rig->text);
         done += now;
     }
 }
@@ -180,9 +180,10 @@ int scene_attend(struct rig *rig, const struct scene *s, uint32_t layer, uint32_
         header.sparf_local = knobs->local;
         header.audit = knobs->audit;
     }
-    table_put_header(in, &header);
+    uint8_t table[128];
+    table_put_header(table, &header);
     table_put_item(
-        in, 0,
+        table, 0,
         &(struct table_item){.seq = seq, .epoch = 1, .pos = pos + !append, .n_tokens = append});
     memcpy(in + layout.q, query_of(s, layer, pos, 0), (size_t)s->q_heads * dim * sizeof(float));
     for (uint32_t h = 0; h < s->kv_heads && append; h++) {
@@ -197,9 +198,9 @@ int scene_attend(struct rig *rig, const struct scene *s, uint32_t layer, uint32_
                              .length = (uint32_t)layout.in_bytes};
     struct command collect = {
         .opcode = OP_COLLECT, .space = 1, .ticket = ticket, .length = (uint32_t)layout.out_bytes};
-    int status = rig_call(rig, &attend, in, NULL);
+    int status = rig_call(rig, &attend, table, in, NULL);
     if (!status) {
-        assert_int_equal(rig_call(rig, &collect, out, NULL), 0);
+        assert_int_equal(rig_call(rig, &collect, NULL, out, NULL), 0);
         memcpy(r->out, out + layout.out, (size_t)s->q_heads * dim * sizeof(float));
         memcpy(r->lse, out + layout.lse, s->q_heads * sizeof(float));
         memcpy(r->captured, out + layout.captured, s->q_heads * sizeof(float));

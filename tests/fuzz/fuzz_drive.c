@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { DATA_BYTES = 1 << 16, RECORD_HEADER = 16, STEPS = 400 };
+enum { TABLE_BYTES = 1 << 10, DATA_BYTES = 1 << 16, RECORD_HEADER = 16, STEPS = 400 };
 
 struct target {
     struct pool *pool;
@@ -51,8 +51,8 @@ static void open_target(struct target *t, uint8_t shape)
                                   // Channel rows of 256, 64, 32 or 16 tokens.
                                   .page_channels = 1u << "\0\2\3\4"[shape >> 4 & 3]};
     space_config_encode(payload, &config);
-    command_encode(entry, &(struct command){.opcode = OP_CONFIG, .length = CONFIG_BYTES});
-    drive_submit(t->drive, entry, payload, 0);
+    command_encode(entry, &(struct command){.opcode = OP_CONFIG});
+    drive_submit(t->drive, 0, entry, payload, sizeof payload, NULL, 0);
     settle(t, 1);
 }
 
@@ -71,9 +71,9 @@ static void put_config(uint8_t *data, const uint8_t *p)
 }
 
 // 16 bytes choose the entry's fields from small ranges, so that most commands get past the first
-// checks; the payload is used as it comes.
+// checks; the payload is used as it comes. `memory` holds table and data.
 static void run_record(struct target *t, const uint8_t *record, const uint8_t *payload,
-                       size_t payload_bytes, uint8_t *data)
+                       size_t payload_bytes, uint8_t *memory)
 {
     static const uint8_t opcodes[] = {OP_WRITE, OP_ATTEND,   OP_READ,   OP_COLLECT,
                                       OP_FORK,  OP_RECLAIM,  OP_CONFIG, OP_FLUSH,
@@ -87,25 +87,26 @@ static void run_record(struct target *t, const uint8_t *record, const uint8_t *p
         .timeout_ms = record[5] % 3 * 100,
         .length = record[6] < 200 ? DATA_BYTES : record[6],
     };
-    memset(data, 0, DATA_BYTES);
+    uint8_t *table = memory, *data = memory + TABLE_BYTES;
+    memset(memory, 0, TABLE_BYTES + DATA_BYTES);
     if (record[7] & 1 && c.opcode == OP_CONFIG && payload_bytes >= 9) {
-        put_config(data, payload);
+        put_config(table, payload);
     } else if (record[7] & 1) {
         // A well-formed table whose fields the input chooses.
         table_put_header(
-            data, &(struct table_header){.head_first = record[8] % 3,
-                                         .head_count = record[9] % 4,
-                                         .q_heads = record[10] % 9,
-                                         .scale = 1,
-                                         .method = record[11] % 4 ? METHOD_SPARF : record[11] % 16,
-                                         .sparf_channels = record[12] % 10,
-                                         .sparf_tokens = record[13] % 40,
-                                         .sparf_divisor = record[13] / 40,
-                                         .sparf_local = record[14] % 70,
-                                         .audit = record[14] / 70});
+            table, &(struct table_header){.head_first = record[8] % 3,
+                                          .head_count = record[9] % 4,
+                                          .q_heads = record[10] % 9,
+                                          .scale = 1,
+                                          .method = record[11] % 4 ? METHOD_SPARF : record[11] % 16,
+                                          .sparf_channels = record[12] % 10,
+                                          .sparf_tokens = record[13] % 40,
+                                          .sparf_divisor = record[13] / 40,
+                                          .sparf_local = record[14] % 70,
+                                          .audit = record[14] / 70});
         for (uint32_t i = 0; i < 3 && (i + 1) * 10 <= payload_bytes; i++) {
             const uint8_t *p = payload + i * 10;
-            table_put_item(data, i,
+            table_put_item(table, i,
                            &(struct table_item){
                                .seq = p[0] % 3,
                                .epoch = p[1] > 250,
@@ -119,11 +120,12 @@ static void run_record(struct target *t, const uint8_t *record, const uint8_t *p
                            });
         }
     } else {
-        memcpy(data, payload, payload_bytes);
+        memcpy(table, payload, payload_bytes);
     }
     uint8_t entry[COMMAND_BYTES];
     command_encode(entry, &c);
-    if (drive_submit(t->drive, entry, data, t->now_ns) == 0)
+    size_t bytes = record[7] & 2 ? payload_bytes : TABLE_BYTES;
+    if (drive_submit(t->drive, 0, entry, table, bytes, data, t->now_ns) == 0)
         settle(t, 1);
 }
 
@@ -139,7 +141,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t bytes)
     for (int n = 0; n < 64 && at + RECORD_HEADER <= bytes; n++) {
         const uint8_t *record = input + at;
         size_t payload = min_u64(record[15], bytes - at - RECORD_HEADER);
-        if (!buffers[n] && !(buffers[n] = aligned_alloc(64, DATA_BYTES)))
+        if (!buffers[n] && !(buffers[n] = aligned_alloc(64, TABLE_BYTES + DATA_BYTES)))
             abort();
         run_record(&t, record, record + RECORD_HEADER, payload, buffers[n]);
         at += RECORD_HEADER + payload;

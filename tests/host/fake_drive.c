@@ -22,6 +22,7 @@ struct ticket {
     uint32_t id;
     size_t bytes;
     void *data;
+    char text[COMPLETION_TEXT_BYTES]; // of the first item that failed
 };
 
 struct fake_drive {
@@ -30,15 +31,12 @@ struct fake_drive {
     uint32_t epoch[SEQUENCES];
     struct layer_kv *layers[SEQUENCES]; // NULL: the sequence does not exist
     struct ticket tickets[TICKETS];
-    struct {
-        struct completion completion;
-        char text[160];
-    } queue[QUEUE];
+    struct completion queue[QUEUE];
     size_t queued;
     struct fake_faults faults;
     uint64_t seen;
     struct drive_stats stats;
-    char text[160];
+    char text[COMPLETION_TEXT_BYTES]; // of the command at work
 };
 
 static int fail(struct fake_drive *d, int code, const char *text)
@@ -94,14 +92,15 @@ static uint16_t *append(struct fake_drive *d, struct layer_kv *l)
     return l->kv + l->length++ * n;
 }
 
-static int do_write(struct fake_drive *d, const struct command *c, unsigned char *data)
+static int do_write(struct fake_drive *d, const struct command *c, const void *table,
+                    const unsigned char *data)
 {
-    const uint16_t *slab = (const uint16_t *)(data + table_data_offset(c->count));
+    const uint16_t *slab = (const uint16_t *)data;
     size_t dim = d->config.head_dim;
     for (uint32_t i = 0; i < c->count; i++) {
         struct table_item item;
         struct layer_kv *l;
-        table_get_item(&item, data, i);
+        table_get_item(&item, table, i);
         int err = find(d, &item, true, &l);
         if (err)
             return err;
@@ -125,17 +124,18 @@ static struct ticket *new_ticket(struct fake_drive *d, uint32_t id, size_t bytes
 {
     for (size_t i = 0; i < TICKETS; i++)
         if (!d->tickets[i].used) {
-            d->tickets[i] = (struct ticket){true, id, bytes, xcalloc(1, bytes)};
+            d->tickets[i] =
+                (struct ticket){.used = true, .id = id, .bytes = bytes, .data = xcalloc(1, bytes)};
             return &d->tickets[i];
         }
     return NULL;
 }
 
-static int do_read(struct fake_drive *d, const struct command *c, unsigned char *data)
+static int do_read(struct fake_drive *d, const struct command *c, const void *table)
 {
     struct table_item item;
     struct layer_kv *l;
-    table_get_item(&item, data, 0);
+    table_get_item(&item, table, 0);
     int err = find(d, &item, false, &l);
     if (err)
         return err;
@@ -186,14 +186,14 @@ static void attend_head(struct fake_drive *d, const struct layer_kv *l, size_t k
     free(scratch);
 }
 
-static int attend_item(struct fake_drive *d, const struct command *c,
+static int attend_item(struct fake_drive *d, const struct command *c, const void *table,
                        const struct table_header *header, const struct attend_layout *layout,
-                       unsigned char *data, unsigned char *out, uint32_t i)
+                       const unsigned char *data, unsigned char *out, uint32_t i)
 {
     size_t dim = d->config.head_dim, kv_heads = d->config.kv_heads;
     struct table_item item;
     struct layer_kv *l;
-    table_get_item(&item, data, i);
+    table_get_item(&item, table, i);
     int err = find(d, &item, item.n_tokens == 1, &l);
     if (err)
         return err;
@@ -218,12 +218,12 @@ static int attend_item(struct fake_drive *d, const struct command *c,
     return 0;
 }
 
-static int do_attend(struct fake_drive *d, const struct command *c, unsigned char *data,
-                     int fail_item)
+static int do_attend(struct fake_drive *d, const struct command *c, const void *table,
+                     const unsigned char *data, int fail_item)
 {
     struct table_header header;
     struct attend_layout layout;
-    int err = table_get_header(&header, data, c->length, c->count);
+    int err = table_get_header(&header, table, command_table_bytes(c), c->count);
     if (err)
         return err;
     if (!attend_layout(&layout, c->count, header.q_heads, d->config.kv_heads, d->config.head_dim,
@@ -236,8 +236,11 @@ static int do_attend(struct fake_drive *d, const struct command *c, unsigned cha
     for (uint32_t i = 0; i < c->count; i++) {
         unsigned char *out = ticket->data;
         int code = (int)i == fail_item ? fail(d, d->faults.code, "injected")
-                                       : attend_item(d, c, &header, &layout, data, out, i);
+                                       : attend_item(d, c, table, &header, &layout, data, out, i);
         le_put32(out + layout.status + 4 * i, inst_status_to_nvme(code));
+        if (code && !*ticket->text)
+            memcpy(ticket->text, d->text, sizeof d->text);
+        d->text[0] = 0;
     }
     return 0;
 }
@@ -249,8 +252,10 @@ static int do_collect(struct fake_drive *d, const struct command *c, void *data)
         if (!t->used || t->id != c->ticket)
             continue;
         int err = t->bytes == c->length ? 0 : fail(d, INST_EINVAL, "COLLECT of a wrong length");
-        if (!err)
+        if (!err) {
             memcpy(data, t->data, t->bytes);
+            memcpy(d->text, t->text, sizeof d->text);
+        }
         free(t->data);
         t->used = false;
         return err;
@@ -266,11 +271,11 @@ static void drop(struct fake_drive *d, uint32_t seq)
     d->layers[seq] = NULL;
 }
 
-static int do_reclaim(struct fake_drive *d, unsigned char *data)
+static int do_reclaim(struct fake_drive *d, const void *table)
 {
     struct table_item item;
     struct layer_kv *l;
-    table_get_item(&item, data, 0);
+    table_get_item(&item, table, 0);
     int err = find(d, &item, false, &l);
     if (err)
         return err;
@@ -284,7 +289,8 @@ static int do_reclaim(struct fake_drive *d, unsigned char *data)
     return 0;
 }
 
-static int run(struct fake_drive *d, const struct command *c, void *data, uint64_t *result)
+static int run(struct fake_drive *d, const struct command *c, const void *table, void *data,
+               uint64_t *result)
 {
     int fail_item = -1;
     if (d->faults.fail_command && d->faults.opcode == c->opcode) {
@@ -304,31 +310,33 @@ static int run(struct fake_drive *d, const struct command *c, void *data, uint64
         return 0;
     case OP_CONFIG:
         *result = 64;
-        return space_config_decode(&d->config, data, c->length);
+        return space_config_decode(&d->config, table, CONFIG_BYTES);
     case OP_WRITE:
-        return do_write(d, c, data);
+        return do_write(d, c, table, data);
     case OP_READ:
-        return do_read(d, c, data);
+        return do_read(d, c, table);
     case OP_ATTEND:
-        return do_attend(d, c, data, fail_item);
+        return do_attend(d, c, table, data, fail_item);
     case OP_COLLECT:
         return do_collect(d, c, data);
     case OP_RECLAIM:
-        return do_reclaim(d, data);
+        return do_reclaim(d, table);
     default:
         return fail(d, INST_ENOTSUP, "not a command of the fake drive");
     }
 }
 
-static int fake_submit(struct link *link, const struct command *command, void *data)
+static int fake_submit(struct link *link, const struct command *command, const void *table,
+                       void *data)
 {
     struct fake_drive *d = (struct fake_drive *)link;
     if (d->queued == QUEUE)
         return INST_ENORESOURCE;
-    struct completion *done = &d->queue[d->queued].completion;
+    struct completion *done = &d->queue[d->queued++];
     *done = (struct completion){.cid = command->cid};
-    done->status = run(d, command, data, &done->result);
-    memcpy(d->queue[d->queued++].text, d->text, sizeof d->text);
+    d->text[0] = 0;
+    done->status = run(d, command, table, data, &done->result);
+    memcpy(done->text, d->text, sizeof d->text);
     return 0;
 }
 
@@ -338,16 +346,11 @@ static size_t fake_poll(struct link *link, struct completion *out, size_t max, u
     struct fake_drive *d = (struct fake_drive *)link;
     if (!d->queued || !max)
         return 0;
-    // One at a time, so that the text belongs to it.
-    *out = d->queue[0].completion;
-    memcpy(d->text, d->queue[0].text, sizeof d->text);
-    memmove(d->queue, d->queue + 1, --d->queued * sizeof *d->queue);
-    return 1;
-}
-
-static const char *fake_error_text(struct link *link)
-{
-    return ((struct fake_drive *)link)->text;
+    size_t n = min_u64(d->queued, max);
+    memcpy(out, d->queue, n * sizeof *out);
+    d->queued -= n;
+    memmove(d->queue, d->queue + n, d->queued * sizeof *d->queue);
+    return n;
 }
 
 static void fake_close(struct link *link)
@@ -361,7 +364,7 @@ static void fake_close(struct link *link)
     free(d);
 }
 
-static const struct link_ops fake_ops = {fake_submit, fake_poll, fake_error_text, fake_close};
+static const struct link_ops fake_ops = {fake_submit, fake_poll, fake_close};
 
 struct link *fake_drive_open(void)
 {

@@ -47,21 +47,21 @@ static void commands_reach_the_drive(void **state)
     uint64_t result = 0;
     struct command c = {.opcode = OP_IDENTIFY, .length = IDENTIFY_TABLE_BYTES};
     struct drive_identity identity;
-    assert_int_equal(link_call(link, &c, data, NULL, &msg), 0);
+    assert_int_equal(link_call(link, &c, NULL, data, NULL, &msg), 0);
     assert_int_equal(identity_decode(&identity, data, IDENTIFY_TABLE_BYTES), 0);
     assert_true(identity.max_items >= 1);
     space_config_encode(data, &config);
-    c = (struct command){.opcode = OP_CONFIG, .cid = 7, .space = 3, .length = CONFIG_BYTES};
-    assert_int_equal(link_call(link, &c, data, &result, &msg), 0);
+    c = (struct command){.opcode = OP_CONFIG, .cid = 7, .space = 3};
+    assert_int_equal(link_call(link, &c, data, NULL, &result, &msg), 0);
     assert_int_equal(result, 16);
 
     // A failure comes back with the drive's words, and the link goes on.
-    c = (struct command){.opcode = OP_RECLAIM, .space = 99, .count = 1, .length = 128};
+    c = (struct command){.opcode = OP_RECLAIM, .space = 99, .count = 1};
     memset(data, 0, 128);
-    assert_true(link_call(link, &c, data, NULL, &msg) < 0);
+    assert_true(link_call(link, &c, data, NULL, NULL, &msg) < 0);
     assert_non_null(strstr(msg.text, "RECLAIM"));
     c = (struct command){.opcode = OP_SEAL, .space = 3};
-    assert_int_equal(link_call(link, &c, NULL, NULL, NULL), INST_ENOTSUP);
+    assert_int_equal(link_call(link, &c, NULL, NULL, NULL, NULL), INST_ENOTSUP);
 
     // Waiting for nothing takes the time that was given and no longer.
     struct completion done;
@@ -85,11 +85,11 @@ static void link_call_refuses_foreign_completions(void **state)
     alignas(64) uint8_t data[STAT_TABLE_BYTES];
     struct inst_msg msg = {0};
     struct command c = {.opcode = OP_STAT, .cid = 1, .length = sizeof data};
-    assert_int_equal(link_call(link, &c, data, NULL, &msg), 0);
+    assert_int_equal(link_call(link, &c, NULL, data, NULL, &msg), 0);
     c.cid = 2;
-    assert_int_equal(link->ops->submit(link, &c, data), 0);
+    assert_int_equal(link->ops->submit(link, &c, NULL, data), 0);
     c.cid = 3;
-    assert_int_equal(link_call(link, &c, data, NULL, &msg), INST_EINTERNAL);
+    assert_int_equal(link_call(link, &c, NULL, data, NULL, &msg), INST_EINTERNAL);
     link_close(link);
 }
 
