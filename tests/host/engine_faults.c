@@ -302,8 +302,8 @@ static void right_bits_or_a_clear_error(void **state)
             for (uint64_t seed = 0; seed < places[p].seeds; seed++)
                 failures += live(&places[p], &kinds[k], rates[seed % RATES].chance,
                                  rates[seed % RATES].count, seed, seed % 3 ? SESSIONS : 1);
-            if (kinds[k].code)
-                assert_true(failures > 0);
+            if (kinds[k].code && !failures)
+                fail_msg("%s on %s: never seen", kinds[k].name, places[p].name);
         }
     }
 }
