@@ -92,8 +92,8 @@ static void uring_start(struct file_engine *engine, struct file_request *request
     case FILE_WRITE:
         io_uring_prep_writev(sqe, self->fd, request->iov, request->iov_count, request->offset);
         break;
+    // These two by hand: the types of liburing's own functions differ between its versions.
     case FILE_PUNCH:
-        // By hand: the types of io_uring_prep_fallocate differ between versions of liburing.
         io_uring_prep_rw(IORING_OP_FALLOCATE, sqe, self->fd, NULL,
                          FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, request->offset);
         sqe->addr = request->bytes;
@@ -103,9 +103,10 @@ static void uring_start(struct file_engine *engine, struct file_request *request
         break;
     case FILE_DROP:
         // The kernel's length is 32 bits; anything longer is dropped to the end of the file.
-        io_uring_prep_fadvise(sqe, self->fd, request->offset,
-                              (off_t)(request->bytes > INT32_MAX ? 0 : request->bytes),
-                              POSIX_FADV_DONTNEED);
+        io_uring_prep_rw(IORING_OP_FADVISE, sqe, self->fd, NULL,
+                         request->bytes > INT32_MAX ? 0 : (unsigned)request->bytes,
+                         request->offset);
+        sqe->fadvise_advice = POSIX_FADV_DONTNEED;
         break;
     }
     sqe->flags |= self->sqe_flags;

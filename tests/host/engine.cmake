@@ -8,5 +8,5 @@ foreach(name architectures sync stories sparf faults cut)
 endforeach()
 set_tests_properties(host/engine_faults host/engine_cut host/engine_sparf PROPERTIES TIMEOUT 300)
 # What llama.cpp wrote is kept as JSON (CJSON_*: model.cmake).
-target_include_directories(test_host_engine_stories PRIVATE ${CJSON_INCLUDE})
+target_include_directories(test_host_engine_stories SYSTEM PRIVATE ${CJSON_INCLUDE})
 target_link_libraries(test_host_engine_stories PRIVATE ${CJSON_LIBRARY})

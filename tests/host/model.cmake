@@ -8,7 +8,7 @@ endforeach()
 foreach(name template tokens_golden token_bpe)
   inst_test(NAME host/model_${name} SOURCES model_${name}.c
     LIBS ${MODEL_TEST_LIBS} ${CJSON_LIBRARY})
-  target_include_directories(test_host_model_${name} PRIVATE ${CJSON_INCLUDE})
+  target_include_directories(test_host_model_${name} SYSTEM PRIVATE ${CJSON_INCLUDE})
 endforeach()
 find_package(Python3 COMPONENTS Interpreter)
 if(Python3_FOUND)
