@@ -215,7 +215,7 @@ class Convert(unittest.TestCase):
             ("opt", {"num_hidden_layers": "2"}, ["num_hidden_layers"]),
             ("opt", {"num_attention_heads": 3}, ["do not divide"]),
             ("opt", {"architectures": ["BloomForCausalLM"]}, ["Bloom"]),
-            ("opt", {"architectures": None, "model_type": "x"}, ["x is not"]),
+            ("opt", {"architectures": None, "model_type": "x"}, ["'x' is"]),
             ("opt", {"quantization_config": {"bits": 4}}, ["quantised"]),
             ("llama", {"attention_bias": True}, ["attention_bias = True"]),
             ("llama", {"mlp_bias": True}, ["mlp_bias"]),

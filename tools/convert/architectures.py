@@ -16,6 +16,12 @@ import numpy as np
 from checkpoint import Refused
 
 
+def _short(value):
+    """As it is written, which may be a thousand digits long."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:20]}..."
+
+
 class Config:
     """config.json with types checked; null counts as absent."""
 
@@ -33,14 +39,23 @@ class Config:
             raise Refused(f"{self.where}: there is no {name} in it")
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise Refused(f"{self.where}: {name} is not a number")
-        if not math.isfinite(value) or abs(value) > 1e18:
-            raise Refused(f"{self.where}: {name} is {value}")
+        if not -1e18 <= value <= 1e18:  # nor is it NaN
+            self.absurd(name, value)
+        return value
+
+    def absurd(self, name, value):
+        raise Refused(f"{self.where}: {name} is {_short(value)}")
+
+    def positive(self, name, default=None):
+        value = self.number(name, default)
+        if value <= 0:
+            self.absurd(name, value)
         return value
 
     def integer(self, name, default=None):
         value = self.number(name, default)
         if value != int(value) or not 1 <= value < 2**31:
-            raise Refused(f"{self.where}: {name} is {value}")
+            self.absurd(name, value)
         return int(value)
 
     def names(self, name):
@@ -54,7 +69,7 @@ class Config:
         value = self.get(name, allowed[0])
         if value not in allowed:
             raise Refused(
-                f"{self.where}: {name} = {value!r} is not supported"
+                f"{self.where}: {name} = {_short(value)} is not supported"
                 f" (only {' or '.join(map(repr, allowed))})"
             )
 
@@ -155,7 +170,9 @@ def _rope_of(config):
     """(rope settings, base of layers with a window or None), from the form of
     Transformers 5 or from that of earlier ones."""
     rope = config.get("rope_parameters")
-    local = config.get("rope_local_base_freq")
+    local = None
+    if config.get("rope_local_base_freq") is not None:
+        local = config.positive("rope_local_base_freq")
     if rope is None:
         rope = _rope_object(config.get("rope_scaling", {}))
         base = config.get("rope_theta", 10000.0)
@@ -167,7 +184,7 @@ def _rope_of(config):
                 "config.json: scaled rope in layers with a sliding window is"
                 " not supported"
             )
-        local = windowed.number("rope_theta", 10000.0)
+        local = windowed.positive("rope_theta", 10000.0)
         rope = rope["full_attention"]
     return Config(_rope_object(rope), "config.json, rope"), local
 
@@ -192,6 +209,7 @@ ROPE_SETTINGS = {
     },
     "longrope": {"factor", "attention_factor", "long_factor", "short_factor"},
 }
+FACTOR_MAX = 1e18  # of longrope's
 ROPE_NAMES = {"su": "longrope"}  # of old phi3 checkpoints
 
 
@@ -243,7 +261,7 @@ class Model:
         self.key("attention.head_count_kv", "u32", self.kv_heads)
         self.key("attention.key_length", "u32", self.head_dim)
         self.key("attention.value_length", "u32", self.head_dim)
-        epsilon = self.config.number("rms_norm_eps", 1e-6)
+        epsilon = self.config.positive("rms_norm_eps", 1e-6)
         self.key("attention.layer_norm_rms_epsilon", "f32", epsilon)
 
     def rope_keys(self, *kinds):
@@ -253,25 +271,27 @@ class Model:
         kind = ROPE_NAMES.get(str(kind), str(kind))
         if kind not in ("default", *kinds):
             raise Refused(
-                f"config.json: rope scaling {kind!r} is not supported"
+                f"config.json: rope scaling {_short(kind)} is not supported"
             )
         for name in rope.values.keys() - ROPE_COMMON - ROPE_SETTINGS[kind]:
             if rope.get(name) is not None:
                 raise Refused(
-                    f"config.json: {name} of rope scaling {kind!r} is not"
+                    f"config.json: {_short(name)} of rope scaling {kind} is not"
                     " supported"
                 )
-        share = rope.number(
+        share = rope.positive(
             "partial_rotary_factor",
-            self.config.number("partial_rotary_factor", 1.0),
+            self.config.positive("partial_rotary_factor", 1.0),
         )
+        if share > 1:
+            rope.absurd("partial_rotary_factor", share)
         self.rope_dims = int(self.head_dim * share)
         if self.arch != "phi3" and self.rope_dims != self.head_dim:
             raise Refused(
                 "config.json: partial_rotary_factor is not supported"
             )
         self.key("rope.dimension_count", "u32", self.rope_dims)
-        self.base = rope.number("rope_theta", 10000.0)
+        self.base = rope.positive("rope_theta", 10000.0)
         self.key("rope.freq_base", "f32", self.base)
         if kind != "default":
             original = rope.integer(
@@ -327,6 +347,11 @@ class Model:
     def _rules(self, found):
         """Name in the checkpoint -> (our name, shape in words)."""
         row = self.architecture
+        if self.layers > len(found):
+            raise Refused(
+                f"config.json: num_hidden_layers is {self.layers}, but the"
+                f" checkpoint has only {len(found)} tensors"
+            )
         prefix = row.prefixes[0]
         for other in row.prefixes:
             if f"{other}embed_tokens.weight" in found:
@@ -368,19 +393,19 @@ class Model:
 
 def _scale_linear(model, rope, original):
     model.key("rope.scaling.type", "str", "linear")
-    model.key("rope.scaling.factor", "f32", rope.number("factor"))
+    model.key("rope.scaling.factor", "f32", rope.positive("factor"))
 
 
 def _scale_yarn(model, rope, original):
     rope.only("truncate", True)
-    factor = rope.number("factor")
+    factor = rope.positive("factor")
     model.key("rope.scaling.type", "str", "yarn")
     model.key("rope.scaling.factor", "f32", factor)
     model.key("rope.scaling.original_context_length", "u32", original)
     if rope.get("attention_factor") is not None:
         # The key multiplies what follows from the factor anyway.
         plain = 1 + 0.1 * math.log(factor) if factor > 1 else 1.0
-        value = rope.number("attention_factor") / plain
+        value = rope.positive("attention_factor") / plain
         model.key("rope.scaling.attn_factor", "f32", value)
     for name in ("beta_fast", "beta_slow"):
         if rope.get(name) is not None:
@@ -389,8 +414,8 @@ def _scale_yarn(model, rope, original):
 
 
 def _scale_llama3(model, rope, original):
-    low = rope.number("low_freq_factor", 1.0)
-    high = rope.number("high_freq_factor", 4.0)
+    low = rope.positive("low_freq_factor", 1.0)
+    high = rope.positive("high_freq_factor", 4.0)
     if high <= low:
         raise Refused(
             "config.json: high_freq_factor is not above low_freq_factor"
@@ -398,30 +423,34 @@ def _scale_llama3(model, rope, original):
     pairs = np.arange(model.head_dim // 2, dtype=np.float64)
     turns = original / (2 * np.pi * model.base ** (2 * pairs / model.head_dim))
     kept = np.clip((turns - low) / (high - low), 0, 1)
-    divisors = 1 / ((1 - kept) / rope.number("factor") + kept)
+    divisors = 1 / ((1 - kept) / rope.positive("factor") + kept)
     model.extra["rope_freqs.weight"] = divisors.astype(np.float32)
 
 
 def _scale_longrope(model, rope, original):
+    if original < 2:
+        rope.absurd("original_max_position_embeddings", original)
     grown = model.context / original
     attention = 1.0
     if grown > 1:
         attention = math.sqrt(1 + math.log(grown) / math.log(original))
-    attention = rope.number("attention_factor", attention)
+    attention = rope.positive("attention_factor", attention)
     model.key("rope.scaling.type", "str", "longrope")
     model.key("rope.scaling.original_context_length", "u32", original)
     model.key("rope.scaling.attn_factor", "f32", attention)
     for length in ("long", "short"):
         try:
-            factors = np.array(rope.get(f"{length}_factor", []), np.float32)
-        except (ValueError, TypeError):
+            factors = np.array(rope.get(f"{length}_factor", []), np.float64)
+        except (ValueError, TypeError, OverflowError):
             factors = np.empty(0)
         count = model.rope_dims // 2
-        if factors.shape != (count,) or not (factors > 0).all():
+        good = factors.shape == (count,) and (factors > 0).all()
+        if not good or not (factors < FACTOR_MAX).all():
             raise Refused(
                 f"config.json: {length}_factor needs {count} positive numbers"
             )
-        model.extra[f"rope_factors_{length}.weight"] = factors
+        values = factors.astype(np.float32)
+        model.extra[f"rope_factors_{length}.weight"] = values
 
 
 SCALINGS = {
@@ -492,7 +521,7 @@ def _gemma(model, period, wide_layers, caps, *scalings):
     if period != default:
         model.key("attention.sliding_window_pattern", "u32", period)
     if local is not None and local != 10000:
-        model.key("rope.freq_base_swa", "f32", float(local))
+        model.key("rope.freq_base_swa", "f32", local)
 
 
 def _opt(model):
@@ -587,5 +616,7 @@ def _find(config):
         if any(name in row.classes for name in names):
             return row
     known = ", ".join(name for row in ARCHITECTURES for name in row.classes)
-    what = " ".join(map(str, names)) or config.get("model_type", "nothing")
-    raise Refused(f"config.json: {what} is not supported (only {known})")
+    what = names[0] if names else config.get("model_type", "nothing")
+    raise Refused(
+        f"config.json: {_short(what)} is not supported (only {known})"
+    )

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 HEADER_MAX = 100_000_000  # bytes; the format's own limit
+DIMENSIONS_MAX = 4
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 TORCH_DTYPES = {
     "torch.float64": "F64",
@@ -48,12 +49,14 @@ class Tensor:
 def _check_entry(path, name, entry, data_bytes):
     """The entry's dtype, shape and place, or a refusal."""
     try:
-        dtype, shape = entry["dtype"], tuple(entry["shape"])
+        dtype, shape = str(entry["dtype"]), tuple(entry["shape"])
         begin, end = entry["data_offsets"]
-        good = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end))
+        good = all(isinstance(n, int) for n in (*shape, begin, end))
+        # An empty tensor could be of any size in its other directions.
+        good = good and min(shape, default=1) > 0 and begin >= 0
     except (KeyError, TypeError, ValueError):
         good = False
-    if not good or end > data_bytes:
+    if not good or len(shape) > DIMENSIONS_MAX or end > data_bytes:
         raise Refused(f"{path}: the entry of tensor {name!r} is malformed")
     if dtype not in DTYPES:
         raise Refused(f"{path}: tensor {name!r} is of type {dtype}")
@@ -142,6 +145,7 @@ WEIGHTS = (
 class Checkpoint:
     def __init__(self, folder):
         self.folder = pathlib.Path(folder)
+        self.notes = []  # what the file has no place for, a line each
         if not self.folder.is_dir():
             raise Refused(f"{folder}: not a folder")
         self.config = self.json("config.json")
@@ -157,13 +161,24 @@ class Checkpoint:
         path = self.folder / name
         return path if path.is_file() else None
 
+    def text(self, name):
+        """A text file, however its lines end and with or without the mark
+        that editors put in front."""
+        path = self.folder / name
+        try:
+            text = path.read_bytes().decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise Refused(f"{path}: not UTF-8") from None
+        return text.replace("\r\n", "\n").replace("\r", "\n")
+
     def json(self, name):
         """An object from a file; None when there is none."""
         path = self.path(name)
         if not path:
             return None
+        text = self.text(name)
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            value = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise Refused(f"{path}: not JSON: {error}") from None
         if not isinstance(value, dict):
