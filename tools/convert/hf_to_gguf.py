@@ -11,9 +11,18 @@ import argparse
 import pathlib
 import sys
 
+if sys.version_info < (3, 10):
+    sys.exit("hf_to_gguf: needs Python 3.10 or later")
+try:
+    import numpy as np
+except ImportError:
+    sys.exit(
+        "hf_to_gguf: needs NumPy for this Python: apt install python3-numpy,"
+        " or pip install numpy"
+    )
+
 import architectures
 import gguf_file
-import numpy as np
 import vocabulary
 from checkpoint import Checkpoint, Refused
 
@@ -55,6 +64,7 @@ def parts_of(source, shape, order, plus, kind):
 
 
 def convert(folder, output, wanted=None, pre=None):
+    """Returns what the file has no place for, a line each."""
     checkpoint = Checkpoint(folder)
     writer = gguf_file.Writer()
     model = architectures.Model(checkpoint, writer)
@@ -75,8 +85,11 @@ def convert(folder, output, wanted=None, pre=None):
     if gguf_file.Q8_0 in kinds:
         writer.add("general.quantization_version", "u32", 2)
     model.add_keys()
-    words, template = vocabulary.read(checkpoint, model.vocab, pre)
-    vocabulary.add_keys(writer, words, template)
+    words, templates = vocabulary.read(checkpoint, model.vocab, pre)
+    try:
+        vocabulary.add_keys(writer, words, templates)
+    except UnicodeEncodeError:
+        raise Refused(f"{folder}: a token or a template is no text") from None
     for (name, shape, source, order, plus), kind in zip(
         tensors, kinds, strict=True
     ):
@@ -88,6 +101,13 @@ def convert(folder, output, wanted=None, pre=None):
             name, values.shape, gguf_file.F32, lambda raw=raw: [raw]
         )
     writer.write(output)
+    return checkpoint.notes
+
+
+def say(what):
+    """One line, whatever a checkpoint's texts have in them."""
+    line = " ".join(str(what).splitlines())
+    print(f"hf_to_gguf: {line}", file=sys.stderr)
 
 
 def main(arguments=None):
@@ -117,10 +137,14 @@ def main(arguments=None):
                 raise Refused(
                     f"{options.output}: exists already (see --overwrite)"
                 )
-        convert(options.folder, options.output, options.type, options.pre)
+        notes = convert(
+            options.folder, options.output, options.type, options.pre
+        )
     except (Refused, OSError) as error:
-        print(f"hf_to_gguf: {error}", file=sys.stderr)
+        say(error)
         return 1
+    for note in notes:
+        say(f"not kept: {note}")
     return 0
 
 

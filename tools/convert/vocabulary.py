@@ -9,6 +9,7 @@ table, because GGUF only has names for them.
 """
 
 import json
+import re
 import struct
 from dataclasses import dataclass, field
 
@@ -17,7 +18,6 @@ from checkpoint import Refused
 # tokenizer.ggml.token_type; SentencePiece has the same numbers.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 UNRANKED = -1e6  # score of a token that no merge makes
-TOKENS_MAX = 1 << 24
 
 CASELESS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 WORDS_ETC = (
@@ -48,6 +48,7 @@ class Vocabulary:
     kind: str
     tokens: list  # by id; None where there is none
     types: list
+    rows: int  # of the embeddings: there are not more tokens
     merges: list = None
     scores: list = None
     pre: str = None
@@ -58,8 +59,9 @@ class Vocabulary:
 
     def put(self, number, text, kind, score=0.0):
         """A token at its place, which may be behind the end."""
-        if not 0 <= number < TOKENS_MAX or not isinstance(text, str | None):
+        if number < 0 or not isinstance(text, str | None):
             raise ValueError
+        _check_count(number + 1, self.rows)
         while number >= len(self.tokens):
             self.tokens.append(None)
             self.types.append(UNUSED)
@@ -71,13 +73,23 @@ class Vocabulary:
             self.scores[number] = score
 
 
-def _from_table(table, where):
+def _check_count(count, rows):
+    if count > rows:
+        raise Refused(
+            f"the vocabulary has {count} tokens, but the embeddings have"
+            f" {rows} rows"
+        )
+
+
+def _from_table(table, rows, where):
     """Tokens by id from text -> id."""
     if not isinstance(table, dict) or not all(
-        isinstance(n, int) and 0 <= n < TOKENS_MAX for n in table.values()
+        isinstance(n, int) and n >= 0 for n in table.values()
     ):
         raise Refused(f"{where}: its vocabulary is malformed")
-    tokens = [None] * (max(table.values(), default=-1) + 1)
+    count = max(table.values(), default=-1) + 1
+    _check_count(count, rows)
+    tokens = [None] * count
     for text, number in table.items():
         tokens[number] = text
     return tokens
@@ -119,7 +131,7 @@ def _fields(raw):
         yield key >> 3, value
 
 
-def _read_sentencepiece(path):
+def _read_sentencepiece(path, rows):
     pieces, trainer, normalizer = [], {}, {}
     try:
         for number, value in _fields(path.read_bytes()):
@@ -140,9 +152,12 @@ def _read_sentencepiece(path):
             f"{path}: only SentencePiece models of the type BPE are supported"
         )
     texts, scores, types = map(list, zip(*pieces, strict=True))
+    if not set(types) <= set(range(NORMAL, BYTE + 1)):
+        raise Refused(f"{path}: has a piece of an unknown type")
+    _check_count(len(texts), rows)
     add_space = bool(normalizer.get(3, 1))
     return Vocabulary(
-        "llama", texts, types, scores=scores, add_space=add_space
+        "llama", texts, types, rows, scores=scores, add_space=add_space
     )
 
 
@@ -251,7 +266,7 @@ def _template(node, where):
     return None
 
 
-def _read_tokenizer_json(checkpoint, data, pre):
+def _read_tokenizer_json(checkpoint, data, rows, pre):
     where = checkpoint.folder / "tokenizer.json"
     model = data.get("model") or {}
     if model.get("type", "BPE") != "BPE" or "merges" not in model:
@@ -261,7 +276,7 @@ def _read_tokenizer_json(checkpoint, data, pre):
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             raise Refused(f"{where}: {name} is not supported")
-    tokens = _from_table(model.get("vocab"), where)
+    tokens = _from_table(model.get("vocab"), rows, where)
     merges = _merge_list(model["merges"], where)
     pre_steps = _steps(data.get("pre_tokenizer"))
     if any(step.get("type") == "ByteLevel" for step in pre_steps):
@@ -270,15 +285,21 @@ def _read_tokenizer_json(checkpoint, data, pre):
             raise Refused(
                 f"{where}: normalizers {normalizers} are not supported"
             )
+        if normalizers:
+            checkpoint.notes.append(
+                "tokenizer.json: Unicode normalisation (NFC): texts are taken"
+                " as they are"
+            )
         types = [NORMAL if t is not None else UNUSED for t in tokens]
-        vocabulary = Vocabulary("gpt2", tokens, types, merges=merges)
+        vocabulary = Vocabulary("gpt2", tokens, types, rows, merges=merges)
         vocabulary.pre = pre or _pre_tokenizer(data, where)
     elif checkpoint.path("tokenizer.model"):
-        vocabulary = _read_sentencepiece(checkpoint.path("tokenizer.model"))
+        path = checkpoint.path("tokenizer.model")
+        vocabulary = _read_sentencepiece(path, rows)
     elif model.get("byte_fallback"):
         scores = _scores_of_merges(tokens, merges)
         types = [_piece_type(text, model.get("unk_token")) for text in tokens]
-        vocabulary = Vocabulary("llama", tokens, types, scores=scores)
+        vocabulary = Vocabulary("llama", tokens, types, rows, scores=scores)
         vocabulary.add_space = _add_space_of(data, where)
     else:
         raise Refused(
@@ -331,15 +352,12 @@ def _has(vocabulary, number):
 # vocab.json and merges.txt
 
 
-def _read_gpt2_files(checkpoint, pre):
+def _read_gpt2_files(checkpoint, rows, pre):
     where = checkpoint.folder / "vocab.json"
-    tokens = _from_table(checkpoint.json("vocab.json"), where)
+    tokens = _from_table(checkpoint.json("vocab.json"), rows, where)
     types = [NORMAL if t is not None else UNUSED for t in tokens]
     path = checkpoint.folder / "merges.txt"
-    try:
-        lines = path.read_bytes().decode().split("\n")
-    except (OSError, ValueError) as error:
-        raise Refused(f"{path}: {error}") from None
+    lines = checkpoint.text("merges.txt").split("\n")
     if lines and lines[0].startswith("#version"):
         lines = lines[1:]
     merges = _merge_list([line for line in lines if line.strip()], path)
@@ -349,9 +367,9 @@ def _read_gpt2_files(checkpoint, pre):
             f"{checkpoint.folder / 'tokenizer_config.json'}: add_prefix_space"
             " is not supported"
         )
-    return Vocabulary(
-        "gpt2", tokens, types, merges=merges, pre=pre or "gpt-2", add_bos=False
-    )
+    vocabulary = Vocabulary("gpt2", tokens, types, rows, merges=merges)
+    vocabulary.pre, vocabulary.add_bos = pre or "gpt-2", False
+    return vocabulary
 
 
 def _text_of(token):
@@ -370,10 +388,9 @@ SETTINGS_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
 )
 # What reading a value of another type or beyond a table's end raises.
-MALFORMED = (KeyError, TypeError, AttributeError, ValueError)
+MALFORMED = (KeyError, TypeError, AttributeError, ValueError, RecursionError)
 
 
 def _read_settings(checkpoint, vocabulary):
@@ -395,6 +412,11 @@ def _read_settings(checkpoint, vocabulary):
         )
         number = ids.get(text) if text is not None else None
         if number is None:
+            if text is not None:
+                checkpoint.notes.append(
+                    f"tokenizer_config.json: {text!r}, which is no token of"
+                    " the vocabulary"
+                )
             continue
         if name in ROLES:
             vocabulary.special[ROLES[name]] = number
@@ -406,64 +428,187 @@ def _read_settings(checkpoint, vocabulary):
     return settings
 
 
-def _chat_template(checkpoint, settings):
-    path = checkpoint.path("chat_template.jinja")
-    if path:
-        return path.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
-    if isinstance(template, list):  # several by name
-        named = {t["name"]: t["template"] for t in template}
-        template = named.get("default")
-    return template
+def _note_stripping(checkpoint, settings):
+    """Added tokens that take white space around them, or only whole words."""
+    listed = (checkpoint.json("tokenizer.json") or {}).get("added_tokens", [])
+    listed = [*listed, *settings.get("added_tokens_decoder", {}).values()]
+    for name in ("lstrip", "rstrip", "single_word"):
+        texts = {token["content"] for token in listed if token.get(name)}
+        if texts:
+            checkpoint.notes.append(
+                f"{name} of added tokens ({', '.join(sorted(texts))})"
+            )
+
+
+def _ids_of(checkpoint, role, count):
+    """The tokens that the settings of the model and of its generation give
+    this role, each once."""
+    found, beyond = [], []
+    for where in ("config.json", "generation_config.json"):
+        numbers = (checkpoint.json(where) or {}).get(f"{role}_token_id")
+        numbers = numbers if isinstance(numbers, list) else [numbers]
+        for number in numbers:
+            if number is None:
+                continue
+            if type(number) is not int:
+                raise Refused(
+                    f"{checkpoint.folder / where}: {role}_token_id is"
+                    " malformed"
+                )
+            ids = found if 0 <= number < count else beyond
+            if number not in ids:
+                ids.append(number)
+    if beyond:
+        texts = ", ".join(str(number)[:20] for number in beyond)
+        checkpoint.notes.append(
+            f"{role}_token_id {texts}: the vocabulary has {count} tokens"
+        )
+    return found
+
+
+ENDS = ("eos", "eot", "eom")  # what GGUF has places for
+
+
+def _read_special_ids(checkpoint, vocabulary):
+    """The begin token, and everything that ends a text: what the tokenizer
+    says first, then what the other settings add."""
+    special, count = vocabulary.special, len(vocabulary.tokens)
+    if special.get("bos") is None:
+        for number in _ids_of(checkpoint, "bos", count)[:1]:
+            special["bos"] = number
+    ends = [] if special.get("eos") is None else [special["eos"]]
+    ends += [n for n in _ids_of(checkpoint, "eos", count) if n not in ends]
+    if not ends:
+        raise Refused(
+            f"{checkpoint.folder}: nothing in it names an end token"
+            " (eos_token_id in config.json)"
+        )
+    if len(ends) > len(ENDS):
+        raise Refused(
+            f"{checkpoint.folder}: {len(ends)} end tokens"
+            f" ({', '.join(map(str, ends))}), but GGUF has places for"
+            f" {len(ENDS)}: {', '.join(ENDS)}"
+        )
+    special |= zip(ENDS, ends, strict=False)
+
+
+# Settings of generation_config.json that say nothing of the text, or that are
+# in the file already.
+GENERATION_KEPT = {
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "transformers_version",
+    "use_cache",
+    "cache_implementation",
+    "return_dict_in_generate",
+}
+
+
+def _note_generation(checkpoint):
+    """How the model's makers would have its tokens drawn."""
+    settings = checkpoint.json("generation_config.json") or {}
+    names = [
+        name
+        for name, value in settings.items()
+        if name not in GENERATION_KEPT
+        and not name.startswith("_")
+        and value not in (None, False, [], {})
+    ]
+    if names:
+        checkpoint.notes.append(
+            f"generation_config.json: {', '.join(names)}: these are options of"
+            " `instinfer run`, as far as it has them"
+        )
+
+
+TEMPLATES = "additional_chat_templates/*.jinja"
+
+
+def _chat_templates(checkpoint, settings):
+    """Texts by name; "default" is the one that chats."""
+    templates = settings.get("chat_template") or {}
+    if isinstance(templates, list):
+        templates = {t["name"]: t["template"] for t in templates}
+    elif isinstance(templates, str):
+        templates = {"default": templates}
+    for path in sorted(checkpoint.folder.glob(TEMPLATES)):
+        templates[path.stem] = checkpoint.text(
+            f"{path.parent.name}/{path.name}"
+        )
+    # The file counts where both are there.
+    if checkpoint.path("chat_template.jinja"):
+        templates["default"] = checkpoint.text("chat_template.jinja")
+    elif not templates:
+        old = checkpoint.json("chat_template.json") or {}
+        if "chat_template" in old:
+            templates = {"default": old["chat_template"]}
+    if not all(isinstance(text, str) for text in templates.values()):
+        raise ValueError
+    if templates and "default" not in templates:
+        names = ", ".join(templates)
+        checkpoint.notes.append(f"no chat template is the default of {names}")
+    return templates
+
+
+def _read_any(checkpoint, rows, pre):
+    data = checkpoint.json("tokenizer.json")
+    if data is not None:
+        try:
+            return _read_tokenizer_json(checkpoint, data, rows, pre)
+        except MALFORMED:
+            where = checkpoint.folder / "tokenizer.json"
+            raise Refused(f"{where}: malformed") from None
+    if checkpoint.path("tokenizer.model"):
+        path = checkpoint.path("tokenizer.model")
+        return _read_sentencepiece(path, rows)
+    if checkpoint.path("vocab.json"):
+        return _read_gpt2_files(checkpoint, rows, pre)
+    raise Refused(
+        f"{checkpoint.folder}: no tokenizer in it (tokenizer.json,"
+        " tokenizer.model, or vocab.json with merges.txt)"
+    )
 
 
 def read(checkpoint, rows, pre):
     """(Vocabulary with as many tokens as the embeddings have rows, chat
-    template or None)."""
-    data = checkpoint.json("tokenizer.json")
-    if data is not None:
-        try:
-            vocabulary = _read_tokenizer_json(checkpoint, data, pre)
-        except MALFORMED:
-            where = checkpoint.folder / "tokenizer.json"
-            raise Refused(f"{where}: malformed") from None
-    elif checkpoint.path("tokenizer.model"):
-        vocabulary = _read_sentencepiece(checkpoint.path("tokenizer.model"))
-    elif checkpoint.path("vocab.json"):
-        vocabulary = _read_gpt2_files(checkpoint, pre)
-    else:
-        raise Refused(
-            f"{checkpoint.folder}: no tokenizer in it (tokenizer.json,"
-            " tokenizer.model, or vocab.json with merges.txt)"
-        )
+    templates by name)."""
+    vocabulary = _read_any(checkpoint, rows, pre)
     try:
         settings = _read_settings(checkpoint, vocabulary)
-        template = _chat_template(checkpoint, settings)
+        _note_stripping(checkpoint, settings)
+        templates = _chat_templates(checkpoint, settings)
     except MALFORMED:
         names = ", ".join(filter(checkpoint.path, SETTINGS_FILES))
         raise Refused(f"{checkpoint.folder}: malformed: {names}") from None
-    for role in ("bos", "eos"):
-        number = checkpoint.config.get(f"{role}_token_id")
-        number = number[0] if isinstance(number, list) and number else number
-        if role not in vocabulary.special and isinstance(number, int):
-            vocabulary.special[role] = number
+    _note_generation(checkpoint)
+    _read_special_ids(checkpoint, vocabulary)
     if vocabulary.add_bos is None:
         vocabulary.add_bos = vocabulary.kind == "llama"
-    if len(vocabulary.tokens) > rows:
-        raise Refused(
-            f"{checkpoint.folder}: {len(vocabulary.tokens)} tokens, but the"
-            f" embeddings have {rows} rows"
-        )
     if rows > len(vocabulary.tokens):
         vocabulary.put(rows - 1, None, UNUSED)
     vocabulary.tokens = [
         f"[PAD{i}]" if text is None else text
         for i, text in enumerate(vocabulary.tokens)
     ]
-    return vocabulary, template
+    return vocabulary, templates
 
 
-def add_keys(writer, vocabulary, template):
+def _add_templates(writer, templates):
+    prefix = "tokenizer.chat_template"
+    others = {}
+    for name, text in templates.items():
+        if name == "default":
+            writer.add(prefix, "str", text)
+        else:
+            others[re.sub("[^A-Za-z0-9]", "_", name)] = text
+    for name, text in others.items():
+        writer.add(f"{prefix}.{name}", "str", text)
+    if others:
+        writer.add_array(f"{prefix}s", "str", list(others))
+
+
+def add_keys(writer, vocabulary, templates):
     prefix = "tokenizer.ggml."
     writer.add(prefix + "model", "str", vocabulary.kind)
     if vocabulary.kind == "gpt2":
@@ -475,12 +620,11 @@ def add_keys(writer, vocabulary, template):
     if vocabulary.merges is not None:
         writer.add_array(prefix + "merges", "str", vocabulary.merges)
     for role, number in vocabulary.special.items():
-        if number is not None and 0 <= number < len(vocabulary.tokens):
+        if number is not None:
             writer.add(f"{prefix}{role}_token_id", "u32", number)
     writer.add(prefix + "add_bos_token", "bool", bool(vocabulary.add_bos))
     writer.add(prefix + "add_eos_token", "bool", bool(vocabulary.add_eos))
     if vocabulary.add_space is not None:
         space = bool(vocabulary.add_space)
         writer.add(prefix + "add_space_prefix", "bool", space)
-    if isinstance(template, str) and template:
-        writer.add("tokenizer.chat_template", "str", template)
+    _add_templates(writer, templates)
