@@ -5,7 +5,7 @@
 tests/data/convert has what Transformers and SentencePiece make of small
 checkpoints (tools/reference/make_convert_goldens.py). Here the checkpoints are
 made again, converted, and `instinfer` is asked for logits and token ids. Needs
-NumPy; exit 77 without it.
+NumPy (tests/needs.py says what happens without it).
 """
 
 import contextlib
@@ -19,13 +19,15 @@ import sys
 import tempfile
 import unittest
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+import needs  # noqa: E402
+
 try:
     import numpy as np
 except ImportError:
-    print("skipped: there is no NumPy")
-    sys.exit(77)
+    sys.exit(needs.missing("NumPy (python3-numpy)"))
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools/convert"))
 DATA = ROOT / "tests/data/convert"
 INSTINFER = sys.argv[1]
@@ -172,7 +174,8 @@ class Convert(unittest.TestCase):
         try:
             import torch
         except ImportError:
-            self.skipTest("there is no PyTorch")
+            needs.not_tested("checkpoints written by PyTorch: it is not here")
+            self.skipTest("no PyTorch")
         for name in ("opt", "qwen3", "smollm"):  # F16, BF16, F32
             folder = build(CASES[name], self.work / name)
             self.converted(folder, "--overwrite")

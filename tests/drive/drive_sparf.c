@@ -3,6 +3,7 @@
 // the filters let through, on ordinary and on adversarial inputs; and equal bits wherever and
 // however K and V lie.
 #include "sparf_scene.h"
+#include "tests/needs.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -98,7 +99,7 @@ static void test_inputs_of_every_kind(void **state)
 {
     (void)state;
     if (COMBINATIONS > 1)
-        skip();
+        leave_out("sparf's inputs of every kind: too slow under the thread sanitizer");
     static const struct {
         uint32_t kv_heads, q_heads, head_dim, group, page_channels;
     } shapes[] = {{2, 2, 64, 16, 4}, {1, 4, 80, 32, 8}, {1, 8, 96, 16, 8}, {2, 8, 128, 16, 8}};
@@ -129,7 +130,7 @@ static void test_chosen_sets(void **state)
 {
     (void)state;
     if (COMBINATIONS > 1)
-        skip();
+        leave_out("sparf's chosen sets: too slow under the thread sanitizer");
     static const enum scene_kind kinds[] = {SCENE_RANDOM, SCENE_CLUSTERED, SCENE_EQUAL,
                                             SCENE_STEPS,  SCENE_ZERO_Q,    SCENE_BLIND};
     for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {

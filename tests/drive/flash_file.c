@@ -2,6 +2,7 @@
 // File back end: nothing is left behind, memory stays small and in the budget, a full disk fails
 // what did not fit and nothing else, a system that refuses io_uring gets threads.
 #include "flash_harness.h"
+#include "tests/needs.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -181,7 +182,7 @@ static void test_memory(void **state)
 {
     (void)state;
     if (SANITIZED)
-        skip();
+        leave_out("how much memory a drive on a file takes: a sanitizer has its own");
     struct flash_io *ios = calloc(4096, sizeof *ios);
     unsigned char *data = pages_new(4096 * 4096);
     for (int mode = 0; mode < 4; mode++) {
@@ -274,7 +275,7 @@ static void test_full_disk(void **state)
     for (int mode = 0; mode < 4; mode++) {
         struct flash *flash = open_on_tiny_disk(mode & 1, mode & 2);
         if (!flash)
-            skip(); // only root can mount
+            leave_out("a full disk: only root can mount a small one");
         for (size_t i = 0; i < N; i++) {
             ios[i] = (struct flash_io){.op = FLASH_PROGRAM,
                                        .block = i / 16,
@@ -352,7 +353,7 @@ static void run_child(int (*body)(void))
     assert_int_equal(waitpid(child, &status, 0), child);
     assert_true(WIFEXITED(status));
     if (WEXITSTATUS(status) == 77)
-        skip();
+        leave_out("a ring that is refused: this system lets nobody forbid a call");
     assert_int_equal(WEXITSTATUS(status), 0);
 }
 
@@ -385,7 +386,7 @@ static void test_uring_refused_for_a_while(void **state)
     assert_int_equal(open_file(&flash, work_directory(), false, false, NULL, NULL), 0);
     if (!strstr(flash->path, "io_uring, ")) {
         flash_close(flash);
-        skip();
+        leave_out("io_uring: this system refuses it");
     }
     unsigned char *data = pages_new(N * 4096);
     struct flash_io *ios = calloc(N, sizeof *ios);

@@ -16,7 +16,7 @@
 #include <unistd.h>
 #include <cmocka.h>
 
-#define SHARED_MODEL(name) INST_SOURCE_DIR "/../shared/models/" name
+#define TREE_MODEL(name) INST_SOURCE_DIR "/models/" name
 
 struct fixture {
     char path[64];

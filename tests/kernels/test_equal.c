@@ -2,6 +2,7 @@
 // Every set of this machine gives the reference's bits on every case; a row of a matrix product
 // and a query of a tile depend on nothing but themselves.
 #include "cases.h"
+#include "tests/needs.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -67,6 +68,12 @@ static void dispatch(void **state)
     while (names[last + 1])
         last++;
     assert_string_equal(names[last], kernels_best()->name);
+#ifdef __x86_64__
+    static const char *const sets[] = {"avx2", "avx512", "avx512vnni"};
+    for (size_t i = 0; i < sizeof sets / sizeof *sets; i++)
+        if (!kernels_by_name(sets[i]))
+            not_tested("the kernels %s: not for this CPU", sets[i]);
+#endif
 }
 
 static void wrong_set_is_caught(void **state)

@@ -42,13 +42,13 @@ def own_documents():
     }
 
 
-def cases(shared_models):
-    """Cases whose model is there."""
-    known = (
-        Case("shared", shared_models / "recall.gguf", shared_documents),
-        Case("own", ROOT / "models/recall.gguf", own_documents),
-    )
-    return [case for case in known if case.model.exists()]
+def cases(shared_models=None):
+    """The model of the tree; with a folder also the one that lies there."""
+    found = [Case("own", ROOT / "models/recall.gguf", own_documents)]
+    if shared_models and (shared_models / "recall.gguf").exists():
+        path = shared_models / "recall.gguf"
+        found.insert(0, Case("shared", path, shared_documents))
+    return found
 
 
 def sha256(path):

@@ -131,7 +131,7 @@ def main(arguments=None):
     llamacpp = Llamacpp(options.llamacpp, options.threads)
     make_stories(
         llamacpp,
-        options.models / "stories260K.gguf",
+        ROOT / "models/stories260K.gguf",
         recall_cases.DATA / "stories260K_llamacpp.json",
     )
     make_recall(llamacpp, options.models, recall_cases.ANSWERS)

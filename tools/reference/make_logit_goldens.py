@@ -215,7 +215,7 @@ def parse_arguments(arguments):
     parser.add_argument(
         "--models",
         type=pathlib.Path,
-        default=ROOT.parent / "shared/models",
+        default=ROOT / "models",
         help="folder with stories260K.gguf",
     )
     parser.add_argument(

@@ -70,7 +70,7 @@ def parse_arguments(arguments):
     parser.add_argument(
         "-m",
         "--model",
-        default=root.parent / "shared/models/stories260K.gguf",
+        default=root / "models/stories260K.gguf",
     )
     parser.add_argument(
         "-o", "--output", default=root / "tests/data/stories260K_sparf.txt"

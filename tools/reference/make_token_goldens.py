@@ -4,8 +4,8 @@
 
     make_token_goldens.py LLAMA_TOKENIZE MODELS_FOLDER tests/data
 
-Writes tokens_llama_spm.json and tokens_bpe.json (real vocabularies, which are not part of the
-repository) and tokens_pre.json (one made here: every byte, and merges of strings taken from the
+Writes tokens_llama_spm.json and tokens_bpe.json (real vocabularies: those of the tree, and those
+in MODELS_FOLDER, whose licences keep them out of it) and tokens_pre.json (one made here: every byte, and merges of strings taken from the
 texts without regard to words, so that a word cut elsewhere gives other ids; encoded with each
 pre-tokenizer; 0 where the ids are those of the first).
 
@@ -26,6 +26,9 @@ import struct
 import subprocess
 import sys
 import tempfile
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+TREE = os.path.join(ROOT, "models"), os.path.join(ROOT, "tests/data")
 
 # Vocabularies and a special token of each that stands between texts.
 SPM = {"vocab/ggml-vocab-llama-spm.gguf": "</s>", "stories260K.gguf": "</s>", "recall.gguf": "</s>"}
@@ -229,7 +232,8 @@ def encode_all(binary, model, separator, texts):
 def real_vocabularies(binary, folder, models, texts):
     out = {"texts": [t.hex() for t in texts], "models": []}
     for model, separator in models.items():
-        path = os.path.join(folder, model)
+        path = next(path for path in (os.path.join(f, model) for f in (*TREE, folder))
+                    if os.path.exists(path))
         plain, parsed = encode_all(binary, path, separator, texts)
         out["models"].append({
             "file": model,

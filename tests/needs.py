@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a test leaves out here, it says; see tests/needs.h. Standard library only.
+
+    needs.py WHAT    in place of a test that could not be configured
+"""
+
+import os
+import sys
+
+SKIP = 77
+
+
+def not_tested(reason):
+    """Said, and left out: only this machine or its user can change it."""
+    print(f"\nnot tested: {reason}", flush=True)
+
+
+def missing(what):
+    """The exit status of a test that lacks what ./setup --check or the tree brings."""
+    if os.environ.get("CI"):
+        print(f"missing: {what}", flush=True)
+        return 1
+    not_tested(f"{what} is missing")
+    return SKIP
+
+
+if __name__ == "__main__":
+    sys.exit(missing(sys.argv[1]))
