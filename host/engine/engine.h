@@ -89,6 +89,8 @@ static inline size_t row_stride(uint64_t n)
 }
 
 double engine_seconds(void); // monotonic
+// How many candidates the last draw had to put in order.
+size_t sampler_ranked(const inst_sampler *sampler);
 int engine_drive_stats(struct inst_engine *e, struct drive_stats *stats, struct inst_msg *msg);
 
 // layers.c: the parts of a layer that prefill and decode share. Rows are independent of each other

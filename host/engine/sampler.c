@@ -2,6 +2,12 @@
 // Sampling in the order and with the defaults of llama.cpp: repeat penalty, top-k, top-p, min-p,
 // temperature, draw. Candidates are ordered by logit, then by id, so a seed gives the same tokens
 // everywhere. Greedy takes the lowest id of the largest logit.
+//
+// Weights are added in the order of candidates, best first, and a token is defined by those sums to
+// the last bit. Yet a vocabulary is not sorted for a draw that looks at its head: candidates get
+// their ranks from a heap as they are asked for, and a sum over all of them is taken in any order,
+// with a bound on how far that can be from the defined one. Only where the difference could decide,
+// which hardly ever happens, everything is sorted.
 #include "host/engine/engine.h"
 
 #include <math.h>
@@ -18,8 +24,8 @@ struct inst_sampler {
     inst_engine *engine;
     struct inst_sampling sampling;
     uint64_t state;
-    struct candidate *candidates; // [vocab]
-    size_t vocab;
+    struct candidate *candidates; // [vocab]: a heap of those without a rank, then rank n to rank 0
+    size_t vocab, ranked;
 };
 
 void inst_sampling_default(struct inst_sampling *sampling)
@@ -125,18 +131,97 @@ static void sift_down(struct candidate *c, size_t at, size_t n)
     }
 }
 
-// Moves the k best of n, ascending, to the end of the array. In place: qsort would allocate.
-static void select_best(struct candidate *c, size_t n, size_t k)
+// The candidate of a rank, 0 the best. In place: qsort would allocate.
+static struct candidate ranked(inst_sampler *s, size_t rank)
 {
-    for (size_t i = n / 2; i-- > 0;)
-        sift_down(c, i, n);
-    for (size_t i = 0; i < k; i++) {
-        size_t last = n - 1 - i;
+    struct candidate *c = s->candidates;
+    while (s->ranked <= rank) {
+        size_t last = s->vocab - 1 - s->ranked++;
         struct candidate best = c[0];
         c[0] = c[last];
         c[last] = best;
         sift_down(c, 0, last);
     }
+    return c[s->vocab - 1 - rank];
+}
+
+size_t sampler_ranked(const inst_sampler *sampler)
+{
+    return sampler->ranked;
+}
+
+static double weight(struct candidate c, double max, double temperature)
+{
+    return exp(((double)c.logit - max) / temperature);
+}
+
+struct sum {
+    double value, error; // how far the value may be from the sum in order of rank; 0: it is that
+};
+
+// Of the n best weights. Either order of n additions is within n units in the last place of the
+// exact sum, so they are within 2 n of each other; the rest is for what is done with the sum.
+static struct sum add_weights(inst_sampler *s, size_t n, double max, double temperature,
+                              bool in_order)
+{
+    struct sum sum = {0, 0};
+    if (in_order || n < s->vocab) {
+        for (size_t i = 0; i < n; i++)
+            sum.value += weight(ranked(s, i), max, temperature);
+        return sum;
+    }
+    for (size_t i = 0; i < n; i++)
+        sum.value += weight(s->candidates[i], max, temperature);
+    sum.error = (2 * (double)n + 16) * 0x1p-53 * sum.value;
+    return sum;
+}
+
+static bool unsure(const struct sum *sum, double difference)
+{
+    return sum->error > 0 && fabs(difference) <= 2 * sum->error;
+}
+
+// How many of the k best top-p and min-p leave, at least one; 0 when that is unsure.
+static size_t count_kept(inst_sampler *s, size_t k, double max, bool in_order)
+{
+    const struct inst_sampling *o = &s->sampling;
+    double least = max + log((double)o->min_p), sum = 0;
+    struct sum total = {0, 0};
+    if (o->top_p >= 1 && !(o->min_p > 0))
+        return k;
+    if (o->top_p < 1)
+        total = add_weights(s, k, max, 1, in_order);
+    double enough = (double)o->top_p * total.value;
+    for (size_t n = 0; n < k; n++) {
+        struct candidate c = ranked(s, n);
+        if (n && o->min_p > 0 && !((double)c.logit >= least))
+            return n;
+        if (o->top_p >= 1)
+            continue;
+        sum += weight(c, max, 1);
+        if (unsure(&total, sum - enough))
+            return 0;
+        if (sum >= enough)
+            return n + 1;
+    }
+    return k;
+}
+
+// Draws among the n best; -1 when the result is unsure.
+static int32_t draw(inst_sampler *s, size_t n, double max, double uniform, bool in_order)
+{
+    double temperature = (double)s->sampling.temperature;
+    struct sum total = add_weights(s, n, max, temperature, in_order);
+    double left = uniform * total.value;
+    for (size_t i = 0; i < n; i++) {
+        struct candidate c = ranked(s, i);
+        left -= weight(c, max, temperature);
+        if (unsure(&total, left))
+            return -1;
+        if (left < 0)
+            return c.id;
+    }
+    return ranked(s, n - 1).id;
 }
 
 static int32_t greedy(const struct candidate *c, size_t n)
@@ -159,34 +244,15 @@ int32_t inst_sample(inst_sampler *s, const inst_session *session, const int32_t 
     if (o->temperature <= 0)
         return greedy(s->candidates, s->vocab);
     size_t k = o->top_k > 0 && (size_t)o->top_k < s->vocab ? (size_t)o->top_k : s->vocab;
-    select_best(s->candidates, s->vocab, k);
-    const struct candidate *best = s->candidates + s->vocab - 1; // best[-i] has rank i
-    double max = (double)best->logit, total = 0, sum = 0;
-    size_t n = k;
-    if (o->top_p < 1) {
-        for (size_t i = 0; i < n; i++)
-            total += exp((double)best[-(ptrdiff_t)i].logit - max);
-        for (size_t i = 0; i < n; i++) {
-            sum += exp((double)best[-(ptrdiff_t)i].logit - max);
-            if (sum >= (double)o->top_p * total)
-                n = i + 1;
-        }
+    for (size_t i = s->vocab / 2; i-- > 0;)
+        sift_down(s->candidates, i, s->vocab);
+    s->ranked = 0;
+    double max = (double)ranked(s, 0).logit, uniform = next_uniform(&s->state);
+    // Bounds hold for finite weights only.
+    for (bool in_order = !isfinite(max);; in_order = true) {
+        size_t n = count_kept(s, k, max, in_order);
+        int32_t id = n ? draw(s, n, max, uniform, in_order) : -1;
+        if (id >= 0)
+            return id;
     }
-    if (o->min_p > 0) {
-        double least = max + log((double)o->min_p);
-        size_t kept = 1; // the best one always stays
-        while (kept < n && (double)best[-(ptrdiff_t)kept].logit >= least)
-            kept++;
-        n = kept;
-    }
-    total = 0;
-    for (size_t i = 0; i < n; i++)
-        total += exp(((double)best[-(ptrdiff_t)i].logit - max) / (double)o->temperature);
-    double draw = next_uniform(&s->state) * total;
-    for (size_t i = 0; i < n; i++) {
-        draw -= exp(((double)best[-(ptrdiff_t)i].logit - max) / (double)o->temperature);
-        if (draw < 0)
-            return best[-(ptrdiff_t)i].id;
-    }
-    return best[-(ptrdiff_t)(n - 1)].id;
 }

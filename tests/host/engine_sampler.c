@@ -166,6 +166,145 @@ static void a_seed_repeats_its_tokens(void **state)
     }
 }
 
+// The definition: sort everything, add in order, cut, draw.
+struct rank {
+    float logit;
+    int32_t id;
+};
+
+static int by_logit(const void *a, const void *b)
+{
+    const struct rank *x = a, *y = b;
+    if (x->logit != y->logit)
+        return x->logit < y->logit ? 1 : -1;
+    return x->id < y->id ? -1 : 1;
+}
+
+static int32_t plain_draw(const float *values, size_t vocab, const struct inst_sampling *o,
+                          double uniform)
+{
+    struct rank *r = calloc(vocab, sizeof *r);
+    for (size_t i = 0; i < vocab; i++)
+        r[i] = (struct rank){isnan(values[i]) ? -INFINITY : values[i], (int32_t)i};
+    qsort(r, vocab, sizeof *r, by_logit);
+    size_t n = o->top_k > 0 && (size_t)o->top_k < vocab ? (size_t)o->top_k : vocab;
+    double max = (double)r[0].logit, total = 0, sum = 0;
+    for (size_t i = 0; i < n; i++)
+        total += exp((double)r[i].logit - max);
+    for (size_t i = 0; i < n && o->top_p < 1; i++) {
+        sum += exp((double)r[i].logit - max);
+        if (sum >= (double)o->top_p * total)
+            n = i + 1;
+    }
+    size_t kept = 1;
+    while (kept < n && (o->min_p <= 0 || (double)r[kept].logit >= max + log((double)o->min_p)))
+        kept++;
+    total = 0;
+    for (size_t i = 0; i < kept; i++)
+        total += exp(((double)r[i].logit - max) / (double)o->temperature);
+    double left = uniform * total;
+    int32_t id = r[kept - 1].id;
+    for (size_t i = 0; i < kept; i++) {
+        left -= exp(((double)r[i].logit - max) / (double)o->temperature);
+        if (left < 0) {
+            id = r[i].id;
+            break;
+        }
+    }
+    free(r);
+    return id;
+}
+
+// The sampler's generator, to know what it draws with.
+static double uniform_of(uint64_t *state)
+{
+    uint64_t z = *state += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return (double)((z ^ (z >> 31)) >> 11) * 0x1p-53;
+}
+
+static float noise(uint64_t *state)
+{
+    return (float)(uniform_of(state) + uniform_of(state) + uniform_of(state) - 1.5);
+}
+
+enum { BIG = 150000 };
+
+static struct inst_engine big_engine;
+static float big_logits[BIG];
+static struct inst_session big_session = {
+    .engine = &big_engine, .logits = big_logits, .has_logits = true};
+
+static void big_start(uint32_t vocab)
+{
+    budget_init(&big_engine.budget, 16 << 20);
+    big_engine.config.vocab = vocab;
+}
+
+// Whatever is not sorted: the same tokens as by the definition, also where sums are exactly what
+// they are compared with, and where logits are no numbers.
+static void draws_equal_the_definition(void **state)
+{
+    (void)state;
+    static const float top_p[] = {0, 0.25f, 0.5f, 0.95f, 1}, min_p[] = {0, 0.05f, 0.5f};
+    static const float heat[] = {0.1f, 0.8f, 1, 7};
+    static const uint32_t vocabs[] = {1, 2, 16, 100, 1024};
+    uint64_t rng = 1;
+    for (unsigned trial = 0; trial < 1500; trial++) {
+        uint32_t vocab = vocabs[trial % 5];
+        struct inst_sampling o = plain;
+        o.seed = trial;
+        o.top_k = trial % 3 == 0 ? (int32_t)(1 + (uint32_t)(uniform_of(&rng) * vocab)) : 0;
+        o.top_p = top_p[(size_t)(uniform_of(&rng) * 5)];
+        o.min_p = min_p[(size_t)(uniform_of(&rng) * 3)];
+        o.temperature = heat[(size_t)(uniform_of(&rng) * 4)];
+        double steps = uniform_of(&rng) < 0.3 ? 0 : uniform_of(&rng) < 0.5 ? 2 : 1e6, odd = 0;
+        if (trial % 7 == 0)
+            odd = uniform_of(&rng) < 0.5 ? 0.1 : 1;
+        for (uint32_t i = 0; i < vocab; i++) {
+            big_logits[i] = steps > 0 ? (float)(round((double)noise(&rng) * 9 * steps) / steps) : 1;
+            if (odd > 0 && uniform_of(&rng) < odd)
+                big_logits[i] = uniform_of(&rng) < 0.5 ? NAN : -INFINITY;
+        }
+        big_start(vocab);
+        inst_sampler *s;
+        assert_int_equal(inst_sampler_open(&s, &big_engine, &o, NULL), 0);
+        uint64_t twin = o.seed;
+        for (int i = 0; i < 8; i++) {
+            int32_t want = plain_draw(big_logits, vocab, &o, uniform_of(&twin));
+            assert_int_equal(inst_sample(s, &big_session, NULL, 0), want);
+        }
+        inst_sampler_close(s);
+    }
+}
+
+// A whole vocabulary whose head holds the weight, as models give: nothing near all of it is sorted.
+static void a_vocabulary_is_not_sorted(void **state)
+{
+    (void)state;
+    uint64_t rng = 3;
+    for (uint32_t i = 0; i < BIG; i++)
+        big_logits[i] = noise(&rng) * 2 + (i % 5000 ? 0 : 14);
+    big_start(BIG);
+    for (int filtered = 0; filtered < 2; filtered++) {
+        struct inst_sampling o = plain;
+        o.top_p = filtered ? 0.95f : 1;
+        o.min_p = filtered ? 0.05f : 0;
+        inst_sampler *s;
+        size_t most = 0;
+        assert_int_equal(inst_sampler_open(&s, &big_engine, &o, NULL), 0);
+        uint64_t twin = o.seed;
+        for (int i = 0; i < 5; i++) {
+            int32_t want = plain_draw(big_logits, BIG, &o, uniform_of(&twin));
+            assert_int_equal(inst_sample(s, &big_session, NULL, 0), want);
+            most = sampler_ranked(s) > most ? sampler_ranked(s) : most;
+        }
+        assert_in_range(most, 1, 100);
+        inst_sampler_close(s);
+    }
+}
+
 static void bad_settings_are_refused(void **state)
 {
     (void)state;
@@ -196,6 +335,8 @@ int main(void)
         cmocka_unit_test(filters_cut_where_they_should),
         cmocka_unit_test(repetition_is_punished_once_and_only_lately),
         cmocka_unit_test(a_seed_repeats_its_tokens),
+        cmocka_unit_test(draws_equal_the_definition),
+        cmocka_unit_test(a_vocabulary_is_not_sorted),
         cmocka_unit_test(bad_settings_are_refused),
     };
     return cmocka_run_group_tests(tests, setup, NULL);
