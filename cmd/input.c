@@ -81,3 +81,9 @@ void input_close(struct input *input)
         free((void *)(uintptr_t)input->text);
     *input = (struct input){0};
 }
+
+void input_check_begin(int64_t begin, const int32_t *tokens, size_t n)
+{
+    if (n > 1 && tokens[0] == begin && tokens[1] == begin)
+        warn("the prompt has two begin tokens: the model adds one, leave out the text's");
+}

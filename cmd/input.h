@@ -5,6 +5,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 struct input {
     const char *text; // any bytes
@@ -16,5 +17,8 @@ struct input {
 // the error line printed. A regular file is mapped: a prompt of any length costs no memory.
 int input_open(struct input *input, const char *command, const char *text, const char *file);
 void input_close(struct input *input);
+
+// One line when the text brought the begin token that the model adds itself; -1: it adds none.
+void input_check_begin(int64_t begin, const int32_t *tokens, size_t n);
 
 #endif

@@ -15,7 +15,7 @@
 struct logits {
     struct engine_options engine;
     const char *prompt, *file, *list, *path;
-    bool all, verbose;
+    bool all, verbose, no_special;
     inst_engine *e;
     FILE *out;
     int32_t *tokens;
@@ -60,10 +60,13 @@ static int read_tokens(struct logits *l)
     int code = input_open(&input, "logits", l->prompt, l->file);
     if (code)
         return code;
-    code = inst_tokenize(l->e, input.text, input.bytes, 0, &l->tokens, &l->n_tokens, &msg);
+    code =
+        inst_tokenize(l->e, input.text, input.bytes, l->no_special ? INST_TOKENIZE_NO_SPECIAL : 0u,
+                      &l->tokens, &l->n_tokens, &msg);
     input_close(&input);
     if (code)
         return failed(code, &msg);
+    input_check_begin(l->info.begin_token, l->tokens, l->n_tokens);
     return l->n_tokens ? 0 : fail(EXIT_FAILED, "the prompt has no tokens");
 }
 
@@ -124,6 +127,8 @@ int command_logits(int argc, char **argv)
         {"Text", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
         {"--prompt", 'p', OPTION_TEXT, &l.prompt, 0, 0, "TEXT", "the prompt"},
         {"--file", 'f', OPTION_TEXT, &l.file, 0, 0, "FILE", "prompt from a file, - = stdin"},
+        {"--no-special", 0, OPTION_FLAG, &l.no_special, 0, 0, NULL,
+         "the texts of control tokens are ordinary text"},
         {"--tokens", 0, OPTION_TEXT, &l.list, 0, 0, "1,2,3", "the prompt as ids"},
         {"--all", 0, OPTION_FLAG, &l.all, 0, 0, NULL, "all positions instead of the last"},
         {"--output", 'o', OPTION_TEXT, &l.path, 0, 0, "FILE.npy", "float32 [positions][vocab]"},

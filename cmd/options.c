@@ -20,6 +20,16 @@ int fail(int code, const char *fmt, ...)
     return code;
 }
 
+void warn(const char *fmt, ...)
+{
+    va_list args;
+    va_start(args, fmt);
+    fputs("instinfer: warning: ", stderr);
+    vfprintf(stderr, fmt, args);
+    fputc('\n', stderr);
+    va_end(args);
+}
+
 static int usage_error(const char *command, const char *name, const char *value, const char *what)
 {
     if (value)

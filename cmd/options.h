@@ -59,5 +59,7 @@ void options_free(const struct options *options);
 
 // "instinfer: ..." on stderr; returns `code`.
 int fail(int code, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+// "instinfer: warning: ..." on stderr: the command goes on.
+void warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 #endif

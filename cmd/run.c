@@ -19,7 +19,8 @@ static int read_prompt(struct run *r)
     int code = input_open(&input, "run", r->prompt, r->file);
     if (code)
         return code;
-    code = inst_tokenize(r->e, input.text, input.bytes, 0, &tokens, &n, &msg);
+    code = inst_tokenize(r->e, input.text, input.bytes,
+                         r->no_special ? INST_TOKENIZE_NO_SPECIAL : 0u, &tokens, &n, &msg);
     meter_sample(&r->meter, true);
     input_close(&input);
     if (code)
@@ -32,6 +33,7 @@ static int read_prompt(struct run *r)
                     "the prompt of %zu tokens does not fit in the context of %llu (see -c)", n,
                     (unsigned long long)r->info.context);
     }
+    input_check_begin(r->info.begin_token, tokens, n);
     uint64_t left = r->info.context - n;
     size_t room = n + (size_t)(r->predict < left ? r->predict : left);
     r->tokens = realloc(tokens, room * sizeof *tokens);
@@ -134,6 +136,8 @@ int command_run(int argc, char **argv)
         {"--file", 'f', OPTION_TEXT, &r.file, 0, 0, "FILE", "prompt from a file, - = stdin"},
         {"--predict", 'n', OPTION_U64, &r.predict, 0, 1e18, "N",
          "tokens to generate; default: until an end token or the context is full"},
+        {"--no-special", 0, OPTION_FLAG, &r.no_special, 0, 0, NULL,
+         "the texts of control tokens are ordinary text, as they always are in a conversation"},
         {"--stop", 0, OPTION_LIST, &r.stops, 0, 0, "TEXT",
          "ends before this text; may be given several times"},
         {"--ignore-eos", 0, OPTION_FLAG, &r.ignore_eos, 0, 0, NULL, "goes on after end tokens"},

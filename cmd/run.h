@@ -16,7 +16,7 @@ struct run {
     const char *system, *template; // of a chat
     uint64_t predict;              // tokens to generate at most, per answer
     struct option_list stops;
-    bool ignore_eos, verbose, chat, raw;
+    bool ignore_eos, verbose, chat, raw, no_special;
 
     inst_engine *e;
     inst_session *session;

@@ -76,6 +76,8 @@ static int run(const struct tokenize *o)
         err = tokenizer_open(&tokenizer, gguf, &budget, &msg);
     if (!err)
         err = tokenizer_encode(tokenizer, input.text, input.bytes, flags, &list, &msg);
+    if (!err && !o->no_bos && tokenizer_adds_bos(tokenizer))
+        input_check_begin(tokenizer_bos(tokenizer), (const int32_t *)list.ids, list.count);
     code = err ? fail(EXIT_FAILED, "%s", msg.text) : print_tokens(tokenizer, &list, o->ids);
     token_list_free(&list);
     tokenizer_free(tokenizer);

@@ -69,7 +69,8 @@ struct inst_model_info {
     uint64_t memory, kv_limit;
     uint32_t chunk, group, threads;
     const char *kv_place, *kv_path, *kernels;
-    const char *chat; // name of the chat template, NULL: none
+    const char *chat;    // name of the chat template, NULL: none
+    int32_t begin_token; // that goes first where text is tokenized; -1: none does
 };
 INST_API void inst_engine_info(const inst_engine *engine, struct inst_model_info *info);
 

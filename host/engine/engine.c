@@ -374,6 +374,7 @@ void inst_engine_info(const inst_engine *e, struct inst_model_info *info)
         .kv_path = e->store.flash ? e->store.flash->path : "",
         .kernels = e->kernels->name,
         .chat = chat_template_name(&e->chat),
+        .begin_token = tokenizer_adds_bos(e->tokenizer) ? (int32_t)tokenizer_bos(e->tokenizer) : -1,
     };
 }
 
@@ -449,7 +450,8 @@ int inst_tokenize(inst_engine *engine, const char *text, size_t bytes, unsigned 
     if (!err) {
         *tokens = malloc(max_u64(list.count, 1) * sizeof **tokens);
         if (*tokens) {
-            memcpy(*tokens, list.ids, list.count * sizeof **tokens);
+            if (list.count) // an empty list has no ids to point to
+                memcpy(*tokens, list.ids, list.count * sizeof **tokens);
             *n_tokens = list.count;
         } else {
             err = inst_fail(msg, INST_ENOMEM, "out of memory");

@@ -312,8 +312,43 @@ class Cli(unittest.TestCase):
         self.assertNotIn(2, plain)
         self.assertEqual(len(run("tokenize", "-m", self.model, "-p", "ab").stdout.splitlines()),
                          len(ids))
+        self.assertNotIn(b"warning", r.stderr)
         r = run("tokenize", "-m", VOCABULARIES + "/ggml-vocab-gpt-2.gguf", "-p", "Hello world", "--ids")
         self.assertEqual(json.loads(r.stdout), [15496, 995])
+
+    def test_no_special(self):
+        out, other = self.path("special.npy"), self.path("plain.npy")
+        def ids(*args):
+            return json.loads(run("tokenize", "-m", self.model, "--ids", *args).stdout)
+        for text in ("a</s>b", "<s>", "</s>"):
+            plain, parsed = ids("-p", text, "--no-special"), ids("-p", text)
+            self.assertGreater(len(plain), len(parsed), text)
+            stats = self.path("stats.json")
+            for flags, want in (["--no-special"], plain), ([], parsed):
+                r = self.run_model("-p", text, "-n", 1, "--ignore-eos", "--stats", stats, *flags)
+                self.assertEqual(r.returncode, 0, r.stderr)
+                self.assertEqual(json.loads(read(stats))["text_tokens"][:-1], want)
+                logits = ["logits", "-m", self.model, "--kv", "ram:16M", "--all"]
+                r = run(*logits, "-p", text, "-o", out, *flags)
+                self.assertEqual(r.returncode, 0, r.stderr)
+                run(*logits, "--tokens", ",".join(map(str, want)), "-o", other)
+                self.assertEqual(read(out), read(other))
+
+    def test_two_begin_tokens_are_told(self):
+        out = self.path("begin.npy")
+        model = ["-m", self.model]
+        commands = [["tokenize", *model], ["run", *model, "--kv", "ram:16M", "-n", 1],
+                    ["logits", *model, "--kv", "ram:16M", "-o", out]]
+        for command in commands:
+            for text, lines in ("<s>Hi", 1), ("<s><s>Hi", 1), ("<s>", 1), ("Hi", 0), ("Hi<s>", 0):
+                r = run(*command, "-p", text)
+                self.assertEqual(r.returncode, 0, r.stderr)
+                self.assertEqual(r.stderr.count(b"two begin tokens"), lines, (command, text))
+                self.assertEqual(len(r.stderr.splitlines()), lines, r.stderr)
+                r = run(*command, "-p", text, "--no-special")
+                self.assertEqual(r.stderr, b"", (command, text))
+        r = run(*commands[0], "-p", "<s>Hi", "--no-bos")
+        self.assertEqual(r.stderr, b"")
 
     def test_logits(self):
         out, last = self.path("all.npy"), self.path("last.npy")

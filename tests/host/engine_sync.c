@@ -312,6 +312,27 @@ static void cancelling_keeps_whole_chunks(void **state)
     close_engine(&f);
 }
 
+// Sanitizers see to it that nothing is copied from nowhere.
+static void a_text_may_have_no_tokens(void **state)
+{
+    (void)state;
+    struct fixture f = {0};
+    struct inst_model_info info;
+    int32_t *tokens;
+    size_t n = 7;
+    open_engine(&f, model, NULL, NULL);
+    assert_int_equal(inst_tokenize(f.engine, "", 0, INST_TOKENIZE_NO_BOS, &tokens, &n, &f.msg), 0);
+    assert_non_null(tokens);
+    assert_int_equal(n, 0);
+    free(tokens);
+    inst_engine_info(f.engine, &info);
+    assert_int_equal(inst_tokenize(f.engine, NULL, 0, 0, &tokens, &n, &f.msg), 0);
+    assert_int_equal(n, 1);
+    assert_int_equal(tokens[0], info.begin_token);
+    free(tokens);
+    close_engine(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -324,6 +345,7 @@ int main(void)
         cmocka_unit_test(a_failed_item_harms_nobody_else),
         cmocka_unit_test(a_session_that_cannot_be_cut_back_is_dead),
         cmocka_unit_test(cancelling_keeps_whole_chunks),
+        cmocka_unit_test(a_text_may_have_no_tokens),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
