@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The vocabulary: reading and checking it, finding tokens by text, special tokens in raw text, and
-// the way back to bytes. How plain text becomes tokens is the business of the kind.
+// The vocabulary: reading and checking it, finding tokens by text, and the way back to bytes. Where
+// a text has special tokens is found out in tokenizer_special.c; how plain text becomes tokens is
+// the business of the kind.
 #include "host/model/tokenizer_internal.h"
 
 #include "base/checked.h"
@@ -352,52 +353,6 @@ static int mark_rstrip(struct tokenizer *t, struct inst_msg *msg)
     return 0;
 }
 
-struct special_rank {
-    uint32_t bytes, id;
-};
-
-static int by_length(const void *a, const void *b)
-{
-    const struct special_rank *x = a, *y = b;
-    if (x->bytes != y->bytes)
-        return x->bytes < y->bytes ? 1 : -1;
-    return x->id < y->id ? -1 : x->id > y->id;
-}
-
-static int index_special(struct tokenizer *t, struct inst_msg *msg)
-{
-    uint32_t n = 0;
-    for (uint32_t id = 0; id < t->count; id++)
-        n += t->attribute[id] & TOKEN_SPECIAL && t->token[id].bytes;
-    if (!n)
-        return 0;
-    struct special_rank *rank = budget_alloc(t->budget, n, sizeof *rank, "the special tokens", msg);
-    t->special = budget_alloc(t->budget, n, sizeof *t->special, "the special tokens", msg);
-    t->special_by_byte =
-        budget_alloc(t->budget, n, sizeof *t->special_by_byte, "the special tokens", msg);
-    if (!rank || !t->special || !t->special_by_byte) {
-        budget_free(t->budget, rank);
-        return INST_ENOMEM;
-    }
-    for (uint32_t id = 0; id < t->count; id++)
-        if (t->attribute[id] & TOKEN_SPECIAL && t->token[id].bytes)
-            rank[t->n_special++] = (struct special_rank){t->token[id].bytes, id};
-    qsort(rank, n, sizeof *rank, by_length);
-    for (uint32_t r = 0; r < n; r++)
-        t->special[r] = rank[r].id;
-    budget_free(t->budget, rank);
-    // A counting sort of the ranks by first byte.
-    for (uint32_t r = 0; r < n; r++)
-        t->first_byte[(unsigned char)*token_text(t, t->special[r]) + 1]++;
-    for (int b = 0; b < 256; b++)
-        t->first_byte[b + 1] += t->first_byte[b];
-    uint32_t next[256];
-    memcpy(next, t->first_byte, sizeof next);
-    for (uint32_t r = 0; r < n; r++)
-        t->special_by_byte[next[(unsigned char)*token_text(t, t->special[r])]++] = r;
-    return 0;
-}
-
 static int read_rules(struct tokenizer *t, struct inst_msg *msg)
 {
     int rc = t->kind->defaults(t, msg);
@@ -449,7 +404,7 @@ static int tokenizer_load(struct tokenizer *t, struct inst_msg *msg)
     if (!rc)
         rc = mark_rstrip(t, msg);
     if (!rc)
-        rc = index_special(t, msg);
+        rc = special_open(t, msg);
     return rc ? rc : t->kind->open(t, msg);
 }
 
@@ -476,11 +431,10 @@ void tokenizer_free(struct tokenizer *t)
         return;
     if (t->kind)
         t->kind->close(t);
+    special_close(t);
     budget_free(t->budget, t->token);
     budget_free(t->budget, t->attribute);
     budget_free(t->budget, t->slot);
-    budget_free(t->budget, t->special);
-    budget_free(t->budget, t->special_by_byte);
     budget_free(t->budget, t);
 }
 
@@ -526,138 +480,6 @@ struct gguf_string tokenizer_text(const struct tokenizer *t, uint32_t id)
     return (struct gguf_string){token_text(t, id), t->token[id].bytes};
 }
 
-struct fragments {
-    struct fragment *at;
-    uint64_t count, capacity;
-};
-
-// A text on its way to fragments.
-struct source {
-    const struct tokenizer *t;
-    const char *text;
-    uint64_t bytes;
-    const struct token_span *spans; // none: all of it is the caller's own
-    uint64_t n_spans;
-    bool parse; // control tokens too
-    struct budget *budget;
-    struct inst_msg *msg;
-};
-
-static int fragment_add(const struct source *src, struct fragments *f, const char *text,
-                        uint64_t bytes, uint32_t token)
-{
-    if (!bytes && token == TOKENIZER_NONE)
-        return 0;
-    int rc = list_reserve(src->budget, (void **)&f->at, &f->capacity, f->count, f->count + 1,
-                          sizeof *f->at, src->msg);
-    if (!rc)
-        f->at[f->count++] = (struct fragment){.text = text, .bytes = bytes, .token = token};
-    return rc;
-}
-
-// Whether any byte of [text, text + bytes) is a stranger's.
-static bool is_foreign(const struct source *src, const char *text, uint64_t bytes)
-{
-    uint64_t start = (uint64_t)(text - src->text), at = 0;
-    for (uint64_t i = 0; i < src->n_spans && at < start + bytes; i++) {
-        at += src->spans[i].bytes;
-        if (src->spans[i].foreign && src->spans[i].bytes && at > start)
-            return true;
-    }
-    return false;
-}
-
-// Next place in the text where special token `id` counts, NULL when there is none.
-static const char *find_token(const struct source *src, uint32_t id, const char *text,
-                              uint64_t bytes)
-{
-    const struct tokenizer *t = src->t;
-    const char *end = text + bytes, *hit;
-    while ((hit = memmem(text, (size_t)(end - text), token_text(t, id), t->token[id].bytes))) {
-        if (!(t->attribute[id] & (TOKEN_HIDDEN | TOKEN_MARKER)) ||
-            !is_foreign(src, hit, t->token[id].bytes))
-            return hit;
-        text = hit + 1;
-    }
-    return NULL;
-}
-
-// Copies `from` to `to`, cutting every occurrence of special token `id` out of the text, left to
-// right.
-static int cut_token(const struct source *src, uint32_t id, const struct fragments *from,
-                     struct fragments *to)
-{
-    const struct tokenizer *t = src->t;
-    uint32_t length = t->token[id].bytes;
-    int rc = 0;
-    to->count = 0;
-    for (uint64_t i = 0; i < from->count && !rc; i++) {
-        const char *text = from->at[i].text, *hit;
-        uint64_t bytes = from->at[i].bytes;
-        if (from->at[i].token != TOKENIZER_NONE) {
-            rc = fragment_add(src, to, NULL, 0, from->at[i].token);
-            continue;
-        }
-        while (!rc && (hit = find_token(src, id, text, bytes))) {
-            rc = fragment_add(src, to, text, (uint64_t)(hit - text), TOKENIZER_NONE);
-            if (!rc)
-                rc = fragment_add(src, to, NULL, 0, id);
-            bytes -= (uint64_t)(hit - text) + length;
-            text = hit + length;
-            while (t->attribute[id] & TOKEN_RSTRIP && bytes && isspace((unsigned char)*text)) {
-                text++;
-                bytes--;
-            }
-        }
-        if (!rc)
-            rc = fragment_add(src, to, text, bytes, TOKENIZER_NONE);
-    }
-    return rc;
-}
-
-// Which special tokens (by rank) occur in the text at all: one pass, so that the many that do not
-// cost nothing more.
-static void find_present(const struct source *src, uint8_t *present)
-{
-    const struct tokenizer *t = src->t;
-    uint8_t hide = src->parse ? 0 : TOKEN_HIDDEN;
-    for (uint64_t i = 0; i < src->bytes; i++) {
-        unsigned char c = (unsigned char)src->text[i];
-        for (uint32_t j = t->first_byte[c]; j < t->first_byte[c + 1]; j++) {
-            uint32_t rank = t->special_by_byte[j], id = t->special[rank];
-            uint32_t length = t->token[id].bytes;
-            if (!present[rank] && !(t->attribute[id] & hide) && length <= src->bytes - i &&
-                !memcmp(src->text + i, token_text(t, id), length))
-                present[rank] = 1;
-        }
-    }
-}
-
-// Splits the text at special tokens; longer ones first, wherever they are, as llama.cpp does.
-static int partition(const struct source *src, struct fragments *f)
-{
-    const struct tokenizer *t = src->t;
-    struct fragments other = {0};
-    int rc = fragment_add(src, f, src->text, src->bytes, TOKENIZER_NONE);
-    if (rc || !t->n_special)
-        return rc;
-    uint8_t *present = budget_alloc(src->budget, t->n_special, 1, "tokenizing", src->msg);
-    if (!present)
-        return INST_ENOMEM;
-    find_present(src, present);
-    for (uint32_t rank = 0; rank < t->n_special && !rc; rank++) {
-        if (!present[rank])
-            continue;
-        rc = cut_token(src, t->special[rank], f, &other);
-        struct fragments swap = *f;
-        *f = other;
-        other = swap;
-    }
-    budget_free(src->budget, other.at);
-    budget_free(src->budget, present);
-    return rc;
-}
-
 static int encode_source(const struct source *src, unsigned flags, struct token_list *list)
 {
     const struct tokenizer *t = src->t;
@@ -667,7 +489,7 @@ static int encode_source(const struct source *src, unsigned flags, struct token_
         return inst_fail(src->msg, INST_EINVAL,
                          "a text of %" PRIu64 " bytes is too long (at most %d)", src->bytes,
                          TEXT_BYTES_MAX);
-    int rc = partition(src, &f);
+    int rc = special_cut(src, &f);
     if (!rc && f.count && f.at[0].token == TOKENIZER_NONE)
         f.at[0].continues = flags & TOKENIZER_CONTINUES;
     if (!rc && flags & TOKENIZER_ADD_SPECIAL && t->add_bos)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the parts of the tokenizer share: the vocabulary (tokenizer.c) and the kinds of encoders,
-// one file each (tokenizer_spm.c, tokenizer_bpe.c).
+// What the parts of the tokenizer share: the vocabulary (tokenizer.c), its special tokens
+// (tokenizer_special.c) and the kinds of encoders, one file each (tokenizer_spm.c,
+// tokenizer_bpe.c).
 #ifndef INST_HOST_MODEL_TOKENIZER_INTERNAL_H
 #define INST_HOST_MODEL_TOKENIZER_INTERNAL_H
 
@@ -59,10 +60,7 @@ struct tokenizer {
     uint64_t slot_mask;
     uint32_t bytes_max; // of the longest token
 
-    // Special tokens by falling length of text, and their ranks grouped by first byte.
-    uint32_t *special, *special_by_byte;
-    uint32_t n_special, first_byte[257];
-
+    struct special *special;
     uint32_t bos, eos, unk;
     bool add_bos, add_eos, add_space_prefix;
     uint32_t byte_id[256];
@@ -82,6 +80,29 @@ float token_score(const struct tokenizer *t, uint32_t id);
 // Makes room for `need` elements of `size` bytes, keeping the first `used`; grows by doubling.
 int list_reserve(struct budget *budget, void **p, uint64_t *capacity, uint64_t used, uint64_t need,
                  uint64_t size, struct inst_msg *msg);
+
+struct fragments {
+    struct fragment *at;
+    uint64_t count, capacity;
+};
+
+// A text on its way to fragments.
+struct source {
+    const struct tokenizer *t;
+    const char *text;
+    uint64_t bytes;                 // a gigabyte at most
+    const struct token_span *spans; // none: all of it is the caller's own
+    uint64_t n_spans;
+    bool parse; // control tokens too
+    struct budget *budget;
+    struct inst_msg *msg;
+};
+
+// Indexes the special tokens, once attributes are final.
+int special_open(struct tokenizer *t, struct inst_msg *msg);
+void special_close(struct tokenizer *t); // also after an open that failed
+// Cuts the text at its special tokens. `f` is empty; the caller frees f->at, also on an error.
+int special_cut(const struct source *src, struct fragments *f);
 
 extern const struct tokenizer_kind tokenizer_spm, tokenizer_bpe;
 

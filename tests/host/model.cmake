@@ -2,7 +2,7 @@
 find_path(CJSON_INCLUDE cjson/cJSON.h REQUIRED)
 find_library(CJSON_LIBRARY cjson REQUIRED)
 set(MODEL_TEST_LIBS inst_host inst_link inst_drive inst_kernels inst_base)
-foreach(name gguf gguf_split config bad tokenizer text synth)
+foreach(name gguf gguf_split config bad tokenizer token_special text synth)
   inst_test(NAME host/model_${name} SOURCES model_${name}.c LIBS ${MODEL_TEST_LIBS})
 endforeach()
 foreach(name template tokens_golden token_bpe)
