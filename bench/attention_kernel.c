@@ -2,8 +2,9 @@
 // The attention tile kernel over K,V far larger than the caches, beside a plain fp16 dot product
 // over the same bytes with the same threads: decode attention should be bound by memory, so its
 // rate should be the dot's. Both take turns in each round.
-//   bench_attention_kernel [--threads N] [--mib SIZE] [--set NAME] [--rounds N]
-// K,V lie as slots: K of 64 tokens, then V of 64 tokens, per KV head.
+//   bench_attention_kernel [--threads N] [--mib SIZE] [--set NAME] [--rounds N] [--part 16|32|64]
+// K,V lie as slots: K of 64 tokens, channel by channel in parts of so many tokens, then V of 64
+// tokens, per KV head.
 #include "base/pool.h"
 #include "bench/measure.h"
 #include "kernels/kernels.h"
@@ -25,7 +26,7 @@ struct setup {
     struct pool *pool;
     const uint16_t *kv;
     size_t bytes;
-    uint32_t head_dim;
+    uint32_t head_dim, part_tokens;
     size_t n_q;
     float *q;        // DOT_COLS, of which [n_q][head_dim] are the queries
     float *partials; // [item][n_q]
@@ -38,22 +39,29 @@ static size_t slot_elements(const struct setup *s)
     return (size_t)2 * ATTENTION_TILE * s->head_dim;
 }
 
+static struct attention_tile tile_at(const struct setup *s, size_t index)
+{
+    const uint16_t *slot = s->kv + index * slot_elements(s);
+    struct attention_tile tile = {.part_tokens = s->part_tokens,
+                                  .tokens = ATTENTION_TILE,
+                                  .head_dim = s->head_dim,
+                                  .scale = 0.1f};
+    for (size_t i = 0, part = s->part_tokens * s->head_dim; i < ATTENTION_TILE / s->part_tokens;
+         i++) {
+        tile.k[i] = slot + i * part;
+        tile.v[i] = slot + slot_elements(s) / 2 + i * part;
+    }
+    return tile;
+}
+
 static void attend_item(void *arg, size_t item, unsigned worker)
 {
     struct setup *s = arg;
     float *out = s->partials + item * s->n_q * partial_stride(s->head_dim);
     for (size_t i = 0; i < SLOTS_PER_ITEM; i++) {
-        const uint16_t *slot = s->kv + (item * SLOTS_PER_ITEM + i) * slot_elements(s);
-        struct attention_tile tile = {
-            .k = slot,
-            .v = slot + slot_elements(s) / 2,
-            .k_stride = s->head_dim,
-            .v_stride = s->head_dim,
-            .tokens = ATTENTION_TILE,
-            .head_dim = s->head_dim,
-            .scale = 0.1f,
-            .next_k = slot + slot_elements(s),
-        };
+        struct attention_tile tile = tile_at(s, item * SLOTS_PER_ITEM + i);
+        struct attention_tile next = tile_at(s, item * SLOTS_PER_ITEM + i + 1);
+        tile.next = &next;
         s->k->attention_tile(&tile, s->q, s->head_dim, s->n_q, NULL, out, i > 0,
                              s->scratch + (size_t)worker * KERNEL_SCRATCH_BYTES);
     }
@@ -116,7 +124,7 @@ int main(int argc, char **argv)
 {
     unsigned threads = 1;
     int rounds = 9;
-    struct setup s = {.k = kernels_best(), .bytes = (size_t)256 << 20};
+    struct setup s = {.k = kernels_best(), .part_tokens = 64, .bytes = (size_t)256 << 20};
     for (int i = 1; i + 1 < argc; i += 2) {
         if (!strcmp(argv[i], "--threads"))
             threads = (unsigned)atoi(argv[i + 1]);
@@ -126,10 +134,14 @@ int main(int argc, char **argv)
             rounds = atoi(argv[i + 1]);
         else if (!strcmp(argv[i], "--set"))
             s.k = kernels_by_name(argv[i + 1]);
+        else if (!strcmp(argv[i], "--part"))
+            s.part_tokens = (uint32_t)atoi(argv[i + 1]);
     }
     struct inst_msg msg = {0};
     if (!s.k || rounds < 1 || rounds > MEASURE_ROUNDS_MAX || !s.bytes || threads < 1 ||
-        threads > WORKERS_MAX || pool_new(&s.pool, threads, &msg)) {
+        threads > WORKERS_MAX ||
+        (s.part_tokens != 16 && s.part_tokens != 32 && s.part_tokens != 64) ||
+        pool_new(&s.pool, threads, &msg)) {
         fprintf(stderr, "bench_attention_kernel: bad arguments or no such set here %s\n", msg.text);
         return 2;
     }

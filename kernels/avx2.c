@@ -14,16 +14,21 @@ enum {
     VN = 8,
     // Blocking: 16 registers.
     PANEL_NR = 2,
-    K_JR = 2, // rows of a K type that share x
-    K_NR = 3, // of a panel of words
-    PV_ACC = 8,
+    K_JR = 2,     // rows of a K type that share x
+    K_NR = 3,     // of a panel of words
     BLOCK_JR = 2, // rows of a block type that share x
     // From this many queries on, converting a tile to fp32 first pays.
-    TILE_MIN_QUERIES = 1 << 30, // never
+    MANY_QUERIES = 16,
+    // Accumulators of a panel of fp32.
+    PANEL_QUERIES = 6,
+    PANEL_VECTORS = 2,
 };
 #define PANEL_MR      3
 #define K_MR          3
 #define DIRECT_JR(mr) ((mr) == 1 ? 4 : (mr) == 2 ? 2 : 1)
+// Vectors of columns that nq <= 4 queries share.
+#define KEY_VECTORS(nq)   ((nq) == 1 ? 8 : (nq) == 2 ? 4 : 2)
+#define VALUE_VECTORS(nq) ((nq) == 1 ? 8 : (nq) == 2 ? 4 : 2)
 
 typedef struct {
     vn p[2];

@@ -16,16 +16,21 @@ enum {
     VN = 16,
     // Blocking, in accumulators of 32 registers.
     PANEL_NR = 6,
-    K_JR = 4, // rows of a K type that share x
-    K_NR = 6, // of a panel of words
-    PV_ACC = 16,
+    K_JR = 4,     // rows of a K type that share x
+    K_NR = 6,     // of a panel of words
     BLOCK_JR = 4, // rows of a block type that share x
     // From this many queries on, converting a tile to fp32 first pays.
-    TILE_MIN_QUERIES = 1 << 30, // the conversion of V hides behind the products
+    MANY_QUERIES = 16,
+    // Accumulators of a panel of fp32.
+    PANEL_QUERIES = 6,
+    PANEL_VECTORS = 4,
 };
 #define PANEL_MR      4
 #define K_MR          4
 #define DIRECT_JR(mr) ((mr) == 1 ? 8 : 4)
+// Vectors of columns that nq <= 4 queries share.
+#define KEY_VECTORS(nq)   4
+#define VALUE_VECTORS(nq) ((nq) == 1 ? 8 : 4)
 
 typedef struct {
     vn p[1];

@@ -9,6 +9,9 @@
 //     lanes are then summed by one tree: x[i] += x[i+8] (i < 8), x[i] += x[i+4] (i < 4),
 //     x[i] += x[i+2] (i < 2), x[0] + x[1].
 //   sum16(a, n): the same with lane += a[i].
+//   chain(a, b, n): x = +0, then x = fma(a[i], b[i], x) in ascending i. It needs no lanes of its
+//   own,
+//     so that neighbouring outputs are the lanes: K lies channel by channel for its sake.
 //   exp: kernel_exp, our own polynomial; exp(0) = 1 exactly, below -87 it is +0, above 88
 //   +infinity. Where a result is NaN, its sign and payload mean nothing and may differ between
 //   sets.
@@ -24,7 +27,8 @@
 enum {
     KERNEL_LANES = 16,
     ATTENTION_TILE = 64, // tokens; tiles start at absolute positions that 64 divides
-    ROUNDED_BLOCK = 256, // elements of x that are rounded together
+    ATTENTION_PARTS = ATTENTION_TILE / KERNEL_LANES, // of a tile, at most
+    ROUNDED_BLOCK = 256,                             // elements of x that are rounded together
     // Scratch per worker for attention_tile and matmul (64-byte aligned).
     KERNEL_SCRATCH_BYTES = 320 * 1024,
     KERNEL_HEAD_DIM_MAX = 512,
@@ -56,19 +60,26 @@ static inline void partial_clear(struct partial *p)
     p->sum = 0;
 }
 
-// Up to 64 consecutive tokens of one KV head. k and v are fp16 rows of head_dim elements; strides
-// are in elements. The first token's position is a multiple of ATTENTION_TILE.
+// Up to 64 consecutive tokens of one KV head, in parts of part_tokens tokens that may lie apart.
+// The first token's position is a multiple of ATTENTION_TILE.
 struct attention_tile {
-    const uint16_t *k, *v;
-    size_t k_stride, v_stride;
-    uint32_t tokens; // 1 to 64
+    // Part i: K [head_dim][part_tokens] and V [part_tokens][head_dim], fp16. K of a part is
+    // readable as a whole even where only some of its tokens are there; what lies in the place of
+    // the others has no influence. Their V is not read.
+    const uint16_t *k[ATTENTION_PARTS], *v[ATTENTION_PARTS];
+    uint32_t part_tokens; // 16, 32 or 64; 0: one part, K [tokens][head_dim], turned on every call
+    uint32_t tokens;      // 1 to 64
     uint32_t head_dim;
-    float scale; // multiplies dot16(q, k)
-    // Not 0: scores become softcap(scale * dot16(q, k)).
+    float scale; // multiplies chain(q, k)
+    // Not 0: scores become softcap(scale * chain(q, k)).
     float softcap;
-    // A hint, or NULL: K of the tile that the caller takes next (same stride), brought closer while
-    // this one is computed. Never read.
-    const uint16_t *next_k;
+    // Not 0: of the tokens only those whose bits are set take part, as if they were the first ones
+    // of a tile in this order. A part without any may have NULL for k and v; V of the others is not
+    // read. There are no `first` and no limits then.
+    uint64_t chosen;
+    // A hint, or NULL: the tile that the caller takes next. Its K is brought closer while this one
+    // is computed, and never read.
+    const struct attention_tile *next;
     // NULL, or for each query the first token that it sees: those before it have the weight +0.
     const uint32_t *first;
 };
@@ -135,7 +146,7 @@ struct kernels {
     void (*round_x)(float *out, const float *x, size_t n);
 
     // For each of n_q queries (q + i * q_stride, head_dim floats) computes the tile's partial:
-    //   s_t = scale * dot16(q, k_t), soft-capped where asked for; m = max s_t; p_t = exp(s_t - m);
+    //   s_t = scale * chain(q, k_t), soft-capped where asked for; m = max s_t; p_t = exp(s_t - m);
     //   sum = sum16(p); acc[d] = fma(p_t, v_t[d], acc[d]) in ascending t from +0
     // over the first limit[i] tokens (limit NULL: all tile->tokens; 0, or no more than
     // tile->first[i]: the partial is empty; before tile->first[i] s_t is -infinity) and
@@ -177,8 +188,8 @@ struct kernels {
     // x[i] = cap * (1 - 2 / (1 + exp(x[i] * (2 / cap)))), which is cap * tanh(x[i] / cap).
     void (*softcap)(float *x, float cap, size_t n);
 
-    // Ranking tokens by some channels: out[i * out_stride + t] is the chain, over c in ascending
-    // order from +0, of fma(q[i * q_stride + c], channels[c][t], .), for n_q queries and n tokens.
+    // Ranking tokens by some channels: out[i * out_stride + t] = chain over c of q[i * q_stride +
+    // c] and channels[c][t], for n_q queries and n tokens.
     void (*channel_scores)(const uint16_t *const *channels, size_t n_channels, size_t n,
                            const float *q, size_t q_stride, size_t n_q, float *out,
                            size_t out_stride);

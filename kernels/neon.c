@@ -15,16 +15,21 @@ enum {
     VN = 4,
     // Blocking: 32 registers.
     PANEL_NR = 2,
-    K_JR = 2, // rows of a K type that share x
-    K_NR = 3, // of a panel of words
-    PV_ACC = 16,
+    K_JR = 2,     // rows of a K type that share x
+    K_NR = 3,     // of a panel of words
     BLOCK_JR = 2, // rows of a block type that share x
     // From this many queries on, converting a tile to fp32 first pays.
-    TILE_MIN_QUERIES = 9,
+    MANY_QUERIES = 16,
+    // Accumulators of a panel of fp32.
+    PANEL_QUERIES = 6,
+    PANEL_VECTORS = 4,
 };
 #define PANEL_MR      3
 #define K_MR          3
 #define DIRECT_JR(mr) ((mr) == 1 ? 4 : (mr) == 2 ? 2 : 1)
+// Vectors of columns that nq <= 4 queries share.
+#define KEY_VECTORS(nq)   ((nq) <= 2 ? 8 : 4)
+#define VALUE_VECTORS(nq) ((nq) <= 2 ? 8 : 4)
 
 typedef struct {
     vn p[4];

@@ -375,28 +375,48 @@ static float softcap(float x, float cap)
     return cap * (1.0f - 2.0f / (1.0f + kernel_exp(x * (2.0f / cap))));
 }
 
+// Token t of a tile: element (c, t) of K and row t of V.
+static float tile_key(const struct attention_tile *tile, uint32_t t, uint32_t c)
+{
+    uint32_t w = tile->part_tokens;
+    return kernel_f16_to_f32(w ? tile->k[t / w][c * w + t % w]
+                               : tile->k[0][t * tile->head_dim + c]);
+}
+
+static const uint16_t *tile_value(const struct attention_tile *tile, uint32_t t)
+{
+    uint32_t w = tile->part_tokens ? tile->part_tokens : ATTENTION_TILE;
+    return tile->v[t / w] + t % w * tile->head_dim;
+}
+
 static void ref_tile_partial(const struct attention_tile *tile, const float *q, uint32_t first,
                              uint32_t tokens, struct partial *p)
 {
     float row[KERNEL_HEAD_DIM_MAX], s[ATTENTION_TILE];
+    uint32_t n = 0, seen[ATTENTION_TILE];
     partial_clear(p);
     memset(p->acc, 0, tile->head_dim * sizeof p->acc[0]);
     if (tokens <= first)
         return;
     for (uint32_t t = 0; t < tokens; t++) {
-        ref_f16_to_f32(row, tile->k + t * tile->k_stride, tile->head_dim);
-        s[t] = tile->scale * ref_dot(q, row, tile->head_dim);
-        s[t] = tile->softcap != 0 ? softcap(s[t], tile->softcap) : s[t];
-        s[t] = t < first ? -INFINITY : s[t];
+        if (tile->chosen && !(tile->chosen >> t & 1))
+            continue;
+        float dot = 0;
+        for (uint32_t c = 0; c < tile->head_dim; c++)
+            dot = fmaf(q[c], tile_key(tile, t, c), dot);
+        dot *= tile->scale;
+        dot = tile->softcap != 0 ? softcap(dot, tile->softcap) : dot;
+        s[n] = t < first ? -INFINITY : dot;
+        seen[n++] = t;
     }
-    p->max = ref_max(s, tokens);
-    for (uint32_t t = 0; t < tokens; t++)
-        s[t] = kernel_exp(s[t] - p->max);
-    p->sum = ref_sum(s, tokens);
-    for (uint32_t t = 0; t < tokens; t++) {
-        ref_f16_to_f32(row, tile->v + t * tile->v_stride, tile->head_dim);
+    p->max = ref_max(s, n);
+    for (uint32_t i = 0; i < n; i++)
+        s[i] = kernel_exp(s[i] - p->max);
+    p->sum = ref_sum(s, n);
+    for (uint32_t i = 0; i < n; i++) {
+        ref_f16_to_f32(row, tile_value(tile, seen[i]), tile->head_dim);
         for (uint32_t d = 0; d < tile->head_dim; d++)
-            p->acc[d] = fmaf(s[t], row[d], p->acc[d]);
+            p->acc[d] = fmaf(s[i], row[d], p->acc[d]);
     }
 }
 

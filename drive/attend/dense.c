@@ -23,14 +23,6 @@ struct batch {
     size_t n_runs;
 };
 
-// Bytes of staging that a worker needs to put a tile together from several rows.
-static size_t staging_bytes(const struct space *space)
-{
-    return space->config.group_tokens < ATTENTION_TILE
-               ? 2 * sizeof(uint16_t) * ATTENTION_TILE * space->config.head_dim
-               : 0;
-}
-
 int attention_open(struct drive *drive, struct inst_msg *msg)
 {
     drive->batch = budget_alloc(&drive->budget, 1, sizeof *drive->batch, "attention", msg);
@@ -45,8 +37,7 @@ int attention_prepare(struct drive *drive, struct job *job, struct inst_msg *msg
     uint64_t tiles = span_tokens(&space->config) / ATTENTION_TILE, floats;
     job->span_floats = tiles * job->header.q_heads * partial_stride(space->config.head_dim);
     floats = job->span_floats * space->span_limit;
-    size_t scratch = KERNEL_SCRATCH_BYTES + staging_bytes(space);
-    int status = pool_reserve_scratch(drive->pool, scratch, msg);
+    int status = pool_reserve_scratch(drive->pool, KERNEL_SCRATCH_BYTES, msg);
     if (status || floats <= drive->span_partial_floats)
         return status;
     if (drive->active)
@@ -68,32 +59,17 @@ static void verify_frame(void *arg, size_t index, unsigned worker)
     batch->bad[index] = !frame_verify(batch->job->space->frames, batch->verify[index]);
 }
 
-// K and V of `head` for the `tokens` tokens from span token `from` on, as one tile. Rows shorter
-// than a tile are put together in `staging`.
+// K and V of `head` for the tokens of the span from its token `at` on, up to a tile of them.
 static void gather_tile(const struct space *space, const struct span *span, uint32_t head,
-                        uint64_t first, uint32_t tokens, uint16_t *staging,
-                        struct attention_tile *tile)
+                        uint64_t at, struct attention_tile *tile)
 {
     const struct stream *kv = &space->streams[STREAM_KV];
-    uint64_t dim = space->config.head_dim, row_tokens = kv->row_tokens;
-    uint64_t first_group = span->first / row_tokens;
-    uint64_t group = first / row_tokens;
-    const uint16_t *slot =
-        (const uint16_t *)(span->rows[group - first_group] + head * kv->slot_bytes);
-    tile->k_stride = tile->v_stride = dim;
-    tile->tokens = tokens;
-    if (first % row_tokens + tokens <= row_tokens) {
-        tile->k = slot + first % row_tokens * dim;
-        tile->v = tile->k + row_tokens * dim;
-        return;
-    }
-    tile->k = staging;
-    tile->v = staging + ATTENTION_TILE * dim;
-    for (uint64_t t = 0; t < tokens; t += row_tokens, group++) {
-        slot = (const uint16_t *)(span->rows[group - first_group] + head * kv->slot_bytes);
-        size_t bytes = min_u64(row_tokens, tokens - t) * dim * sizeof *slot;
-        memcpy(staging + t * dim, slot, bytes);
-        memcpy(staging + (ATTENTION_TILE + t) * dim, slot + row_tokens * dim, bytes);
+    uint64_t first_group = span->first / kv->row_tokens, first = span->first + at;
+    tile->tokens = (uint32_t)min_u64(ATTENTION_TILE, span->tokens - at);
+    for (uint32_t t = 0; t < tile->tokens;) {
+        const uint8_t *row = span->rows[(first + t) / kv->row_tokens - first_group];
+        t += slot_tile(&kv->slot, row + head * kv->slot_bytes, (first + t) % kv->row_tokens, tile,
+                       t);
     }
 }
 
@@ -106,27 +82,32 @@ static void compute_span(const struct batch *batch, const struct span *span, uin
     uint32_t dim = space->config.head_dim, group = job->header.q_heads / space->config.kv_heads;
     uint8_t *scratch = pool_scratch(batch->drive->pool, worker);
     const float *q = job->q + ((uint64_t)span->item * job->header.q_heads + head * group) * dim;
-    struct attention_tile tile = {
-        .head_dim = dim, .scale = job->header.scale, .softcap = job->header.softcap};
+    struct attention_tile tile[2];
+    for (int i = 0; i < 2; i++)
+        tile[i] = (struct attention_tile){
+            .head_dim = dim, .scale = job->header.scale, .softcap = job->header.softcap};
     // Only the first tile of an item can hold tokens before its window.
     uint64_t window = job->items[span->item].window;
     uint32_t first[MAX_GROUP_HEADS];
     uint32_t skipped = window > span->first ? (uint32_t)(window - span->first) : 0;
     for (uint32_t i = 0; skipped && i < group; i++)
         first[i] = skipped;
+    gather_tile(space, span, head, 0, &tile[0]);
     for (uint64_t t = 0; t < span->tokens; t += ATTENTION_TILE) {
-        uint32_t tokens = (uint32_t)min_u64(ATTENTION_TILE, span->tokens - t);
-        gather_tile(space, span, head, span->first + t, tokens,
-                    (uint16_t *)(scratch + KERNEL_SCRATCH_BYTES), &tile);
-        // Next comes the slot's next tile or, as a rule, the next head's slot.
-        uint64_t tiles_on = t + ATTENTION_TILE < span->tokens ? 1 : 2;
-        tile.next_k = tile.k + tiles_on * ATTENTION_TILE * dim;
-        tile.first = skipped && !t ? first : NULL;
+        uint64_t index = t / ATTENTION_TILE;
+        struct attention_tile *this = &tile[index & 1], *next = &tile[~index & 1];
+        // Next comes the span's next tile or, as a rule, the next head's first one.
+        bool last = t + ATTENTION_TILE >= span->tokens;
+        if (!last || head + 1 < space->config.kv_heads)
+            gather_tile(space, span, head + last, last ? 0 : t + ATTENTION_TILE, next);
+        else
+            next = NULL;
+        this->next = next;
+        this->first = skipped && !t ? first : NULL;
         batch->drive->kernels->attention_tile(
-            &tile, q, dim, group, NULL,
-            (float *)partial_at(span->partials,
-                                t / ATTENTION_TILE * job->header.q_heads + head * group, dim),
-            0, scratch);
+            this, q, dim, group, NULL,
+            (float *)partial_at(span->partials, index * job->header.q_heads + head * group, dim), 0,
+            scratch);
     }
 }
 
@@ -178,14 +159,11 @@ static void copy_row(void *arg, size_t index, unsigned worker)
         uint64_t group = span->first / kv->row_tokens + r;
         uint64_t begin = max_u64(span->first, group * kv->row_tokens);
         uint64_t end = min_u64(span->first + span->tokens, (group + 1) * kv->row_tokens);
-        size_t bytes = (end - begin) * dim * sizeof(uint16_t);
         for (uint32_t h = 0; h < job->header.head_count; h++) {
-            const uint16_t *slot =
-                (const uint16_t *)(span->rows[r] + (job->header.head_first + h) * kv->slot_bytes);
-            uint16_t *k = (uint16_t *)(job->dest + item->offset) + 2 * h * n * dim;
-            const uint16_t *from = slot + begin % kv->row_tokens * dim;
-            memcpy(k + (begin - item->first) * dim, from, bytes);
-            memcpy(k + (n + begin - item->first) * dim, from + kv->row_tokens * dim, bytes);
+            const uint8_t *slot = span->rows[r] + (job->header.head_first + h) * kv->slot_bytes;
+            uint16_t *k =
+                (uint16_t *)(job->dest + item->offset) + (2 * h * n + begin - item->first) * dim;
+            slot_get(&kv->slot, slot, begin % kv->row_tokens, end - begin, k, k + n * dim);
         }
     }
 }

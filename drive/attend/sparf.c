@@ -363,13 +363,12 @@ static void want(const struct sparf *s, struct step *step, uint32_t row, uint32_
                  uint64_t first, uint64_t end, unsigned what, bool extra)
 {
     const struct stream *kv = &s->space->streams[STREAM_KV];
-    uint64_t token_bytes = 2ull * s->space->config.head_dim;
-    uint64_t at = head * kv->slot_bytes + first % kv->row_tokens * token_bytes;
-    uint64_t bytes = (end - first) * token_bytes;
+    uint64_t at = head * kv->slot_bytes, t = first % kv->row_tokens;
+    struct slot_range k = slot_k(&kv->slot, t, end - first), v = slot_v(&kv->slot, t, end - first);
     if (what & WANT_K)
-        step_want(s->space, step, row, at, bytes, extra);
+        step_want(s->space, step, row, at + k.offset, k.bytes, extra);
     if (what & WANT_V)
-        step_want(s->space, step, row, at + kv->slot_bytes / 2, bytes, extra);
+        step_want(s->space, step, row, at + v.offset, v.bytes, extra);
 }
 
 // Wants runs of the tokens that are chosen (all: of all) in every row of the step.

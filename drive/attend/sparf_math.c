@@ -96,39 +96,37 @@ static void rank_channels(const struct view *v, const struct step *step)
     score(v, channels, step->first, step->tokens);
 }
 
-// K (V: with `v`) of the head's tokens [t, t + n), which lie in one token group: in place, or
-// copied to `copy`.
-static const uint16_t *token_rows(const struct view *view, const struct step *step, uint64_t t,
-                                  uint64_t n, bool v, uint16_t *copy)
+// Bytes of the head's slot in the token group of token t: in place where they do not straddle
+// pages, else NULL.
+static const uint16_t *slot_at(const struct view *v, const struct step *step, uint64_t t,
+                               uint64_t offset, uint64_t bytes)
 {
-    const struct space *space = view->s->space;
-    const struct stream *kv = &space->streams[STREAM_KV];
-    uint64_t row_bytes = 2ull * view->dim;
+    const struct stream *kv = &v->s->space->streams[STREAM_KV];
     uint64_t row = t / kv->row_tokens - step->first / kv->row_tokens;
-    uint64_t at = (view->u->head_first + view->head) * kv->slot_bytes +
-                  t % kv->row_tokens * row_bytes + (v ? kv->slot_bytes / 2 : 0);
-    const uint16_t *p = step_at(space, step, (uint32_t)row, at, n * row_bytes);
-    if (p)
-        return p;
-    step_copy(space, step, (uint32_t)row, at, n * row_bytes, copy);
-    return copy;
+    return step_at(v->s->space, step, (uint32_t)row,
+                   (v->u->head_first + v->head) * kv->slot_bytes + offset, bytes);
 }
 
-static void rank_tail(const struct view *v, const struct step *step, uint16_t *stage)
+static void slot_copy(const struct view *v, const struct step *step, uint64_t t, uint64_t offset,
+                      uint64_t bytes, uint16_t *out)
 {
+    const struct stream *kv = &v->s->space->streams[STREAM_KV];
+    uint64_t row = t / kv->row_tokens - step->first / kv->row_tokens;
+    step_copy(v->s->space, step, (uint32_t)row,
+              (v->u->head_first + v->head) * kv->slot_bytes + offset, bytes, out);
+}
+
+static void rank_tail(const struct view *v, const struct step *step)
+{
+    const struct slot *slot = &v->s->space->streams[STREAM_KV].slot;
     const uint16_t *channels[KERNEL_HEAD_DIM_MAX];
     const uint32_t *list = v->u->channels + v->head * v->dim;
-    uint16_t *copy = stage + ATTENTION_TILE * v->dim;
-    for (uint32_t c = 0; c < v->u->n_channels; c++)
-        channels[c] = stage + c * ATTENTION_TILE;
-    for (uint64_t t = 0; t < step->tokens; t += ATTENTION_TILE) {
-        uint64_t n = min_u64(ATTENTION_TILE, step->tokens - t);
-        for (uint64_t i = 0; i < n; i++) {
-            const uint16_t *k = token_rows(v, step, step->first + t + i, 1, false, copy);
-            for (uint32_t c = 0; c < v->u->n_channels; c++)
-                stage[c * ATTENTION_TILE + i] = k[list[c]];
-        }
-        score(v, channels, step->first + t, n);
+    uint64_t end = step->first + step->tokens, n;
+    for (uint64_t t = step->first; t < end; t += n) {
+        n = min_u64(slot->k_tokens - t % slot->k_tokens, end - t);
+        for (uint32_t c = 0; c < v->u->n_channels; c++)
+            channels[c] = slot_at(v, step, t, slot_channel(slot, t % slot->tokens, list[c]), 2 * n);
+        score(v, channels, t, n);
     }
 }
 
@@ -179,35 +177,45 @@ static void choose(const struct view *v)
 
 // ---- tokens ------------------------------------------------------------------------------------
 
-// K and V of a tile's tokens whose bits are set, in ascending order: in place where all of them
-// lie together, else packed into `stage`.
+// V of the tokens first + i, i < n, whose bits are set, in their places from `stage` on.
+static void copy_values(const struct view *v, const struct step *step, uint64_t first,
+                        uint64_t bits, uint64_t n, uint16_t *stage)
+{
+    const struct slot *slot = &v->s->space->streams[STREAM_KV].slot;
+    for (uint64_t i = 0; i < n; i++) {
+        struct slot_range row = slot_v(slot, (first + i) % slot->tokens, 1);
+        if (bits >> i & 1)
+            slot_copy(v, step, first + i, row.offset, row.bytes, stage + i * v->dim);
+    }
+}
+
+// K and V of a tile's tokens whose bits are set: in place where a part lies in one page, else
+// copied to `stage`.
 static void gather(const struct view *v, const struct step *step, uint64_t first, uint64_t bits,
                    uint16_t *stage, struct attention_tile *tile)
 {
-    uint64_t dim = v->dim, row_tokens = v->s->space->streams[STREAM_KV].row_tokens;
-    uint16_t *k = stage, *values = stage + ATTENTION_TILE * dim;
-    tile->tokens = (uint32_t)__builtin_popcountll(bits);
-    tile->k_stride = tile->v_stride = dim;
-    tile->k = k;
-    tile->v = values;
-    if (!(bits & (bits + 1)) && first % row_tokens + tile->tokens <= row_tokens) {
-        tile->k = token_rows(v, step, first, tile->tokens, false, k);
-        tile->v = token_rows(v, step, first, tile->tokens, true, values);
-        return;
-    }
-    while (bits) { // runs of neighbours within a token group
-        uint64_t at = (uint64_t)__builtin_ctzll(bits), rest = ~(bits >> at);
-        uint64_t run = rest ? (uint64_t)__builtin_ctzll(rest) : 64;
-        run = min_u64(min_u64(run, 64 - at), row_tokens - (first + at) % row_tokens);
-        const uint16_t *from = token_rows(v, step, first + at, run, false, k);
-        if (from != k)
-            memcpy(k, from, run * dim * sizeof *k);
-        from = token_rows(v, step, first + at, run, true, values);
-        if (from != values)
-            memcpy(values, from, run * dim * sizeof *values);
-        k += run * dim;
-        values += run * dim;
-        bits &= at + run < 64 ? ~0ull << (at + run) : 0;
+    const struct slot *slot = &v->s->space->streams[STREAM_KV].slot;
+    uint64_t w = slot->k_tokens;
+    bool leading = !(bits & (bits + 1));
+    tile->part_tokens = slot->k_tokens;
+    tile->tokens = 64 - (uint32_t)__builtin_clzll(bits);
+    tile->chosen = leading ? 0 : bits;
+    for (uint64_t t = 0; t < tile->tokens; t += w) {
+        uint64_t part = bits >> t & (w < 64 ? (1ull << w) - 1 : ~0ull), at = first + t;
+        struct slot_range k = slot_k(slot, at % slot->tokens, w);
+        struct slot_range values = slot_v(slot, at % slot->tokens, w);
+        if (!part)
+            continue;
+        tile->k[t / w] = slot_at(v, step, at, k.offset, k.bytes);
+        if (!tile->k[t / w]) {
+            tile->k[t / w] = stage + t * v->dim;
+            slot_copy(v, step, at, k.offset, k.bytes, stage + t * v->dim);
+        }
+        tile->v[t / w] = slot_at(v, step, at, values.offset, values.bytes);
+        if (!tile->v[t / w]) {
+            tile->v[t / w] = stage + (ATTENTION_TILE + t) * v->dim;
+            copy_values(v, step, at, part, w, stage + (ATTENTION_TILE + t) * v->dim);
+        }
     }
 }
 
@@ -249,9 +257,12 @@ static void add_gap(const struct view *v, const struct step *step, uint16_t *cop
 {
     const struct mean_gap *gap = &v->u->gaps[v->head];
     uint64_t end = min_u64(step->first + step->tokens, gap->end);
-    for (uint64_t t = max_u64(step->first, gap->first); t < end; t++)
-        means_add(v->u->gap_sums + v->head * v->dim, token_rows(v, step, t, 1, true, copy), 1,
-                  v->dim);
+    const struct slot *slot = &v->s->space->streams[STREAM_KV].slot;
+    for (uint64_t t = max_u64(step->first, gap->first); t < end; t++) {
+        struct slot_range row = slot_v(slot, t % slot->tokens, 1);
+        slot_copy(v, step, t, row.offset, row.bytes, copy);
+        means_add(v->u->gap_sums + v->head * v->dim, copy, 1, v->dim);
+    }
 }
 
 void sparf_step(void *arg, size_t index, unsigned worker)
@@ -266,7 +277,7 @@ void sparf_step(void *arg, size_t index, unsigned worker)
         rank_channels(&v, task->step);
         break;
     case STEP_TAIL:
-        rank_tail(&v, task->step, stage);
+        rank_tail(&v, task->step);
         break;
     case STEP_MEAN:
         add_gap(&v, task->step, stage);

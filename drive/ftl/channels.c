@@ -426,8 +426,9 @@ static struct step *build_step(struct space *space)
         (uint32_t)(div_round_up(slots + b->n_heads * kv->slot_bytes, page) - first_page);
     for (uint64_t t = step->first; t < step->first + step->tokens; t += kv->row_tokens) {
         step_add_row(step, (uint32_t)(t / kv->row_tokens), first_page, n_pages);
+        struct slot_range k = slot_k(&kv->slot, 0, kv->row_tokens);
         for (uint32_t h = 0; h < b->n_heads; h++)
-            step_want(space, step, step->n_rows - 1, slots + h * kv->slot_bytes, kv->slot_bytes / 2,
+            step_want(space, step, step->n_rows - 1, slots + h * kv->slot_bytes + k.offset, k.bytes,
                       false);
     }
     *b->last = step;
@@ -473,19 +474,18 @@ static void put_step(void *arg, size_t index, unsigned worker)
     const struct stream *kv = &space->streams[STREAM_KV];
     const struct step *step = c->ready[index / b->n_heads];
     uint32_t h = (uint32_t)(index % b->n_heads), dim = space->config.head_dim;
+    uint32_t per_page = space->config.page_channels;
     struct frame **out = b->out + h * space->streams[STREAM_CHANNELS].row_pages;
-    uint16_t *scratch = pool_scratch(p->pool, worker), *copy = scratch + ATTENTION_TILE * dim;
-    uint64_t base = (b->head_first + h) * kv->slot_bytes, row_bytes = 2ull * dim;
+    uint64_t base = (b->head_first + h) * kv->slot_bytes, bytes = 2ull * kv->slot.k_tokens;
+    (void)worker;
     for (uint32_t r = 0; r < step->n_rows; r++) {
         uint64_t at = step->first + (uint64_t)r * kv->row_tokens - b->group * group_tokens(space);
-        for (uint64_t t = 0; t < kv->row_tokens; t += ATTENTION_TILE) {
-            uint64_t n = min_u64(ATTENTION_TILE, kv->row_tokens - t);
-            const uint16_t *k = step_at(space, step, r, base + t * row_bytes, n * row_bytes);
-            if (!k) {
-                step_copy(space, step, r, base + t * row_bytes, n * row_bytes, copy);
-                k = copy;
-            }
-            put_tokens(space, out, at + t, k, n, scratch);
+        for (uint32_t c = 0; c < dim; c++) {
+            uint16_t *channel =
+                (uint16_t *)out[c / per_page]->data + c % per_page * group_tokens(space) + at;
+            for (uint64_t t = 0; t < kv->row_tokens; t += kv->slot.k_tokens)
+                memcpy(channel + t,
+                       step_at(space, step, r, base + slot_channel(&kv->slot, t, c), bytes), bytes);
         }
     }
 }

@@ -26,7 +26,10 @@ int stream_layout(struct stream *kv, const struct flash_geometry *geometry,
                          "CONFIG: a token group of %u, must be a power of two from %u to %u",
                          c->group_tokens, GROUP_MIN, GROUP_MAX);
     kv->row_tokens = c->group_tokens;
-    kv->slot_bytes = 4ull * c->group_tokens * c->head_dim;
+    // Parts no larger than a page where single pages are read.
+    kv->slot = slot_layout(c->group_tokens, c->head_dim,
+                           c->method == METHOD_SPARF ? geometry->page_bytes : 0);
+    kv->slot_bytes = slot_bytes(&kv->slot);
     uint64_t bytes = kv->slot_bytes * c->kv_heads; // below 2^12 * 2^21 by the limits above
     uint64_t pages = div_round_up(bytes, geometry->page_bytes);
     kv->data_bytes = bytes;
@@ -553,14 +556,11 @@ uint64_t sequence_append(struct space *space, struct sequence *sequence, uint32_
         uint64_t t = layer->head_tokens[head]; // what lies below is a replay
         if (t >= end)
             continue;
-        uint16_t *slot = (uint16_t *)(layer->open->data + head * kv->slot_bytes);
-        const uint16_t *k = source->k + i * source->k_head_stride;
-        const uint16_t *v = source->v + i * source->v_head_stride;
-        size_t bytes = (end - t) * dim * sizeof *slot;
-        memcpy(slot + (t - first) * dim, k + (t - pos) * dim, bytes);
-        memcpy(slot + (row_tokens + t - first) * dim, v + (t - pos) * dim, bytes);
+        const uint16_t *k = source->k + i * source->k_head_stride + (t - pos) * dim;
+        const uint16_t *v = source->v + i * source->v_head_stride + (t - pos) * dim;
+        slot_put(&kv->slot, layer->open->data + head * kv->slot_bytes, t - first, end - t, k, v);
         if (space_is_sparf(space))
-            means_append(&layer->means, head, t, v + (t - pos) * dim, end - t);
+            means_append(&layer->means, head, t, v, end - t);
         layer->head_tokens[head] = end;
     }
     uint64_t tokens = UINT64_MAX;

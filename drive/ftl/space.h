@@ -10,6 +10,7 @@
 #include "drive/drive.h"
 #include "drive/ftl/frame.h"
 #include "drive/ftl/means.h"
+#include "drive/ftl/slot.h"
 #include "kernels/kernels.h"
 
 enum {
@@ -37,7 +38,8 @@ static inline uint32_t span_tokens(const struct space_config *config)
 struct stream {
     uint32_t row_tokens;
     uint32_t row_pages;
-    uint64_t slot_bytes; // KV: of one head, K of row_tokens tokens, then V
+    struct slot slot;    // KV: how K and V of one head lie
+    uint64_t slot_bytes; // KV: of one head
     uint64_t data_bytes; // of a row
     uint64_t row_bytes;  // padded to whole pages
 };

@@ -163,10 +163,8 @@ static void attend_tile(const struct chunk *ch, const struct run *run, uint64_t 
     size_t dim = e->config.head_dim;
     uint64_t tile_pos = run->pos + first;
     struct attention_tile tile = {
-        .k = run->slab + (head * 2 * run->slab_tokens + run->offset + first) * dim,
-        .v = run->slab + ((head * 2 + 1) * run->slab_tokens + run->offset + first) * dim,
-        .k_stride = dim,
-        .v_stride = dim,
+        .k = {run->slab + (head * 2 * run->slab_tokens + run->offset + first) * dim},
+        .v = {run->slab + ((head * 2 + 1) * run->slab_tokens + run->offset + first) * dim},
         .tokens = (uint32_t)min_u64(ATTENTION_TILE, run->tokens - first),
         .head_dim = (uint32_t)dim,
         .scale = e->config.score_scale,

@@ -164,25 +164,31 @@ static void attend_head(struct fake_drive *d, const struct layer_kv *l, size_t k
     size_t dim = d->config.head_dim, stride = token_values(d);
     float *partial = xcalloc(partial_stride(dim), sizeof(float));
     void *scratch = xcalloc(1, KERNEL_SCRATCH_BYTES);
+    uint16_t *rows = xcalloc(2 * ATTENTION_TILE * dim, sizeof *rows);
     partial_clear((struct partial *)partial);
     for (uint64_t t = 0; t < l->length; t += ATTENTION_TILE) {
         uint32_t first = window > t ? (uint32_t)min_u64(window - t, ATTENTION_TILE) : 0;
+        uint32_t tokens = (uint32_t)min_u64(l->length - t, ATTENTION_TILE);
+        for (uint32_t i = 0; i < tokens; i++) {
+            const uint16_t *token = l->kv + (t + i) * stride + 2 * kv_head * dim;
+            memcpy(rows + i * dim, token, dim * sizeof *rows);
+            memcpy(rows + (ATTENTION_TILE + i) * dim, token + dim, dim * sizeof *rows);
+        }
         struct attention_tile tile = {
-            .k = l->kv + t * stride + 2 * kv_head * dim,
-            .v = l->kv + t * stride + (2 * kv_head + 1) * dim,
-            .k_stride = stride,
-            .v_stride = stride,
+            .k = {rows},
+            .v = {rows + ATTENTION_TILE * dim},
             .head_dim = (uint32_t)dim,
             .scale = header->scale,
             .softcap = header->softcap,
             .first = &first,
-            .tokens = (uint32_t)(l->length - t < ATTENTION_TILE ? l->length - t : ATTENTION_TILE),
+            .tokens = tokens,
         };
         k->attention_tile(&tile, q, dim, 1, NULL, partial, 1, scratch);
     }
     k->partial_output((struct partial *)partial, out, dim);
     *lse = partial[0] + logf(partial[1]);
     free(partial);
+    free(rows);
     free(scratch);
 }
 

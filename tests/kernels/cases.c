@@ -311,66 +311,118 @@ static void run_matmul(struct runner *r)
     }
 }
 
-static void run_tile(struct runner *r, uint32_t head_dim, uint32_t tokens, size_t n_q, int kind)
+struct attention_tile cases_tile(const uint16_t *k, const uint16_t *v, uint32_t tokens,
+                                 uint32_t head_dim, uint32_t part_tokens)
 {
-    size_t k_stride = head_dim + tokens % 3, v_stride = head_dim + 16 * (tokens % 2);
-    size_t q_stride = head_dim + (n_q % 2 ? 5 : 0), stride = partial_stride(head_dim);
-    uint16_t *k = malloc(tokens * k_stride * 2), *v = malloc(tokens * v_stride * 2);
-    float *q = malloc((n_q * q_stride + 16) * sizeof *q);
-    uint32_t *limit = malloc(n_q * sizeof *limit);
-    float *out = aligned_alloc(64, n_q * stride * sizeof *out);
-    fill_f16(r, k, tokens * k_stride, kind);
-    fill_f16(r, v, tokens * v_stride, kind);
-    fill(r, q, n_q * q_stride, kind == 2 ? 0 : kind);
-    struct attention_tile tile = {.k = k,
-                                  .v = v,
-                                  .k_stride = k_stride,
-                                  .v_stride = v_stride,
-                                  .tokens = tokens,
-                                  .head_dim = head_dim,
-                                  .scale = 0.125f};
-    uint32_t *start = malloc(n_q * sizeof *start);
-    for (int with_limit = 0; with_limit < 4; with_limit++) {
-        for (size_t i = 0; i < n_q; i++)
+    struct attention_tile tile = {
+        .part_tokens = part_tokens, .tokens = tokens, .head_dim = head_dim};
+    uint32_t part = part_tokens ? part_tokens : ATTENTION_TILE;
+    for (uint32_t t = 0; t < tokens; t += part) {
+        uint32_t n = tokens - t < part ? tokens - t : part; // V ends where the tokens end
+        size_t bytes = (size_t)n * head_dim * 2, whole = (size_t)part * head_dim * 2;
+        uint16_t *to = malloc(part_tokens ? whole : bytes), *values = malloc(bytes);
+        memcpy(values, v + (size_t)t * head_dim, bytes);
+        if (part_tokens) {
+            memset(to, 0xff, whole); // NaN in the place of the others
+            for (size_t i = 0; i < n * head_dim; i++)
+                to[i % head_dim * part + i / head_dim] = k[(size_t)t * head_dim + i];
+        } else {
+            memcpy(to, k, bytes);
+        }
+        tile.k[t / part] = to;
+        tile.v[t / part] = values;
+    }
+    return tile;
+}
+
+void cases_tile_free(struct attention_tile *tile)
+{
+    for (size_t i = 0; i < ATTENTION_PARTS; i++) {
+        free((void *)(uintptr_t)tile->k[i]);
+        free((void *)(uintptr_t)tile->v[i]);
+    }
+}
+
+enum { TILE_LIMIT = 1, TILE_FIRST = 2, TILE_WAYS = 4 };
+
+static void hash_partials(struct runner *r, const float *out, size_t n_q, uint32_t head_dim)
+{
+    for (size_t i = 0; i < n_q; i++) {
+        const struct partial *p = partial_at((float *)(uintptr_t)out, i, head_dim);
+        hash_floats(r, &p->max, 2);
+        hash_floats(r, p->acc, p->sum == 0 ? 0 : head_dim);
+    }
+}
+
+// The tile with limits, windows and caps, and with chosen tokens.
+static void tile_ways(struct runner *r, struct attention_tile *tile, const float *q,
+                      size_t q_stride, size_t n_q, int kind, float *out)
+{
+    const uint32_t tokens = tile->tokens;
+    uint32_t *limit = malloc(n_q * sizeof *limit), *start = malloc(n_q * sizeof *start);
+    for (int way = 0; way <= TILE_WAYS; way++) {
+        for (size_t i = 0; i < n_q; i++) {
             start[i] = (uint32_t)((i * 7 + n_q) % (tokens + 1));
-        tile.first = with_limit & 2 ? start : NULL;
-        tile.softcap = with_limit & 2 ? 0.4f : 0;
-        for (size_t i = 0; i < n_q; i++)
             limit[i] = (uint32_t)((tokens + cases_random(&r->state) % 7 + i) % (tokens + 1));
+        }
+        int limited = way != TILE_WAYS && way & TILE_LIMIT;
+        tile->first = way != TILE_WAYS && way & TILE_FIRST ? start : NULL;
+        tile->softcap = way & TILE_FIRST ? 0.4f : 0;
+        tile->scale = 0.125f;
+        if (way == TILE_WAYS) {
+            tile->chosen = cases_random(&r->state) & cases_random(&r->state);
+            tile->chosen = (tile->chosen & ((2ull << (tokens - 1)) - 1)) | 1ull << (tokens - 1);
+        }
         for (int fold = 0; fold < 3; fold++) {
-            r->k->attention_tile(&tile, q, q_stride, n_q, with_limit & 1 ? limit : NULL, out,
-                                 fold > 0, r->scratch);
-            for (size_t i = 0; i < n_q; i++) {
-                struct partial *p = partial_at(out, i, head_dim);
-                hash_floats(r, &p->max, 2);
-                hash_floats(r, p->acc, p->sum == 0 ? 0 : head_dim);
-            }
+            r->k->attention_tile(tile, q, q_stride, n_q, limited ? limit : NULL, out, fold > 0,
+                                 r->scratch);
+            hash_partials(r, out, n_q, tile->head_dim);
             for (size_t i = 0; i < n_q; i++)
                 limit[i] = (limit[i] + 3) % (tokens + 1);
-            tile.scale = -0.11f;
+            tile->scale = -0.11f;
         }
         char name[64];
-        snprintf(name, sizeof name, "attention_tile kind %d limit %d:", kind, with_limit);
-        finish(r, name, head_dim, tokens, n_q);
+        snprintf(name, sizeof name, "tile kind %d way %d part %u:", kind, way, tile->part_tokens);
+        finish(r, name, tile->head_dim, tokens, n_q);
     }
+    tile->chosen = 0;
+    free(limit);
+    free(start);
+}
+
+static void run_tile(struct runner *r, uint32_t head_dim, uint32_t tokens, size_t n_q, int kind)
+{
+    static const uint32_t parts[] = {0, 16, 32, 64};
+    size_t q_stride = head_dim + (n_q % 2 ? 5 : 0), n = (size_t)tokens * head_dim;
+    uint16_t *k = malloc(n * 2), *v = malloc(n * 2);
+    float *q = malloc(n_q * q_stride * sizeof *q);
+    float *out = aligned_alloc(64, n_q * partial_stride(head_dim) * sizeof *out);
+    fill_f16(r, k, n, kind);
+    fill_f16(r, v, n, kind);
+    fill(r, q, n_q * q_stride, kind == 2 ? 0 : kind);
+    struct attention_tile tile =
+        cases_tile(k, v, tokens, head_dim, parts[(tokens / 3 + n_q + head_dim) % 4]);
+    struct attention_tile next = tile;
+    tile.next = n_q % 3 ? &next : NULL;
+    tile_ways(r, &tile, q, q_stride, n_q, kind, out);
+    cases_tile_free(&tile);
     free(k);
     free(v);
     free(q);
-    free(limit);
-    free(start);
     free(out);
 }
 
 static void run_attention(struct runner *r)
 {
-    static const uint32_t dims[] = {8, 16, 24, 64, 80, 96, 112, 128, 256, 512};
+    static const uint32_t dims[] = {1,  3,  7,  8,  9,   16,  17,  24,  33,  64,
+                                    72, 80, 96, 99, 112, 128, 130, 256, 511, 512};
     for (size_t d = 0; d < sizeof dims / sizeof dims[0]; d++) {
         for (uint32_t tokens = 1; tokens <= 64; tokens += dims[d] > 128 ? 21 : 3)
-            for (int kind = 0; kind < KINDS; kind++)
-                run_tile(r, dims[d], tokens, 1 + (tokens + d) % 8, kind);
-        for (size_t n_q = 1; n_q <= 37; n_q += n_q < 10 ? 1 : 9)
+            run_tile(r, dims[d], tokens, 1 + (tokens + d) % 8, (int)(tokens / 3 + d) % KINDS);
+        for (size_t n_q = 1; n_q <= 37; n_q += n_q < 10 ? 1 : 7)
             run_tile(r, dims[d], 64, n_q, (int)n_q % KINDS);
         run_tile(r, dims[d], 61, 70, 0);
+        run_tile(r, dims[d], 17, 103, 1);
     }
 }
 

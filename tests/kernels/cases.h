@@ -27,4 +27,9 @@ struct weight cases_weight(uint64_t *state, uint32_t type, size_t rows, size_t c
 float *cases_rounded(const struct kernels *k, uint32_t type, const float *x, size_t *stride,
                      size_t cols, size_t n_rows);
 
+// A tile over copies of K and V [tokens][head_dim], each part of them an allocation of its own.
+struct attention_tile cases_tile(const uint16_t *k, const uint16_t *v, uint32_t tokens,
+                                 uint32_t head_dim, uint32_t part_tokens);
+void cases_tile_free(struct attention_tile *tile);
+
 #endif

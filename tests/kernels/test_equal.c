@@ -131,48 +131,50 @@ static void row_invariance(void **state)
     free(scratch);
 }
 
-// A query's partial is the same alone, in a group and in a chunk of prefill; tokens beyond its
-// limit have no influence, whatever they hold.
+// A query's partial is the same alone, in a group, in a chunk of prefill, and however K and V lie;
+// tokens beyond its limit have no influence, whatever they hold.
 static void query_invariance(void **state)
 {
     (void)state;
-    enum { HD = 80, QUERIES = 70 };
-    const size_t stride = partial_stride(HD);
-    static uint16_t kv[2][ATTENTION_TILE][HD], cut[2][ATTENTION_TILE][HD];
-    float *q = malloc(QUERIES * HD * sizeof *q);
-    float *all = aligned_alloc(64, QUERIES * stride * sizeof *all);
-    float *one = aligned_alloc(64, 64 + stride * sizeof *one);
+    enum { HD_MAX = 80, QUERIES = 110 };
+    static const uint32_t parts[] = {0, 16, 32, 64}, dims[] = {80, 13};
+    static uint16_t key[ATTENTION_TILE * HD_MAX], value[ATTENTION_TILE * HD_MAX];
+    static uint16_t cut_key[ATTENTION_TILE * HD_MAX], cut_value[ATTENTION_TILE * HD_MAX];
+    float *q = malloc(QUERIES * HD_MAX * sizeof *q);
+    float *all = aligned_alloc(64, QUERIES * partial_stride(HD_MAX) * sizeof *all);
+    float *one = aligned_alloc(64, partial_stride(HD_MAX) * sizeof *one);
     void *scratch = aligned_alloc(64, KERNEL_SCRATCH_BYTES);
     uint64_t random = 11;
     uint32_t limit[QUERIES];
-    for (size_t i = 0; i < 2 * ATTENTION_TILE * HD; i++)
-        ((uint16_t *)kv)[i] = kernel_f32_to_f16(cases_uniform(&random));
-    for (size_t i = 0; i < QUERIES * HD; i++)
+    for (size_t i = 0; i < ATTENTION_TILE * HD_MAX; i++) {
+        key[i] = kernel_f32_to_f16(cases_uniform(&random));
+        value[i] = kernel_f32_to_f16(cases_uniform(&random));
+    }
+    for (size_t i = 0; i < QUERIES * HD_MAX; i++)
         q[i] = cases_uniform(&random) * 3;
     for (const char *const *name = kernels_available(); *name; name++) {
         const struct kernels *k = kernels_by_name(*name);
-        for (size_t n = 1; n <= QUERIES; n += n < 12 ? 1 : 19) {
-            struct attention_tile tile = {.k = kv[0][0],
-                                          .v = kv[1][0],
-                                          .k_stride = HD,
-                                          .v_stride = HD,
-                                          .tokens = ATTENTION_TILE,
-                                          .head_dim = HD,
-                                          .scale = 0.3f};
+        for (size_t n = 1; n <= QUERIES; n += n < 20 ? 1 : 15) {
+            uint32_t hd = dims[n % 2];
+            struct attention_tile tile = cases_tile(key, value, ATTENTION_TILE, hd, parts[n % 4]);
+            tile.scale = 0.3f;
             for (size_t i = 0; i < n; i++)
                 limit[i] = (uint32_t)(n * 5 + i) % (ATTENTION_TILE + 1);
-            k->attention_tile(&tile, q, HD, n, limit, all, 0, scratch);
-            tile.k = cut[0][0];
-            tile.v = cut[1][0];
+            k->attention_tile(&tile, q, hd, n, limit, all, 0, scratch);
+            cases_tile_free(&tile);
             for (size_t i = 0; i < n; i++) {
-                memcpy(cut, kv, sizeof cut);
-                for (size_t c = limit[i]; c < ATTENTION_TILE; c++)
-                    memset(cut[0][c], 0xff, sizeof cut[0][c]),
-                        memset(cut[1][c], 0xff, sizeof cut[1][c]);
-                k->attention_tile(&tile, q + i * HD, HD, 1, &limit[i], one, 0, scratch);
-                const struct partial *p = partial_at(all, i, HD), *o = partial_at(one, 0, HD);
+                memcpy(cut_key, key, sizeof key);
+                memcpy(cut_value, value, sizeof value);
+                size_t seen = (size_t)limit[i] * hd, rest = sizeof key - seen * sizeof key[0];
+                memset(cut_key + seen, 0xff, rest);
+                memset(cut_value + seen, 0xff, rest);
+                tile = cases_tile(cut_key, cut_value, ATTENTION_TILE, hd, parts[i % 4]);
+                tile.scale = 0.3f;
+                k->attention_tile(&tile, q + i * hd, hd, 1, &limit[i], one, 0, scratch);
+                cases_tile_free(&tile);
+                const struct partial *p = partial_at(all, i, hd), *o = partial_at(one, 0, hd);
                 assert_memory_equal(p, o, 2 * sizeof(float));
-                assert_memory_equal(p->acc, o->acc, HD * sizeof(float));
+                assert_memory_equal(p->acc, o->acc, limit[i] ? hd * sizeof(float) : 0);
                 assert_true(limit[i] ? p->sum >= 1 : p->sum == 0 && p->max == -INFINITY);
             }
         }
@@ -180,6 +182,65 @@ static void query_invariance(void **state)
     free(q);
     free(all);
     free(one);
+    free(scratch);
+}
+
+// Chosen tokens of a tile give the bits of a tile that holds nothing else; parts without any of
+// them may be missing, and what the others hold has no influence.
+static void chosen_tokens(void **state)
+{
+    (void)state;
+    enum { HD = 40, QUERIES = 17 };
+    static const uint32_t parts[] = {16, 32, 64};
+    static uint16_t key[ATTENTION_TILE * HD], value[ATTENTION_TILE * HD];
+    static uint16_t packed_key[ATTENTION_TILE * HD], packed_value[ATTENTION_TILE * HD];
+    _Alignas(64) static float got[QUERIES * (16 + 48)], want[QUERIES * (16 + 48)];
+    _Static_assert(HD > 32 && HD <= 48, "stride of the partials");
+    float q[QUERIES * HD];
+    void *scratch = aligned_alloc(64, KERNEL_SCRATCH_BYTES);
+    uint64_t random = 5;
+    for (size_t i = 0; i < QUERIES * HD; i++)
+        q[i] = cases_uniform(&random) * 3;
+    for (size_t round = 0; round < 200; round++) {
+        uint64_t chosen = 1ull << cases_random(&random) % 64;
+        for (size_t more = cases_random(&random) % 30; more; more--)
+            chosen |= 1ull << cases_random(&random) % (round % 3 ? 64 : 20);
+        uint32_t n = 0, w = parts[round % 3];
+        memset(key, 0xff, sizeof key);
+        memset(value, 0xff, sizeof value);
+        for (size_t t = 0; t < ATTENTION_TILE; t++) {
+            if (!(chosen >> t & 1))
+                continue;
+            for (size_t d = 0; d < HD; d++) {
+                packed_key[n * HD + d] = key[t * HD + d] =
+                    kernel_f32_to_f16(cases_uniform(&random));
+                packed_value[n * HD + d] = value[t * HD + d] =
+                    kernel_f32_to_f16(cases_uniform(&random));
+            }
+            n++;
+        }
+        struct attention_tile tile = cases_tile(key, value, ATTENTION_TILE, HD, w), some = tile;
+        struct attention_tile packed = cases_tile(packed_key, packed_value, n, HD, w);
+        some.scale = packed.scale = 0.5f;
+        some.chosen = chosen;
+        some.tokens = 64 - (uint32_t)__builtin_clzll(chosen);
+        for (uint32_t i = 0; i < ATTENTION_TILE; i += w)
+            if (!(chosen >> i & (w < 64 ? (1ull << w) - 1 : ~0ull)))
+                some.k[i / w] = some.v[i / w] = NULL;
+        size_t n_q = 1 + round % QUERIES;
+        for (const char *const *name = kernels_available(); *name; name++) {
+            const struct kernels *k = kernels_by_name(*name);
+            memset(got, 0, sizeof got);
+            memset(want, 0, sizeof want);
+            k->attention_tile(&some, q, HD, n_q, NULL, got, 0, scratch);
+            k->attention_tile(&packed, q, HD, n_q, NULL, want, 0, scratch);
+            for (size_t i = 0; i < n_q; i++)
+                assert_memory_equal(partial_at(got, i, HD), partial_at(want, i, HD),
+                                    (16 + HD) * sizeof(float));
+        }
+        cases_tile_free(&tile);
+        cases_tile_free(&packed);
+    }
     free(scratch);
 }
 
@@ -191,6 +252,7 @@ int main(void)
         cmocka_unit_test(wrong_set_is_caught),
         cmocka_unit_test(row_invariance),
         cmocka_unit_test(query_invariance),
+        cmocka_unit_test(chosen_tokens),
     };
     cases_run(&kernels_reference, keep, &reference);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -194,10 +194,8 @@ static void capped_window(void **state)
             for (size_t d = 0; d < HD; d++)
                 acc[d] += p * (double)kernel_f16_to_f32(value[t][d]);
         }
-        struct attention_tile tile = {.k = key[0],
-                                      .v = value[0],
-                                      .k_stride = HD,
-                                      .v_stride = HD,
+        struct attention_tile tile = {.k = {key[0]},
+                                      .v = {value[0]},
                                       .tokens = TOKENS,
                                       .head_dim = HD,
                                       .scale = 0.5f,
@@ -269,7 +267,8 @@ static void attention_and_merge(void **state)
 {
     (void)state;
     static uint16_t key[TOKENS][HD], value[TOKENS][HD];
-    _Alignas(64) float parts[3][16 + 32], left[16 + 32], right[16 + 32], scratch[16 + 32];
+    _Alignas(64) float parts[3][16 + 32], left[16 + 32], right[16 + 32], other[16 + 32];
+    static _Alignas(64) unsigned char scratch[KERNEL_SCRATCH_BYTES];
     float q[HD], out[HD], out_right[HD];
     uint64_t random = 13;
     for (int round = 0; round < 20; round++) {
@@ -281,10 +280,8 @@ static void attention_and_merge(void **state)
             q[d] = cases_uniform(&random) * (float)(1 + round);
         uint32_t tokens[3] = {64, 64, (uint32_t)(1 + round * 3)};
         for (size_t i = 0; i < 3; i++) {
-            struct attention_tile tile = {.k = key[i * 64],
-                                          .v = value[i * 64],
-                                          .k_stride = HD,
-                                          .v_stride = HD,
+            struct attention_tile tile = {.k = {key[i * 64]},
+                                          .v = {value[i * 64]},
                                           .tokens = tokens[i],
                                           .head_dim = HD,
                                           .scale = 0.7f};
@@ -293,10 +290,10 @@ static void attention_and_merge(void **state)
         }
         memcpy(right, parts[1], sizeof right);
         k->partial_merge((struct partial *)right, (struct partial *)parts[2], HD);
-        memcpy(scratch, parts[0], sizeof scratch);
-        k->partial_merge((struct partial *)scratch, (struct partial *)right, HD);
+        memcpy(other, parts[0], sizeof other);
+        k->partial_merge((struct partial *)other, (struct partial *)right, HD);
         k->partial_output((struct partial *)left, out, HD);
-        k->partial_output((struct partial *)scratch, out_right, HD);
+        k->partial_output((struct partial *)other, out_right, HD);
         double s[TOKENS], max = -INFINITY, sum = 0, want[HD] = {0};
         size_t n = 128 + tokens[2];
         for (size_t t = 0; t < n; t++) {
