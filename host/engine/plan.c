@@ -19,7 +19,9 @@ enum {
     LOGITS_ROWS = 8,
     PIECE_BYTES = 256 * 1024,
     PIECE_SHARE = 32, // but no more than this part of the budget each
-    SLAB_ALIGN = 64,  // a slab is padded to this on the wire
+    GROUP_LEAST = 16, // tokens, of those that are tried
+    GROUP_MOST = 256,
+    SLAB_ALIGN = 64, // a slab is padded to this on the wire
 };
 
 struct sum {
@@ -127,32 +129,51 @@ static uint32_t piece_tokens(const struct model_config *c, const struct plan_inp
     return (uint32_t)min_u64(tokens, context);
 }
 
+// The drive with this token group (0: the best, in the geometry that suits it) and `rest` bytes of
+// DRAM, of which it may need more.
+static int try_group(struct engine_plan *p, const struct plan_input *in, uint32_t group,
+                     uint64_t rest, struct drive_plan *drive, struct inst_msg *msg)
+{
+    // The geometry suits a group and the best group depends on the geometry: the second round is
+    // about the group that the first one settled on.
+    for (int round = 0; round < 2; round++) {
+        p->space.group_tokens = group;
+        int err = drive_geometry_for(&p->geometry, &p->space, in->kv_limit, rest, msg);
+        if (!err)
+            err = drive_plan(drive, &p->geometry, &p->space, rest, msg);
+        if (err)
+            return err;
+        group = drive->group_tokens;
+    }
+    return 0;
+}
+
 // Group and DRAM of the drive when it may have `rest` bytes: no more than what keeps its device
-// busy.
+// busy. INST_ENOMEM, with p->drive what would do, when no group works with that little.
 static int plan_drive(struct engine_plan *p, const struct plan_input *in, uint64_t rest,
                       struct inst_msg *msg)
 {
     struct drive_plan drive;
-    p->space.group_tokens = in->group;
     rest = max_u64(rest, 1); // 0 would mean that memory does not matter
-    // The geometry suits a group and the best group depends on the geometry: the second round is
-    // about the group that the first one settled on.
-    for (int round = 0; round < 2; round++) {
-        int err = drive_geometry_for(&p->geometry, &p->space, in->kv_limit, rest, msg);
-        if (!err)
-            err = drive_plan(&drive, &p->geometry, &p->space, rest, msg);
-        if (err)
-            return err;
-        p->space.group_tokens = drive.group_tokens;
+    int err = try_group(p, in, in->group, rest, &drive, NULL);
+    uint64_t least = err ? UINT64_MAX : drive.min_dram_bytes;
+    // In its own geometry the best group can be too large, for memory or for the store, where a
+    // smaller one works.
+    for (uint32_t group = GROUP_MOST;
+         !in->group && (err || drive.min_dram_bytes > rest) && group >= GROUP_LEAST; group /= 2) {
+        err = try_group(p, in, group, rest, &drive, NULL);
+        least = err ? least : min_u64(least, drive.min_dram_bytes);
+    }
+    if (err && least == UINT64_MAX)
+        return try_group(p, in, in->group, rest, &drive, msg);
+    if (err || drive.min_dram_bytes > rest) {
+        p->drive = least;
+        return INST_ENOMEM;
     }
     p->group = drive.group_tokens;
     p->capacity =
         (uint64_t)p->geometry.page_bytes * p->geometry.pages_per_block * p->geometry.blocks;
     p->drive = min_u64(rest, drive.good_dram_bytes);
-    if (drive.min_dram_bytes > rest) {
-        p->drive = drive.min_dram_bytes;
-        return INST_ENOMEM;
-    }
     return 0;
 }
 

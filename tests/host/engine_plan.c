@@ -137,6 +137,54 @@ static void more_memory_never_means_a_smaller_chunk(void **state)
     assert_int_equal(chunk, 512);
 }
 
+// Once a budget is enough, more of it is enough too; and the number that a refusal names is.
+static void enough_stays_enough(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t kv_heads, head_dim, sessions, threads, chunk, method;
+        uint64_t context, kv_limit;
+    } cases[] = {
+        {2, 64, 1, 4, 1, METHOD_DENSE, 300, 0},   {2, 64, 4, 0, 1, METHOD_DENSE, 5000, 1 << 20},
+        {2, 80, 1, 0, 0, METHOD_DENSE, 1000, 0},  {2, 80, 4, 4, 1, METHOD_DENSE, 300, 1 << 20},
+        {8, 128, 1, 4, 1, METHOD_DENSE, 1000, 0}, {8, 128, 4, 0, 0, METHOD_DENSE, 1000, 4 << 20},
+        {2, 80, 1, 0, 1, METHOD_SPARF, 1000, 0},  {4, 96, 1, 4, 7, METHOD_DENSE, 333, 300 << 10},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct model_config config = small;
+        config.kv_heads = cases[i].kv_heads;
+        config.heads = 4 * config.kv_heads;
+        config.head_dim = config.rope_dims = cases[i].head_dim;
+        struct plan_input in = {.tables = 100 << 10,
+                                .context = cases[i].context,
+                                .kv_limit = cases[i].kv_limit,
+                                .sessions = cases[i].sessions,
+                                .threads = cases[i].threads,
+                                .max_threads = 4,
+                                .chunk = cases[i].chunk,
+                                .method = cases[i].method};
+        struct engine_plan p, q;
+        uint64_t first = 0, named = 0;
+        for (in.memory = 1 << 20; in.memory < 32 << 20; in.memory += in.memory / 300) {
+            struct inst_msg msg = {0};
+            int err = engine_plan(&p, &config, &in, &msg);
+            if (err && first)
+                fail_msg("case %zu: %llu bytes are enough and %llu are not: %s", i,
+                         (unsigned long long)first, (unsigned long long)in.memory, msg.text);
+            if (err) {
+                assert_int_equal(err, INST_ENOMEM);
+                struct plan_input enough = in;
+                enough.memory = named = p.needed + p.needed / 16;
+                assert_int_equal(engine_plan(&q, &config, &enough, NULL), 0);
+            } else {
+                assert_true(total(&p, &in) <= in.memory);
+                first = first ? first : in.memory;
+            }
+        }
+        assert_true(first && named);
+    }
+}
+
 static void a_refusal_names_what_works(void **state)
 {
     (void)state;
@@ -217,6 +265,7 @@ int main(void)
         cmocka_unit_test(the_promised_budgets_work),
         cmocka_unit_test(sparf_is_in_the_plan),
         cmocka_unit_test(more_memory_never_means_a_smaller_chunk),
+        cmocka_unit_test(enough_stays_enough),
         cmocka_unit_test(a_refusal_names_what_works),
         cmocka_unit_test(wishes_are_kept),
         cmocka_unit_test(short_memory_costs_threads),
