@@ -221,6 +221,7 @@ static int make_buffers(inst_engine *e, struct inst_msg *msg)
     }
     uint32_t n = e->max_sessions;
     e->sessions = calloc(n, sizeof *e->sessions);
+    e->left_epoch = calloc(n, sizeof *e->left_epoch);
     struct sync_scratch *sync = e->sync = calloc(1, sizeof *e->sync);
     if (sync) {
         sync->missing = calloc(n, sizeof *sync->missing);
@@ -229,8 +230,8 @@ static int make_buffers(inst_engine *e, struct inst_msg *msg)
         sync->status = calloc(n, sizeof *sync->status);
         sync->rows = calloc(n, sizeof *sync->rows);
     }
-    if (!e->sessions || !sync || !sync->missing || !sync->sessions || !sync->tokens ||
-        !sync->status || !sync->rows)
+    if (!e->sessions || !e->left_epoch || !sync || !sync->missing || !sync->sessions ||
+        !sync->tokens || !sync->status || !sync->rows)
         return inst_fail(msg, INST_ENOMEM, "out of memory");
     return 0;
 }
@@ -338,6 +339,7 @@ void inst_engine_close(inst_engine *e)
     }
     free(e->sync);
     free(e->sessions);
+    free(e->left_epoch);
     budget_free(&e->budget, e->piece);
     budget_free(&e->budget, e->rope_freq);
     free(e->name);

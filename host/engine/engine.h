@@ -63,6 +63,7 @@ struct inst_engine {
     uint32_t next_epoch;
     uint32_t max_sessions;
     struct inst_session **sessions; // [max_sessions], NULL = free
+    uint32_t *left_epoch; // [max_sessions] of a sequence that outlived its session; 0 = none
     struct sync_scratch *sync;
     struct inst_stats stats;     // what the drive does not count
     uint64_t prefill_read_bytes; // flash read while prefilling

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sessions and the one verb. A session mirrors its sequence on the drive: `length` tokens are there
 // in every layer whenever no call is running. Whatever fails, the sequence is cut back to that; if
-// even that fails the session is dead, because nobody knows what the drive holds.
+// even that fails the session is dead, because nobody knows what the drive holds. A sequence that
+// the drive does not give up when its session is closed keeps the slot until it does.
 #include "host/engine/engine.h"
 #include "base/checked.h"
 
@@ -9,19 +10,20 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int reclaim(struct inst_session *s, uint64_t pos, struct inst_msg *msg)
+static int reclaim(struct inst_engine *e, uint32_t slot, uint32_t epoch, uint64_t pos,
+                   struct inst_msg *msg)
 {
     alignas(64) unsigned char table[TABLE_HEADER_BYTES + TABLE_ITEM_BYTES];
     memset(table, 0, sizeof table);
     table_put_header(table, &(struct table_header){0});
     table_put_item(table, 0,
-                   &(struct table_item){.seq = s->slot,
-                                        .epoch = s->epoch,
+                   &(struct table_item){.seq = slot,
+                                        .epoch = epoch,
                                         .pos = pos,
                                         .n_tokens = UINT64_MAX,
-                                        .layer_count = s->engine->config.layers});
+                                        .layer_count = e->config.layers});
     struct command command = {.opcode = OP_RECLAIM, .count = 1};
-    int err = port_call(&s->engine->port, command, table, NULL, NULL, msg);
+    int err = port_call(&e->port, command, table, NULL, NULL, msg);
     // A sequence that never got a token does not exist.
     return err == INST_ENOENT ? 0 : err;
 }
@@ -30,7 +32,7 @@ int session_cut(struct inst_session *s, uint64_t length, struct inst_msg *msg)
 {
     s->has_logits = false;
     struct inst_msg why = {0};
-    int err = reclaim(s, length, &why);
+    int err = reclaim(s->engine, s->slot, s->epoch, length, &why);
     if (err) {
         s->dead = err;
         return inst_fail(msg, err, "%s", why.text);
@@ -41,17 +43,39 @@ int session_cut(struct inst_session *s, uint64_t length, struct inst_msg *msg)
     return 0;
 }
 
+// A slot without a session and, on the drive, without a sequence.
+static int find_slot(struct inst_engine *e, uint32_t *out, struct inst_msg *msg)
+{
+    struct inst_msg why = {0};
+    int err = 0;
+    for (uint32_t slot = 0; slot < e->max_sessions; slot++) {
+        if (e->sessions[slot])
+            continue;
+        int kept = 0;
+        if (e->left_epoch[slot])
+            kept = reclaim(e, slot, e->left_epoch[slot], 0, err ? NULL : &why);
+        if (!kept) {
+            e->left_epoch[slot] = 0;
+            *out = slot;
+            return 0;
+        }
+        err = err ? err : kept;
+    }
+    if (err)
+        return inst_fail(msg, err, "the drive does not give up a closed session: %s", why.text);
+    return inst_fail(msg, INST_ENORESOURCE, "all %u sessions of this engine are open",
+                     e->max_sessions);
+}
+
 int inst_session_open(inst_session **out, inst_engine *engine, struct inst_msg *msg)
 {
     *out = NULL;
     if (!engine)
         return inst_fail(msg, INST_EINVAL, "a session needs an engine");
-    uint32_t slot = 0;
-    while (slot < engine->max_sessions && engine->sessions[slot])
-        slot++;
-    if (slot == engine->max_sessions)
-        return inst_fail(msg, INST_ENORESOURCE, "all %u sessions of this engine are open",
-                         engine->max_sessions);
+    uint32_t slot;
+    int err = find_slot(engine, &slot, msg);
+    if (err)
+        return err;
     struct inst_session *s = calloc(1, sizeof *s);
     if (!s)
         return inst_fail(msg, INST_ENOMEM, "session: out of memory");
@@ -75,10 +99,12 @@ void inst_session_close(inst_session *session)
 {
     if (!session)
         return;
-    reclaim(session, 0, NULL);
-    session->engine->sessions[session->slot] = NULL;
-    budget_free(&session->engine->budget, session->tokens);
-    budget_free(&session->engine->budget, session->logits);
+    struct inst_engine *e = session->engine;
+    if (reclaim(e, session->slot, session->epoch, 0, NULL))
+        e->left_epoch[session->slot] = session->epoch;
+    e->sessions[session->slot] = NULL;
+    budget_free(&e->budget, session->tokens);
+    budget_free(&e->budget, session->logits);
     free(session);
 }
 

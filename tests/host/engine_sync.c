@@ -290,6 +290,50 @@ static void a_session_that_cannot_be_cut_back_is_dead(void **state)
     close_engine(&f);
 }
 
+// A sequence that the drive does not give up keeps its slot, and no other; the slot comes back.
+static void a_failed_close_costs_nothing_for_good(void **state)
+{
+    (void)state;
+    struct fixture f = {0}, fresh = {0};
+    struct inst_msg msg = {0};
+    open_engine(&f, model, NULL, &(struct inst_options){.max_sessions = 3});
+    open_engine(&fresh, model, NULL, NULL);
+    for (size_t i = 0; i < 3; i++)
+        assert_int_equal(sync_tokens(&f, i, text[i], 30), 0);
+    struct fake_faults fault = {.opcode = OP_RECLAIM,
+                                .fail_command = 1,
+                                .fail_count = 5,
+                                .code = INST_EIO,
+                                .fail_item = -1};
+    fake_drive_faults(f.link, &fault);
+    inst_session_close(f.session[0]);                                             // 1
+    assert_int_equal(inst_session_open(&f.session[0], f.engine, &msg), INST_EIO); // 2
+    assert_non_null(strstr(msg.text, "closed session"));
+    inst_session_close(f.session[1]);                                             // 3
+    assert_int_equal(inst_session_open(&f.session[1], f.engine, NULL), INST_EIO); // 4, 5
+    for (size_t i = 0; i < 2; i++)
+        assert_int_equal(inst_session_open(&f.session[i], f.engine, NULL), 0);
+    inst_session *fourth;
+    assert_int_equal(inst_session_open(&fourth, f.engine, NULL), INST_ENORESOURCE);
+    // The first slot stays taken, the second is as good as ever.
+    fault.fail_count = 2;
+    fake_drive_faults(f.link, &fault);
+    inst_session_close(f.session[0]); // 1
+    f.session[0] = NULL;
+    inst_session_close(f.session[1]); // 2
+    assert_int_equal(inst_session_open(&f.session[1], f.engine, NULL), 0);
+    assert_int_equal(inst_session_open(&f.session[0], f.engine, NULL), 0);
+    for (size_t i = 0; i < 3; i++) {
+        if (sync_tokens(&f, i, text[i], 40))
+            fail_msg("session %zu: %s", i, f.msg.text);
+        assert_int_equal(sync_tokens(&fresh, 0, text[i], 40), 0);
+        assert_memory_equal(inst_logits(f.session[i]), inst_logits(fresh.session[0]),
+                            logits_bytes(&f));
+    }
+    close_engine(&f);
+    close_engine(&fresh);
+}
+
 static bool cancel_late(void *user, uint64_t done, uint64_t total)
 {
     uint64_t *calls = user;
@@ -344,6 +388,7 @@ int main(void)
         cmocka_unit_test(failures_leave_sessions_usable),
         cmocka_unit_test(a_failed_item_harms_nobody_else),
         cmocka_unit_test(a_session_that_cannot_be_cut_back_is_dead),
+        cmocka_unit_test(a_failed_close_costs_nothing_for_good),
         cmocka_unit_test(cancelling_keeps_whole_chunks),
         cmocka_unit_test(a_text_may_have_no_tokens),
     };
