@@ -80,7 +80,8 @@ INST_API void inst_session_close(inst_session *session); // its KV is reclaimed;
 // Brings each session to exactly its token prefix: what it shares with the session's present
 // tokens is kept, the rest is dropped, what is missing is computed (prefill where several tokens
 // are missing, one decode step of the whole batch where one is). On failure of one session its
-// status says so and the others go on; the return value is the first failure.
+// status says so and the others go on; the return value is the first failure. NaN, infinity and K or
+// V beyond fp16 are a failure: INST_ERANGE.
 struct inst_prefix {
     inst_session *session;
     const int32_t *tokens; // the whole prefix, length 1 or more

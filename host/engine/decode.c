@@ -16,6 +16,7 @@ struct batch {
     size_t n;     // rows alive
     uint32_t *at; // [n] the caller's index of each row
     struct attend_layout layout;
+    struct number_fault fault;
     bool audit;
     int first_error;
     struct inst_msg *msg;
@@ -69,9 +70,35 @@ static void put_row(void *arg, size_t row, const float *q, const float *k, const
     struct batch *b = arg;
     const struct model_config *c = &b->e->config;
     size_t q_dim = (size_t)c->heads * c->head_dim, kv_dim = (size_t)c->kv_heads * c->head_dim;
+    uint16_t *k16 = (uint16_t *)(data_in(b) + b->layout.k) + row * kv_dim;
+    uint16_t *v16 = (uint16_t *)(data_in(b) + b->layout.v) + row * kv_dim;
     memcpy((float *)(data_in(b) + b->layout.q) + row * q_dim, q, q_dim * sizeof *q);
-    b->e->kernels->f32_to_f16((uint16_t *)(data_in(b) + b->layout.k) + row * kv_dim, k, kv_dim);
-    b->e->kernels->f32_to_f16((uint16_t *)(data_in(b) + b->layout.v) + row * kv_dim, v, kv_dim);
+    b->e->kernels->f32_to_f16(k16, k, kv_dim);
+    b->e->kernels->f32_to_f16(v16, v, kv_dim);
+    numbers_check(&b->fault, row, NUMBER_Q, q, q_dim);
+    numbers_check_f16(&b->fault, row, NUMBER_K, k16, k, kv_dim);
+    numbers_check_f16(&b->fault, row, NUMBER_V, v16, v, kv_dim);
+}
+
+// q, k and v of the rows alive. Those whose numbers are none leave the batch, one by one: then the
+// others are computed again, in their new places.
+static int put_qkv(struct batch *b, uint32_t layer)
+{
+    const struct model_config *c = &b->e->config;
+    size_t row;
+    while (b->n) {
+        if (!attend_layout(&b->layout, (uint32_t)b->n, c->heads, c->kv_heads, c->head_dim, true))
+            return inst_fail(b->msg, INST_EINVAL, "the batch is too large");
+        numbers_clear(&b->fault);
+        layer_qkv(b->e, layer, b->n, put_row, b);
+        if (!numbers_fault_row(&b->fault, &row))
+            return 0;
+        struct inst_msg msg = {0};
+        numbers_fail(b->e, &b->fault, layer, b->sessions[b->at[row]]->length, &msg);
+        fail_row(b, row, INST_ERANGE, msg.text);
+        close_up(b);
+    }
+    return 0;
 }
 
 static void put_table(struct batch *b, uint32_t layer, unsigned char *table)
@@ -133,21 +160,33 @@ static void attend(struct batch *b, uint32_t layer)
     e->stats.attention_seconds += engine_seconds() - start;
 }
 
+static void fail_logits(struct batch *b, size_t row)
+{
+    struct inst_msg msg = {0};
+    numbers_fail_logits(b->e, b->sessions[b->at[row]]->length, &msg);
+    fail_row(b, row, INST_ERANGE, msg.text);
+}
+
 static void put_logits(struct batch *b)
 {
     struct inst_engine *e = b->e;
     size_t vocab = row_stride(e->config.vocab);
     if (b->n == 1) {
-        layer_logits(e, 0, 1, b->sessions[b->at[0]]->logits, vocab);
+        if (layer_logits(e, 0, 1, b->sessions[b->at[0]]->logits, vocab))
+            fail_logits(b, 0);
         return;
     }
     float *out = engine_f32(e, BUFFER_logits);
     for (size_t first = 0; first < b->n; first += e->plan.logits_rows) {
         size_t n = min_u64(e->plan.logits_rows, b->n - first);
-        layer_logits(e, first, n, out, vocab);
-        for (size_t i = 0; i < n; i++)
-            memcpy(b->sessions[b->at[first + i]]->logits, out + i * vocab,
-                   e->config.vocab * sizeof *out);
+        uint64_t bad = layer_logits(e, first, n, out, vocab);
+        for (size_t i = 0; i < n; i++) {
+            if (bad >> i & 1)
+                fail_logits(b, first + i);
+            else
+                memcpy(b->sessions[b->at[first + i]]->logits, out + i * vocab,
+                       e->config.vocab * sizeof *out);
+        }
     }
 }
 
@@ -173,14 +212,17 @@ static int batch_run(struct batch *b, const int32_t *tokens, uint32_t first)
     for (size_t row = 0; row < b->n; row++)
         layer_position(e, row, b->sessions[first + row]->length);
     for (uint32_t layer = 0; layer < c->layers && b->n; layer++) {
-        if (!attend_layout(&b->layout, (uint32_t)b->n, c->heads, c->kv_heads, c->head_dim, true))
-            return inst_fail(b->msg, INST_EINVAL, "the batch is too large");
-        layer_qkv(e, layer, b->n, put_row, b);
-        attend(b, layer);
-        layer_finish(e, layer, attn_out(b), q_stride, b->n);
+        int err = put_qkv(b, layer);
+        if (err)
+            return err;
+        if (b->n)
+            attend(b, layer);
+        if (b->n)
+            layer_finish(e, layer, attn_out(b), q_stride, b->n);
     }
     if (b->n)
         put_logits(b);
+    close_up(b);
     for (size_t row = 0; row < b->n; row++)
         finish_row(b, row, tokens);
     return 0;

@@ -3,7 +3,7 @@ set(INST_HOST_ENGINE_SOURCES
   engine/chat.c
   engine/decode.c
   engine/engine.c
-  engine/layers.c
+  engine/layers.c engine/numbers.c
   engine/plan.c
   engine/port.c
   engine/prefill.c

@@ -62,6 +62,8 @@ struct inst_engine {
     uint64_t drive_dram; // bytes, as the drive states
     uint32_t next_epoch;
     uint32_t max_sessions;
+    bool searched;  // weights for NaN
+    char blame[128]; // what was found
     struct inst_session **sessions; // [max_sessions], NULL = free
     uint32_t *left_epoch; // [max_sessions] of a sequence that outlived its session; 0 = none
     struct sync_scratch *sync;
@@ -104,6 +106,25 @@ void layer_embed(struct inst_engine *e, const int32_t *tokens, size_t n);
 void layer_position(struct inst_engine *e, size_t row, uint64_t position);
 void layer_positions(struct inst_engine *e, uint64_t first, size_t n);
 
+// numbers.c: faults of q, K and V in the rows of one layer, noted by any worker. A row's number is
+// its place in the chunk or batch.
+enum number_kind { NUMBER_Q, NUMBER_K, NUMBER_V };
+struct number_fault {
+    _Atomic uint64_t first; // the least row's; UINT64_MAX = none
+};
+void numbers_clear(struct number_fault *fault);
+bool numbers_are_finite(const float *x, size_t n);
+void numbers_check(struct number_fault *fault, size_t row, enum number_kind kind, const float *x,
+                   size_t n);
+// h: the n numbers of x as fp16.
+void numbers_check_f16(struct number_fault *fault, size_t row, enum number_kind kind,
+                       const uint16_t *h, const float *x, size_t n);
+bool numbers_fault_row(const struct number_fault *fault, size_t *row); // false: none
+// INST_ERANGE, with the layer or the tensor in *msg.
+int numbers_fail(struct inst_engine *e, const struct number_fault *fault, uint32_t layer,
+                 uint64_t token, struct inst_msg *msg);
+int numbers_fail_logits(struct inst_engine *e, uint64_t token, struct inst_msg *msg);
+
 // First token that a layer's query at `position` sees.
 static inline uint64_t layer_window_start(const struct inst_engine *e, uint32_t layer,
                                           uint64_t position)
@@ -120,8 +141,9 @@ void layer_qkv(struct inst_engine *e, uint32_t layer, size_t n, layer_qkv_fn *pu
 // `attn_stride` floats apart.
 void layer_finish(struct inst_engine *e, uint32_t layer, const float *attn, size_t attn_stride,
                   size_t n);
-// Logits of n rows of x from row `first` on (n <= strip) into out.
-void layer_logits(struct inst_engine *e, size_t first, size_t n, float *out, size_t out_stride);
+// Logits of n rows of x from row `first` on (n <= strip, which is 64 at most) into out. Bit i is set
+// where those of row first + i are not numbers.
+uint64_t layer_logits(struct inst_engine *e, size_t first, size_t n, float *out, size_t out_stride);
 
 // prefill.c: computes n tokens at the session's end. On failure the session keeps the chunks that
 // were done. `progress` as in the public header, with `before` tokens done of `total`.

@@ -258,8 +258,11 @@ static void activation_row(void *arg, size_t row, unsigned worker)
     case ACTIVATION_GELU_TANH:
         k->gelu_mul(gate, up, job->n);
         break;
-    case ACTIVATION_RELU:
+    case ACTIVATION_RELU:;
+        bool finite = numbers_are_finite(gate, job->n);
         k->relu(gate, job->n);
+        if (!finite)
+            gate[0] = NAN; // which relu would have made 0
         break;
     }
 }
@@ -303,20 +306,33 @@ void layer_finish(struct inst_engine *e, uint32_t layer, const float *attn, size
     }
 }
 
-static void softcap_row(void *arg, size_t row, unsigned worker)
+struct logits_job {
+    struct inst_engine *e;
+    float *out;
+    size_t out_stride;
+    _Atomic uint64_t bad;
+};
+
+static void logits_row(void *arg, size_t row, unsigned worker)
 {
     (void)worker;
-    const struct row_job *job = arg;
-    job->e->kernels->softcap(job->out + row * job->out_stride, job->e->config.logit_softcap,
-                             job->n);
+    struct logits_job *job = arg;
+    const struct model_config *c = &job->e->config;
+    float *out = job->out + row * job->out_stride;
+    if (!numbers_are_finite(out, c->vocab))
+        atomic_fetch_or(&job->bad, (uint64_t)1 << row); // before the cap hides it
+    if (c->logit_softcap > 0)
+        job->e->kernels->softcap(out, c->logit_softcap, c->vocab);
 }
 
-void layer_logits(struct inst_engine *e, size_t first, size_t n, float *out, size_t out_stride)
+uint64_t layer_logits(struct inst_engine *e, size_t first, size_t n, float *out, size_t out_stride)
 {
     norm_strip(e, e->weights.output_norm, e->weights.output_norm_bias, first, n);
     matmul(e, &(struct product){&e->weights.output, out, out_stride}, 1, engine_f32(e, BUFFER_norm),
            row_stride(e->config.width), n);
-    struct row_job job = {.e = e, .out = out, .out_stride = out_stride, .n = e->config.vocab};
-    if (e->config.logit_softcap > 0)
-        run_rows(e, softcap_row, &job, n, 4 * (size_t)e->config.vocab);
+    struct logits_job job = {.e = e, .out = out, .out_stride = out_stride};
+    atomic_init(&job.bad, 0);
+    run_rows(e, logits_row, &job, n,
+             (e->config.logit_softcap > 0 ? 4 : 1) * (size_t)e->config.vocab);
+    return atomic_load(&job.bad);
 }

@@ -48,6 +48,7 @@ struct chunk {
     uint16_t *slab;           // K, V of the current layer
     struct one_item table[2]; // of the WRITEs in flight, by parity of the layer
     int write[2];             // their handles, -1 = none
+    struct number_fault fault;
     struct reader reader;
     struct run run[2];
     size_t n_runs;
@@ -152,7 +153,10 @@ static void put_row(void *arg, size_t row, const float *q, const float *k, const
         uint16_t *head = ch->slab + h * 2 * ch->n * dim;
         e->kernels->f32_to_f16(head + row * dim, k + h * dim, dim);
         e->kernels->f32_to_f16(head + (ch->n + row) * dim, v + h * dim, dim);
+        numbers_check_f16(&ch->fault, row, NUMBER_K, head + row * dim, k + h * dim, dim);
+        numbers_check_f16(&ch->fault, row, NUMBER_V, head + (ch->n + row) * dim, v + h * dim, dim);
     }
+    numbers_check(&ch->fault, row, NUMBER_Q, q, e->config.kv_heads * group_dim);
 }
 
 // One tile for a block of rows; a row sees the tokens up to its own.
@@ -329,7 +333,11 @@ static int chunk_layer(struct chunk *ch, uint32_t layer, struct inst_msg *msg)
         return err;
     ch->slab = (uint16_t *)engine_bytes(e, layer & 1 ? BUFFER_slab1 : BUFFER_slab0);
     ch->layer = layer;
+    numbers_clear(&ch->fault);
     layer_qkv(e, layer, ch->n, put_row, ch);
+    size_t bad;
+    if (numbers_fault_row(&ch->fault, &bad))
+        return numbers_fail(e, &ch->fault, layer, ch->pos0 + bad, msg);
     err = write_slab(ch, layer, msg);
     if (err)
         return err;
@@ -346,7 +354,7 @@ static int chunk_layer(struct chunk *ch, uint32_t layer, struct inst_msg *msg)
 }
 
 // Logits of all positions for whoever asked for them.
-static bool chunk_logits(struct chunk *ch)
+static int chunk_logits(struct chunk *ch, struct inst_msg *msg)
 {
     struct inst_engine *e = ch->e;
     size_t vocab = e->config.vocab;
@@ -357,13 +365,16 @@ static bool chunk_logits(struct chunk *ch)
     float *out = room < row_stride(vocab) ? ch->s->logits : engine_f32(e, BUFFER_t1);
     for (size_t first = 0; first < ch->n; first += rows) {
         size_t n = min_u64(rows, ch->n - first);
-        layer_logits(e, first, n, out, row_stride(vocab));
-        for (size_t i = 0; i < n; i++)
+        uint64_t bad = layer_logits(e, first, n, out, row_stride(vocab));
+        for (size_t i = 0; i < n; i++) {
+            if (bad >> i & 1)
+                return numbers_fail_logits(e, ch->pos0 + first + i, msg);
             if (!ch->s->on_logits(ch->s->on_logits_user, ch->pos0 + first + i,
                                   out + i * row_stride(vocab)))
-                return false;
+                return inst_fail(msg, INST_ECANCELLED, "cancelled");
+        }
     }
-    return true;
+    return 0;
 }
 
 static int chunk_run(struct inst_session *s, const int32_t *tokens, size_t n,
@@ -396,9 +407,10 @@ static int chunk_run(struct inst_session *s, const int32_t *tokens, size_t n,
     for (int i = 0; i < 2; i++)
         if ((err = write_wait(&ch, i, msg)))
             return err;
-    if (s->on_logits && !chunk_logits(&ch))
-        return inst_fail(msg, INST_ECANCELLED, "cancelled");
-    layer_logits(e, n - 1, 1, s->logits, row_stride(e->config.vocab));
+    if (s->on_logits && (err = chunk_logits(&ch, msg)))
+        return err;
+    if (layer_logits(e, n - 1, 1, s->logits, row_stride(e->config.vocab)))
+        return numbers_fail_logits(e, ch.pos0 + n - 1, msg);
     s->has_logits = true;
     return 0;
 }
