@@ -40,7 +40,7 @@ struct inst_options {
                            // 0: a quarter of what is available to the process
     uint64_t context;      // tokens per session; 0: the model's trained length
     uint32_t max_sessions; // sessions alive at a time; 0: 1
-    uint32_t threads;      // 0: all of the process's CPUs
+    uint32_t threads;      // 0: all CPUs of the process, within its control group's quota
     uint32_t group;        // token group; 0: chosen by the drive
     uint32_t chunk;        // prefill chunk in tokens; 0: chosen from the budget
     const char *attention; // "dense" (NULL) or "sparf": the best tokens by a channel index of K

@@ -79,6 +79,64 @@ static void the_least_limit_counts(void **state)
     put("cgroup/memory/m/memory.limit_in_bytes", "2147483648\n");
     put("cgroup/memory/m/memory.usage_in_bytes", "1073741824\n");
     assert_int_equal(available(), gib);
+    // Its use is that of all groups below, and so must be the page cache.
+    put("cgroup/memory/m/memory.stat", "inactive_file 4096\ntotal_inactive_file 536870912\n");
+    assert_int_equal(available(), gib + gib / 2);
+    // Mounted together with another controller.
+    put("proc/self/cgroup", "4:hugetlb,memory:/m\n");
+    assert_int_equal(available(), gib + gib / 2);
+    // In a container the name outside says nothing; what is mounted is the container's own group.
+    put("proc/self/cgroup", "4:memory:/docker/0123\n0::/docker/0123\n");
+    put("cgroup/memory/memory.limit_in_bytes", "536870912\n");
+    put("cgroup/memory/memory.usage_in_bytes", "0\n");
+    assert_int_equal(available(), gib / 2);
+    put("cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"); // none
+    assert_int_equal(available(), 4 * gib);
+    // Beyond `high` a group is slowed down until it stands still.
+    put("proc/self/cgroup", "0::/h\n");
+    put("cgroup/h/memory.max", "max\n");
+    put("cgroup/h/memory.high", "1073741824\n");
+    put("cgroup/h/memory.current", "0\n");
+    assert_int_equal(available(), gib);
+}
+
+static uint64_t quota(void)
+{
+    char proc[80], cgroup[80];
+    snprintf(proc, sizeof proc, "%s/proc", root);
+    snprintf(cgroup, sizeof cgroup, "%s/cgroup", root);
+    return system_cpu_quota_in(proc, cgroup);
+}
+
+static void a_cpu_quota_is_heeded(void **state)
+{
+    (void)state;
+    put("proc/self/cgroup", "0::/c/d\n");
+    assert_true(quota() == UINT64_MAX); // no such groups
+    static const struct {
+        const char *text;
+        uint64_t cpus;
+    } cases[] = {{"max 100000\n", UINT64_MAX}, {"100000 100000\n", 1},   {"100001 100000\n", 2},
+                 {"1000 100000\n", 1},         {"250000 50000\n", 5},    {"150000 100000\n", 2},
+                 {"0 0\n", UINT64_MAX},        {"200000\n", UINT64_MAX}, {"\n", UINT64_MAX}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        put("cgroup/c/d/cpu.max", cases[i].text);
+        assert_true(quota() == cases[i].cpus);
+    }
+    put("cgroup/c/d/cpu.max", "800000 100000\n");
+    put("cgroup/c/cpu.max", "300000 100000\n"); // the least above counts
+    assert_int_equal(quota(), 3);
+    put("proc/self/cgroup", "0::/\n3:cpu,cpuacct:/v/w\n");
+    put("cgroup/cpu/v/w/cpu.cfs_quota_us", "-1\n");
+    put("cgroup/cpu/v/w/cpu.cfs_period_us", "100000\n");
+    assert_true(quota() == UINT64_MAX);
+    put("cgroup/cpu/v/w/cpu.cfs_quota_us", "150000\n");
+    assert_int_equal(quota(), 2);
+    put("cgroup/cpu/v/cpu.cfs_quota_us", "50000\n");
+    put("cgroup/cpu/v/cpu.cfs_period_us", "100000\n");
+    assert_int_equal(quota(), 1);
+    put("proc/self/cgroup", "3:cpuacct,cpuset:/v/w\n"); // other controllers
+    assert_true(quota() == UINT64_MAX);
 }
 
 static void this_machine_has_something(void **state)
@@ -148,9 +206,8 @@ static void the_default_place_is_made(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(the_least_limit_counts),
-        cmocka_unit_test(this_machine_has_something),
-        cmocka_unit_test(places_are_parsed),
+        cmocka_unit_test(the_least_limit_counts),     cmocka_unit_test(a_cpu_quota_is_heeded),
+        cmocka_unit_test(this_machine_has_something), cmocka_unit_test(places_are_parsed),
         cmocka_unit_test(the_default_place_is_made),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
