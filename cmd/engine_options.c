@@ -12,11 +12,9 @@ int failed(int code, const struct inst_msg *msg)
     return fail(EXIT_FAILED, "%s%s", msg->text[0] ? msg->text : inst_status_text(code), hint);
 }
 
-int engine_options_open(inst_engine **engine, struct engine_options *options, const char *command)
+int engine_options_read(struct engine_options *options, const char *command)
 {
     struct inst_options *o = &options->engine;
-    struct inst_msg msg = {0};
-    *engine = NULL;
     if (!o->model)
         return fail(EXIT_USAGE, "%s: no model given: use -m MODEL", command);
     if (o->group & (o->group - 1))
@@ -41,6 +39,23 @@ int engine_options_open(inst_engine **engine, struct engine_options *options, co
     o->audit = (double)options->audit;
     o->kv = options->kv.items;
     o->n_kv = options->kv.n;
-    int err = inst_engine_open(engine, o, &msg);
-    return err ? failed(err, &msg) : 0;
+    return 0;
+}
+
+int engine_options_open(inst_engine **engine, struct engine_options *options, const char *command)
+{
+    struct inst_msg msg = {0};
+    struct inst_model_info info;
+    *engine = NULL;
+    int code = engine_options_read(options, command);
+    if (code)
+        return code;
+    int err = inst_engine_open(engine, &options->engine, &msg);
+    if (err)
+        return failed(err, &msg);
+    inst_engine_info(*engine, &info);
+    for (size_t i = 0; i < info.n_notes && !options->warned; i++)
+        warn("%s", info.notes[i]);
+    options->warned = true; // a benchmark opens many engines
+    return 0;
 }

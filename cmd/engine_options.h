@@ -11,6 +11,7 @@ struct engine_options {
     struct option_list kv;
     struct sparf_option sparf;
     float audit;
+    bool warned;
 };
 
 // Rows for an option table; E is a struct engine_options. A command with threads and context of its
@@ -88,7 +89,10 @@ struct engine_options {
         "--kernels", 0, OPTION_TEXT, &(E).engine.kernels, 0, 0, "NAME", "kernel set, for tests"    \
     }
 
-// Checks what the table cannot and opens. 0 or an exit code, with the error line printed.
+// Checks what the table cannot and fills in options->engine. 0 or an exit code, with the error line
+// printed.
+int engine_options_read(struct engine_options *options, const char *command);
+// The same, and opens. What is worth knowing of the options on this machine is printed, once.
 int engine_options_open(inst_engine **engine, struct engine_options *options, const char *command);
 // Prints the error line of a failed call; the exit code.
 int failed(int code, const struct inst_msg *msg);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// instinfer inspect: what a GGUF file holds, and whether it runs here.
+// instinfer inspect: what a GGUF file holds, and whether it runs here with these options.
 #include "cmd/commands.h"
-#include "cmd/options.h"
-#include "host/model/config.h"
+#include "cmd/engine_options.h"
+#include "host/engine/engine.h"
+#include "host/engine/system.h"
 #include "host/model/template.h"
 #include "host/model/tokenizer.h"
 
@@ -112,7 +113,43 @@ static void print_chat(const struct gguf *gguf)
         puts("chat template: none in the file");
 }
 
-static void print_file(const struct gguf *gguf, struct budget *budget, bool verbose)
+// How the engine would be opened: the machine, the place of KV, the plan, and what is to be said of
+// them.
+static void print_engine(const inst_engine *e)
+{
+    char available[24], kv[24], left[24], budget[24];
+    printf("here: %u CPUs, %s of memory available\n", system_cpus(),
+           plan_bytes_text(e->available, available));
+    plan_bytes_text(e->plan.kv_bytes, kv);
+    printf("KV of a context of %llu tokens takes %s in %s", (unsigned long long)e->context, kv,
+           e->where.path);
+    if (e->where.kind == STORE_DIRECTORY)
+        printf(" (%s, %s free)", e->place.type,
+               e->place.free_bytes == UINT64_MAX ? "unknown room"
+                                                 : plan_bytes_text(e->place.free_bytes, left));
+    printf("\nmemory %s, chunk %u, group %u, %u threads\n", plan_bytes_text(e->memory, budget),
+           e->plan.chunk, e->plan.group, e->plan.threads);
+    for (size_t i = 0; i < e->n_notes; i++)
+        printf("warning: %s\n", e->note[i]);
+}
+
+static void print_verdict(const struct inst_options *options, const char *why_not)
+{
+    struct inst_msg msg = {0};
+    inst_engine *e = NULL;
+    if (!why_not && engine_prepare(&e, options, &msg))
+        why_not = msg.text;
+    if (e)
+        print_engine(e);
+    if (why_not)
+        printf("runs here: no: %s\n", why_not);
+    else
+        puts("runs here: yes");
+    inst_engine_close(e);
+}
+
+static void print_file(const struct gguf *gguf, struct budget *budget,
+                       const struct inst_options *options, bool verbose)
 {
     struct inst_msg why = {0};
     struct model_config config;
@@ -132,10 +169,7 @@ static void print_file(const struct gguf *gguf, struct budget *budget, bool verb
     if (!token_err)
         printf("tokenizer %s, %u tokens\n", tokenizer_kind(tokenizer), tokenizer_count(tokenizer));
     print_chat(gguf);
-    if (err || token_err)
-        printf("runs here: no: %s\n", err ? why.text : no_tokenizer.text);
-    else
-        puts("runs here: yes");
+    print_verdict(options, err ? why.text : token_err ? no_tokenizer.text : NULL);
     if (verbose) {
         puts("keys:");
         for (uint64_t i = 0; i < gguf_key_count(gguf); i++)
@@ -148,29 +182,43 @@ static void print_file(const struct gguf *gguf, struct budget *budget, bool verb
     model_weights_free(&weights);
 }
 
-int command_inspect(int argc, char **argv)
+static int inspect(const struct inst_options *options, bool verbose)
 {
-    static bool verbose;
-    const struct option rows[] = {
-        {"Options", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
-        {"--verbose", 'v', OPTION_FLAG, &verbose, 0, 0, NULL, "all keys and tensors"},
-    };
-    const struct options options = {"inspect", "MODEL", "Prints what a GGUF file holds.", rows,
-                                    sizeof rows / sizeof *rows};
-    int n, code;
-    if (!options_parse(&options, argc, argv, &n, &code))
-        return code;
-    if (n != 1)
-        return fail(EXIT_USAGE, "inspect: give one MODEL");
     struct budget budget;
     struct inst_msg msg = {0};
     struct gguf *gguf;
     budget_init(&budget, UINT64_MAX);
-    if (gguf_open(&gguf, argv[0], &budget, &msg))
+    if (gguf_open(&gguf, options->model, &budget, &msg))
         return fail(EXIT_FAILED, "%s", msg.text);
-    print_file(gguf, &budget, verbose);
+    print_file(gguf, &budget, options, verbose);
     gguf_close(gguf);
     if (fflush(stdout) || ferror(stdout))
         return fail(EXIT_FAILED, "standard output: %s", strerror(errno));
     return 0;
+}
+
+int command_inspect(int argc, char **argv)
+{
+    static struct engine_options engine;
+    static bool verbose;
+    const struct option rows[] = {
+        {"Options", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
+        {"--verbose", 'v', OPTION_FLAG, &verbose, 0, 0, NULL, "all keys and tensors"},
+        {"To be run with", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
+        ENGINE_SIZE_ROWS(engine),
+        ENGINE_MEMORY_ROWS(engine),
+    };
+    const struct options options = {"inspect", "MODEL",
+                                    "Prints what a GGUF file holds and whether it runs here.", rows,
+                                    sizeof rows / sizeof *rows};
+    int n, code;
+    if (options_parse(&options, argc, argv, &n, &code)) {
+        engine.engine.model = n == 1 ? argv[0] : NULL;
+        code = n == 1 ? engine_options_read(&engine, "inspect")
+                      : fail(EXIT_USAGE, "inspect: give one MODEL");
+        if (!code)
+            code = inspect(&engine.engine, verbose);
+    }
+    options_free(&options);
+    return code;
 }

@@ -50,6 +50,7 @@ struct drive_plan {
     uint64_t min_dram_bytes;  // with the least read window that works
     uint64_t good_dram_bytes; // with a read window that keeps the device busy
     uint64_t flash_bytes;     // for max_sequences x max_tokens, summaries included
+    uint64_t full_bytes;      // of these, what they take when each token is written once
     // How DRAM is divided: other_bytes + frames * frame_bytes + what METHOD_SPARF needs
     uint64_t frame_bytes, other_bytes;
     uint64_t min_frames, good_frames;

@@ -77,14 +77,15 @@ static int plan_segments(struct drive_plan *plan, const struct flash_geometry *g
 {
     uint64_t sequences = max_u64(c->max_sequences, 1), device = g->blocks / g->dies;
     uint64_t summary = (uint64_t)segment_summary_pages(g) * g->page_bytes * g->dies;
-    uint64_t total = 0, tables = div_round_up(device, 64) * sizeof(void *) + 64 * 128;
+    uint64_t total = 0, full = 0, tables = div_round_up(device, 64) * sizeof(void *) + 64 * 128;
     for (uint32_t i = 0; i < (c->method == METHOD_SPARF ? 2u : 1u); i++) {
         const struct stream *stream = &streams[i];
         uint64_t rows = c->layers * (i == STREAM_KV ? groups_of(c)
                                                     : c->max_tokens / stream->row_tokens *
                                                           (uint64_t)c->kv_heads);
         // As much again for rows that truncation and forks left dead in segments that live on.
-        uint64_t each = 2 * segments_for(g, stream, rows) + 2, all;
+        uint64_t once = segments_for(g, stream, rows), each = 2 * once + 2, all;
+        full += once * sequences; // no more than the sum that is checked
         if (!checked_mul(each, sequences, &all) || !checked_add(total, all, &total))
             return inst_fail(msg, INST_EINVAL, "CONFIG: the KV cache overflows 64 bits");
         tables += min_u64(all + SEGMENTS_DEAD_MAX, device) * segment_bytes(g, stream);
@@ -93,9 +94,10 @@ static int plan_segments(struct drive_plan *plan, const struct flash_geometry *g
             (sequences + 2) * (summary + g->dies * sizeof(struct flash_io) + 3 * ALLOCATION_EXTRA);
     }
     plan->other_bytes += tables;
-    if (!checked_mul(total, (uint64_t)g->page_bytes * g->pages_per_block * g->dies,
-                     &plan->flash_bytes))
+    uint64_t segment = (uint64_t)g->page_bytes * g->pages_per_block * g->dies;
+    if (!checked_mul(total, segment, &plan->flash_bytes))
         return inst_fail(msg, INST_EINVAL, "CONFIG: the KV cache overflows 64 bits");
+    plan->full_bytes = full * segment;
     return 0;
 }
 

@@ -71,6 +71,10 @@ struct inst_model_info {
     const char *kv_place, *kv_path, *kernels;
     const char *chat;    // name of the chat template, NULL: none
     int32_t begin_token; // that goes first where text is tokenized; -1: none does
+    // Worth knowing of these options on this machine, a line each: KV in memory, a disk without room
+    // for the whole context, a context beyond the trained one, a budget beyond the machine.
+    const char *const *notes;
+    size_t n_notes;
 };
 INST_API void inst_engine_info(const inst_engine *engine, struct inst_model_info *info);
 

@@ -261,23 +261,32 @@ static int configure_drive(inst_engine *e, struct inst_msg *msg)
     return 0;
 }
 
-static int open_into(inst_engine *e, const struct inst_options *o, struct link *link,
-                     struct inst_msg *msg)
+static int prepare(inst_engine *e, const struct inst_options *o, struct inst_msg *msg)
 {
     int err = check_options(o, msg);
     if (!err)
         err = choose_kernels(e, o->kernels, msg);
     if (!err)
         err = store_where_open(&e->where, o->n_kv ? o->kv[0] : NULL, msg);
+    if (!err)
+        err = preflight_place(e, o, msg);
     if (err)
         return err;
-    e->memory = o->memory ? o->memory : system_memory_available() / 4;
     budget_init(&e->budget, e->memory);
     err = load_model(e, o, msg);
-    if (!err)
-        err = choose_attention(e, o, msg);
+    if (err)
+        return err;
+    preflight_model(e, o);
+    err = choose_attention(e, o, msg);
     if (!err)
         err = make_plan(e, o, msg);
+    return err ? err : preflight_plan(e, o, msg);
+}
+
+static int open_into(inst_engine *e, const struct inst_options *o, struct link *link,
+                     struct inst_msg *msg)
+{
+    int err = prepare(e, o, msg);
     // What the budget cannot see is taken from it here, and the text's share is lent to the caller.
     if (!err)
         err = budget_take(&e->budget, e->plan.fixed, "fixed overhead", msg);
@@ -297,6 +306,20 @@ static int open_into(inst_engine *e, const struct inst_options *o, struct link *
         return err;
     port_open(&e->port, link);
     return configure_drive(e, msg);
+}
+
+int engine_prepare(inst_engine **out, const struct inst_options *options, struct inst_msg *msg)
+{
+    *out = NULL;
+    inst_engine *e = calloc(1, sizeof *e);
+    if (!e)
+        return inst_fail(msg, INST_ENOMEM, "engine: out of memory");
+    int err = prepare(e, options, msg);
+    if (err)
+        inst_engine_close(e);
+    else
+        *out = e;
+    return err;
 }
 
 int engine_open_on(inst_engine **out, const struct inst_options *options, struct link *link,
@@ -376,6 +399,8 @@ void inst_engine_info(const inst_engine *e, struct inst_model_info *info)
         .kv_path = e->store.flash ? e->store.flash->path : "",
         .kernels = e->kernels->name,
         .chat = chat_template_name(&e->chat),
+        .notes = e->note,
+        .n_notes = e->n_notes,
         .begin_token = tokenizer_adds_bos(e->tokenizer) ? (int32_t)tokenizer_bos(e->tokenizer) : -1,
     };
 }

@@ -3,10 +3,13 @@ set(INST_HOST_ENGINE_SOURCES
   engine/chat.c
   engine/decode.c
   engine/engine.c
-  engine/layers.c engine/numbers.c
+  engine/kv_place.c
+  engine/layers.c
+  engine/numbers.c
   engine/plan.c
   engine/port.c
   engine/prefill.c
+  engine/preflight.c
   engine/sampler.c
   engine/session.c
   engine/store.c

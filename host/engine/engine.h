@@ -4,6 +4,7 @@
 #define INST_HOST_ENGINE_ENGINE_H
 
 #include "host/compute/compute.h"
+#include "host/engine/kv_place.h"
 #include "host/engine/plan.h"
 #include "host/engine/port.h"
 #include "host/engine/store.h"
@@ -12,7 +13,10 @@
 #include "host/model/tokenizer.h"
 #include "instinfer.h"
 
-enum { GROUP_MAX = 256 }; // query heads that share a KV head
+enum {
+    GROUP_MAX = 256, // query heads that share a KV head
+    NOTES_MAX = 6,
+};
 
 struct inst_session {
     struct inst_engine *engine;
@@ -44,7 +48,12 @@ struct inst_engine {
     struct tokenizer *tokenizer;
     struct chat_template chat; // without a form: no chat
     struct store_where where;
+    struct kv_place place; // of a directory
+    uint64_t available;    // memory for this process, when the engine was opened
     struct engine_plan plan;
+    const char *note[NOTES_MAX]; // what preflight.c has to say
+    char note_text[NOTES_MAX][256];
+    size_t n_notes;
     struct pool *pool;
     const struct kernels *kernels;
     struct compute *compute;
@@ -62,8 +71,8 @@ struct inst_engine {
     uint64_t drive_dram; // bytes, as the drive states
     uint32_t next_epoch;
     uint32_t max_sessions;
-    bool searched;  // weights for NaN
-    char blame[128]; // what was found
+    bool searched;                  // weights for NaN
+    char blame[128];                // what was found
     struct inst_session **sessions; // [max_sessions], NULL = free
     uint32_t *left_epoch; // [max_sessions] of a sequence that outlived its session; 0 = none
     struct sync_scratch *sync;
@@ -71,6 +80,9 @@ struct inst_engine {
     uint64_t prefill_read_bytes; // flash read while prefilling
 };
 
+// As far as the plan, its notes and its refusals: nothing is made, neither on disk nor threads nor
+// buffers. Such an engine can be looked at and closed.
+int engine_prepare(inst_engine **out, const struct inst_options *options, struct inst_msg *msg);
 // Opens on somebody else's link (a test's) when `link` is not NULL.
 int engine_open_on(inst_engine **out, const struct inst_options *options, struct link *link,
                    struct inst_msg *msg);
@@ -141,9 +153,14 @@ void layer_qkv(struct inst_engine *e, uint32_t layer, size_t n, layer_qkv_fn *pu
 // `attn_stride` floats apart.
 void layer_finish(struct inst_engine *e, uint32_t layer, const float *attn, size_t attn_stride,
                   size_t n);
-// Logits of n rows of x from row `first` on (n <= strip, which is 64 at most) into out. Bit i is set
-// where those of row first + i are not numbers.
+// Logits of n rows of x from row `first` on (n <= strip, which is 64 at most) into out. Bit i is
+// set where those of row first + i are not numbers.
 uint64_t layer_logits(struct inst_engine *e, size_t first, size_t n, float *out, size_t out_stride);
+
+// preflight.c: before anything, once the model is known, and once the plan is.
+int preflight_place(struct inst_engine *e, const struct inst_options *o, struct inst_msg *msg);
+void preflight_model(struct inst_engine *e, const struct inst_options *o);
+int preflight_plan(struct inst_engine *e, const struct inst_options *o, struct inst_msg *msg);
 
 // prefill.c: computes n tokens at the session's end. On failure the session keeps the chunks that
 // were done. `progress` as in the public header, with `before` tokens done of `total`.

@@ -173,6 +173,7 @@ static int plan_drive(struct engine_plan *p, const struct plan_input *in, uint64
     p->group = drive.group_tokens;
     p->capacity =
         (uint64_t)p->geometry.page_bytes * p->geometry.pages_per_block * p->geometry.blocks;
+    p->kv_bytes = drive.full_bytes;
     p->drive = min_u64(rest, drive.good_dram_bytes);
     return 0;
 }

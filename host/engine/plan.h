@@ -69,6 +69,7 @@ struct engine_plan {
     uint64_t drive;    // the drive's DRAM
     uint64_t needed;   // all of it
     uint64_t capacity; // flash bytes
+    uint64_t kv_bytes; // of these, what full contexts take when each token is written once
     struct space_config space;
     struct flash_geometry geometry;
 };

@@ -57,7 +57,7 @@ static int make_directories(char *path)
     return mkdir(path, 0777) && errno != EEXIST ? errno : 0;
 }
 
-static int default_directory(char **out, struct inst_msg *msg)
+static int default_directory(struct store_where *where, struct inst_msg *msg)
 {
     const char *base = getenv("XDG_CACHE_HOME"), *middle = "";
     // The XDG rules: a relative path there is to be ignored.
@@ -67,19 +67,19 @@ static int default_directory(char **out, struct inst_msg *msg)
     }
     if (!base || *base != '/')
         return inst_fail(msg, INST_EINVAL,
-                         "no place for KV: neither XDG_CACHE_HOME nor HOME is set (use --kv)");
+                         "no place for KV: neither XDG_CACHE_HOME nor HOME is an absolute path "
+                         "(use --kv)");
+    struct stat st;
+    if (*middle && stat(base, &st)) // somebody's home is not ours to make
+        return inst_fail(msg, INST_EIO, "no place for KV: HOME is %s: %s (use --kv)", base,
+                         strerror(errno));
     size_t bytes = strlen(base) + strlen(middle) + sizeof "/instinfer";
     char *path = malloc(bytes);
     if (!path)
         return inst_fail(msg, INST_ENOMEM, "out of memory");
     snprintf(path, bytes, "%s%s/instinfer", base, middle);
-    int err = make_directories(path);
-    if (err) {
-        inst_fail(msg, INST_EIO, "%s: cannot be created: %s", path, strerror(err));
-        free(path);
-        return INST_EIO;
-    }
-    *out = path;
+    where->path = path;
+    where->is_default = true;
     return 0;
 }
 
@@ -87,7 +87,7 @@ int store_where_open(struct store_where *where, const char *text, struct inst_ms
 {
     *where = (struct store_where){.kind = STORE_DIRECTORY};
     if (!text)
-        return default_directory(&where->path, msg);
+        return default_directory(where, msg);
     if (!(where->path = strdup(text)))
         return inst_fail(msg, INST_ENOMEM, "out of memory");
     if (!strcmp(text, "null:")) {
@@ -114,6 +114,24 @@ void store_where_free(struct store_where *where)
     *where = (struct store_where){0};
 }
 
+static int open_file(struct store *store, const struct store_where *where,
+                     const struct engine_plan *plan, struct budget *budget, struct inst_msg *msg)
+{
+    struct flash_file_options options = {
+        .directory = where->path,
+        .geometry = plan->geometry,
+        .budget = budget,
+    };
+    int failed = where->is_default ? make_directories(where->path) : 0;
+    if (failed)
+        return inst_fail(msg, INST_EIO, "%s: cannot be created: %s (use --kv)", where->path,
+                         strerror(failed));
+    struct inst_msg why = {0};
+    int err = flash_file_open(&store->flash, &options, &why);
+    bool place = err == INST_EIO || err == INST_ENOENT;
+    return err ? inst_fail(msg, err, "%s%s", why.text, place ? " (use --kv)" : "") : 0;
+}
+
 static int open_flash(struct store *store, const struct store_where *where,
                       const struct engine_plan *plan, struct budget *budget, struct inst_msg *msg)
 {
@@ -122,13 +140,8 @@ static int open_flash(struct store *store, const struct store_where *where,
         return flash_null_open(&store->flash, &plan->geometry, msg);
     case STORE_RAM:
         return flash_ram_open(&store->flash, &plan->geometry, where->rate, msg);
-    default:;
-        struct flash_file_options options = {
-            .directory = where->path,
-            .geometry = plan->geometry,
-            .budget = budget,
-        };
-        return flash_file_open(&store->flash, &options, msg);
+    default:
+        return open_file(store, where, plan, budget, msg);
     }
 }
 

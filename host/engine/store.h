@@ -11,9 +11,10 @@ struct store_where {
     enum { STORE_DIRECTORY, STORE_RAM, STORE_NULL } kind;
     uint64_t size, rate; // RAM: bytes, bytes/s (0 = no limit)
     char *path;          // what the user named, or the directory
+    bool is_default;     // the directory is made when the store is opened
 };
 
-// NULL: the default directory, which is created. Checks that a directory is one.
+// NULL: the default directory. Checks that a directory is one.
 int store_where_open(struct store_where *where, const char *text, struct inst_msg *msg);
 void store_where_free(struct store_where *where);
 

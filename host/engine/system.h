@@ -5,8 +5,8 @@
 
 #include <stdint.h>
 
-// CPUs that this process may run on, at least 1: those of its affinity, no more than the least quota
-// of the CPU control groups (v1 or v2) above it allows, rounded up.
+// CPUs that this process may run on, at least 1: those of its affinity, no more than the least
+// quota of the CPU control groups (v1 or v2) above it allows, rounded up.
 uint32_t system_cpus(void);
 // Bytes that could be allocated now without swapping: the least of MemAvailable and of what is left
 // in every memory control group (v1 or v2) above the process. At least 1 MiB.

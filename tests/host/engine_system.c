@@ -177,7 +177,7 @@ static void places_are_parsed(void **state)
     store_where_free(&w);
 }
 
-static void the_default_place_is_made(void **state)
+static void the_default_place_is_found(void **state)
 {
     (void)state;
     struct store_where w;
@@ -188,7 +188,7 @@ static void the_default_place_is_made(void **state)
     assert_int_equal(store_where_open(&w, NULL, NULL), 0);
     strcat(cache, "/instinfer");
     assert_string_equal(w.path, cache);
-    assert_true(!stat(cache, &st) && S_ISDIR(st.st_mode));
+    assert_true(w.is_default && stat(cache, &st)); // not made before it is needed
     store_where_free(&w);
     setenv("XDG_CACHE_HOME", "relative", 1);
     setenv("HOME", root, 1);
@@ -197,10 +197,17 @@ static void the_default_place_is_made(void **state)
     assert_string_equal(w.path, cache);
     store_where_free(&w);
     unsetenv("XDG_CACHE_HOME");
-    unsetenv("HOME");
-    struct inst_msg msg = {0};
-    assert_int_equal(store_where_open(&w, NULL, &msg), INST_EINVAL);
-    assert_non_null(strstr(msg.text, "--kv"));
+    static const char *const homes[] = {NULL, "", "relative", "/does/not/exist"};
+    for (size_t i = 0; i < sizeof homes / sizeof *homes; i++) {
+        struct inst_msg msg = {0};
+        if (homes[i])
+            setenv("HOME", homes[i], 1);
+        else
+            unsetenv("HOME");
+        assert_int_equal(store_where_open(&w, NULL, &msg), i < 3 ? INST_EINVAL : INST_EIO);
+        assert_non_null(strstr(msg.text, "--kv"));
+    }
+    assert_true(stat("/does", &st));
 }
 
 int main(void)
@@ -208,7 +215,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_least_limit_counts),     cmocka_unit_test(a_cpu_quota_is_heeded),
         cmocka_unit_test(this_machine_has_something), cmocka_unit_test(places_are_parsed),
-        cmocka_unit_test(the_default_place_is_made),
+        cmocka_unit_test(the_default_place_is_found),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
