@@ -13,3 +13,9 @@ inst_test(NAME drive/sparf SOURCES drive_sparf.c sparf_scene.c drive_harness.c
 inst_test(NAME drive/sparf_faults SOURCES drive_sparf_faults.c sparf_scene.c drive_harness.c
           LIBS ${DRIVE_LIBS} inst_reference m)
 set_tests_properties(drive/sparf drive/sparf_faults drive/churn PROPERTIES TIMEOUT 300)
+# Everything at once, in any order: see interleave_harness.h. Longer: test_drive_interleave --seeds N.
+include(interleave.cmake)
+inst_test(NAME drive/interleave SOURCES interleave.c ${INTERLEAVE_SOURCES} LIBS ${DRIVE_LIBS} m)
+inst_test(NAME drive/interleave_faults SOURCES interleave_faults.c ${INTERLEAVE_SOURCES}
+          LIBS ${DRIVE_LIBS} m)
+set_tests_properties(drive/interleave drive/interleave_faults PROPERTIES LABELS drive TIMEOUT 300)

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+// Interleavings of commands and flash operations by seed. Without arguments: some seconds of them,
+// which differ from day to day in nothing. With arguments, to look for more:
+//   --seeds N        so many runs
+//   --seconds N      as many as fit
+//   --seed N         the first seed (also: environment INTERLEAVE_SEED)
+//   --commands N     of a run, instead of as many as it draws: to make a failing run short
+//   --all            goes on after a run that fails
+//   --trace          prints every command and completion
+#include "interleave_harness.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum { DEFAULT_SECONDS = 4 };
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void print_counts(const struct interleave_counts *c, uint64_t first, double seconds)
+{
+    printf("seeds %" PRIu64 " to %" PRIu64 ": %" PRIu64 " commands, %" PRIu64
+           " interleavings, %" PRIu64 " flash operations, %" PRIu64 " faults of flash, %.1f s, "
+           "%.0f commands/s\n",
+           first, first + c->runs - 1, c->commands, c->interleavings, c->operations,
+           c->flash_faults, seconds, (double)c->commands / seconds);
+    printf("checked: %" PRIu64 " READs, %" PRIu64 " items of ATTEND, %" PRIu64
+           " of them for equal bits, %" PRIu64 " commands alone\n",
+           c->reads_checked, c->attends_checked, c->shadows_checked, c->quiet_checks);
+    for (int i = 0; i < FAULTS; i++) {
+        if (c->forgiven[i])
+            printf("known fault: %s, %" PRIu64 " times\n", known_faults[i].name, c->forgiven[i]);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    struct interleave_options options = {0};
+    struct interleave_counts counts = {0};
+    uint64_t first = 1, seeds = 0;
+    bool all = false, failed = false;
+    double seconds = 0, start = now();
+    const char *seed = getenv("INTERLEAVE_SEED");
+    if (seed)
+        first = strtoull(seed, NULL, 0);
+    for (int i = 1; i < argc; i++) {
+        const char *value = i + 1 < argc ? argv[i + 1] : "0";
+        if (!strcmp(argv[i], "--trace")) {
+            options.trace = stdout;
+            continue;
+        }
+        if (!strcmp(argv[i], "--all")) {
+            all = true;
+            continue;
+        }
+        if (!strcmp(argv[i], "--seeds"))
+            seeds = strtoull(value, NULL, 0);
+        else if (!strcmp(argv[i], "--seed"))
+            first = strtoull(value, NULL, 0);
+        else if (!strcmp(argv[i], "--seconds"))
+            seconds = strtod(value, NULL);
+        else if (!strcmp(argv[i], "--commands"))
+            options.commands = (uint32_t)strtoul(value, NULL, 0);
+        else {
+            fprintf(stderr, "unknown argument %s\n", argv[i]);
+            return 2;
+        }
+        i++;
+    }
+    if (!seeds && !seconds)
+        seconds = DEFAULT_SECONDS;
+    for (uint64_t i = 0; seeds ? i < seeds : now() - start < seconds; i++) {
+        struct inst_msg msg = {0};
+        options.seed = first + i;
+        if (interleave_run(&options, &counts, &msg)) {
+            fflush(stdout);
+            fprintf(stderr, "seed %" PRIu64 ": %s\n", options.seed, msg.text);
+            failed = true;
+            if (!all)
+                return 1;
+        }
+    }
+    print_counts(&counts, first, now() - start);
+    return failed;
+}

@@ -1,0 +1,406 @@
+// SPDX-License-Identifier: Apache-2.0
+// A run from its shape to its end.
+#include "interleave_harness.h"
+#include "base/checked.h"
+#include "interleave_run.h"
+
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    DRAIN_STEPS = 20000, // far more than any command takes once flash answers at once
+    IDLE_NS = 20000000,  // the drive erases when it has been idle for less than that
+    CHECK_EACH = 32,     // steps
+    VERIFY_BATCH = 16,
+};
+
+bool wrong(struct run *run, const char *format, ...)
+{
+    va_list args;
+    char text[sizeof run->msg->text];
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    inst_fail(run->msg, INST_EINTERNAL, "%s", text);
+    run->failed = true;
+    tell(run, "WRONG: %s\n", text);
+    return false;
+}
+
+void tell(struct run *run, const char *format, ...)
+{
+    va_list args;
+    if (!run->trace)
+        return;
+    va_start(args, format);
+    vfprintf(run->trace, format, args);
+    va_end(args);
+}
+
+void tell_command(struct run *run, const char *what, const struct flight *f, int status)
+{
+    if (!run->trace)
+        return;
+    const struct command *c = &f->command;
+    tell(run, "%s %3u %-8s %s space %u layer %u ticket %08x timeout %u", what, c->cid,
+         opcode_name(c->opcode), status ? inst_status_text(status) : "", c->space, c->layer,
+         c->ticket, c->timeout_ms);
+    for (uint32_t i = 0; i < c->count && i < RUN_ITEMS; i++) {
+        const struct table_item *t = &f->items[i];
+        tell(run, " {%u.%u @%llu +%lld", t->seq, t->epoch, (unsigned long long)t->pos,
+             (long long)t->n_tokens);
+        if (c->opcode == OP_FORK)
+            tell(run, " of %u.%u", t->parent, t->parent_epoch);
+        if (c->opcode == OP_RECLAIM)
+            tell(run, " layers %u+%u sequences %u", t->layer_first, t->layer_count, t->seq_count);
+        if (t->window)
+            tell(run, " window %llu", (unsigned long long)t->window);
+        if (f->who[i])
+            tell(run, " by %u", f->who[i]);
+        tell(run, "}");
+    }
+    tell(run, " heads %u+%u method %u\n", f->header.head_first, f->header.head_count,
+         f->header.method);
+}
+
+void forgive(struct run *run, enum fault fault)
+{
+    tell(run, "FORGIVEN: %s\n", known_faults[fault].name);
+    run->counts->forgiven[fault]++;
+}
+
+static bool check(struct run *run)
+{
+    struct inst_msg msg = {0};
+    if (!port_check(&run->port, &msg))
+        return true;
+    if (known(FAULT_REFUSED_APPEND_STARVES) && (run->scarce_memory || run->scarce_flash) &&
+        strstr(msg.text, "users of frames"))
+        return true;
+    if (known(FAULT_PROGRAM_ERROR_KILLS) && run->chaos->program_faults &&
+        strstr(msg.text, "complete channel groups"))
+        return true; // of a sequence that was killed in the middle of a WRITE
+    return wrong(run, "drive_check: %s", msg.text);
+}
+
+// ---- steps -------------------------------------------------------------------------------------
+
+static bool step(struct run *run, uint64_t ns, size_t max)
+{
+    enum { MOST = 64 };
+    struct port_done done[MOST];
+    size_t n = port_step(&run->port, ns, done, min_u64(max, MOST));
+    run->counts->steps++;
+    for (size_t i = 0; i < n && !run->over; i++) {
+        if (!judge(run, &done[i]))
+            return false;
+    }
+    // A WRITE that waits in the middle is not what drive_check looks at.
+    if (run->over || run->order != run->expected_order || run->counts->steps % CHECK_EACH)
+        return true;
+    return check(run);
+}
+
+bool run_step(struct run *run)
+{
+    static const uint64_t times[] = {1000, 50, 100000, 1000000, 7000000};
+    uint64_t ns = one_in(&run->chance, 8) ? times[below(&run->chance, 5)] : 1000;
+    return step(run, ns, one_in(&run->chance, 8) ? below(&run->chance, 3) : 64);
+}
+
+// Commands that can wait for ever: COLLECTs whose ticket was not sent.
+static uint32_t patient_collects(const struct run *run)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < RUN_FLIGHTS; i++) {
+        const struct flight *f = &run->flights[i];
+        n += f->used && f->command.opcode == OP_COLLECT && f->ticket &&
+             f->ticket->state == TICKET_AWAITED && !f->command.timeout_ms;
+    }
+    return n;
+}
+
+// Everything on its way comes to its end. The flash answers at once, so each step must do
+// something until there is nothing left.
+static bool drain(struct run *run)
+{
+    chaos_calm(run->port.flash, true);
+    for (int i = 0; i < DRAIN_STEPS; i++) {
+        uint32_t waiting = patient_collects(run), timed = 0;
+        bool rest = run->n_flights == waiting;
+        if (rest && !chaos_in_flight(run->port.flash) && !port_runnable(&run->port)) {
+            chaos_calm(run->port.flash, false);
+            return true;
+        }
+        for (uint32_t j = 0; j < RUN_FLIGHTS; j++) {
+            const struct flight *f = &run->flights[j];
+            timed += f->used && f->command.opcode == OP_COLLECT && f->command.timeout_ms;
+        }
+        bool asleep = !chaos_in_flight(run->port.flash) && !port_runnable(&run->port);
+        if (asleep && run->n_flights > waiting + timed && run->scarce_memory &&
+            known(FAULT_REFUSED_APPEND_STARVES)) {
+            forgive(run, FAULT_REFUSED_APPEND_STARVES);
+            return run->over = true;
+        }
+        if (asleep && run->n_flights > waiting + timed)
+            return wrong(run, "the drive sleeps with %u commands to do",
+                         run->n_flights - waiting - timed);
+        if (!step(run, asleep ? 500000 : 1000, 64))
+            return false;
+        if (run->over)
+            return true;
+    }
+    return wrong(run, "%u commands, %u operations of the flash without an end", run->n_flights,
+                 chaos_in_flight(run->port.flash));
+}
+
+static bool state_unchanged(struct run *run, const struct drive_stats *a,
+                            const struct drive_stats *b)
+{
+#define SAME(field)                                                                                \
+    if (a->field != b->field)                                                                      \
+    return wrong(run, "%s was refused (%s) and changed " #field " from %llu to %llu",              \
+                 opcode_name(run->last_opcode), inst_status_text(run->last_status),                \
+                 (unsigned long long)a->field, (unsigned long long)b->field)
+    SAME(sequences);
+    SAME(rows_in_dram);
+    SAME(stream_bytes);
+    SAME(live_bytes);
+    SAME(allocated_bytes);
+    SAME(free_bytes);
+    SAME(dram_used_bytes);
+#undef SAME
+    return true;
+}
+
+static bool stats_of(struct run *run, struct drive_stats *stats)
+{
+    return !port_stats(&run->port, stats) || wrong(run, "STAT fails");
+}
+
+// The run goes on: nothing is wrong, and no known fault has ended it.
+static bool well(const struct run *run)
+{
+    return !run->failed && !run->over;
+}
+
+// One command alone: what is refused leaves no trace.
+static bool quiet_check(struct run *run)
+{
+    struct drive_stats before, after;
+    if (!drain(run) || !well(run) || run->n_flights)
+        return !run->failed;
+    if (!send_simple(run, OP_FLUSH) || !drain(run) || !well(run) || !stats_of(run, &before) ||
+        !draw_command(run) || !drain(run) || !well(run))
+        return !run->failed;
+    struct ticket *open = NULL;
+    for (uint32_t i = 0; i < RUN_TICKETS; i++) {
+        if (run->tickets[i].state == TICKET_OPEN && run->last_opcode == OP_ATTEND &&
+            run->tickets[i].opcode == OP_ATTEND)
+            open = &run->tickets[i];
+    }
+    if (open && !run->last_status &&
+        (!send_collect(run, open, 0, open->bytes) || !drain(run) || !well(run)))
+        return !run->failed;
+    if (!stats_of(run, &after))
+        return false;
+    run->counts->quiet_checks++;
+    if (!run->last_refused || known(FAULT_REFUSAL_CHANGES_STATE))
+        return true;
+    return state_unchanged(run, &before, &after);
+}
+
+// ---- beginning and end -------------------------------------------------------------------------
+
+static bool begin(struct run *run)
+{
+    struct inst_msg msg = {0};
+    struct drive_stats stats;
+    run->writers = run->numbers = 1;
+    draw_shape(run);
+    const struct flash_geometry *g = &run->shape.geometry;
+    tell(run,
+         "page %u, block %u pages, %u dies, %llu blocks, DRAM %llu (%s), flash %s, %s%s, depth "
+         "%u, %u commands\n",
+         g->page_bytes, g->pages_per_block, g->dies, (unsigned long long)g->blocks,
+         (unsigned long long)run->shape.dram_bytes, run->scarce_memory ? "scarce" : "plenty",
+         run->scarce_flash ? "scarce" : "plenty", run->shape.views ? "views" : "reads",
+         run->shape.no_read_ahead ? "" : ", read-ahead", run->depth, run->commands);
+    if (port_open(&run->port, &run->shape, &run->chance, &msg))
+        return wrong(run, "open: %s", msg.text);
+    run->chaos = chaos_count(run->port.flash);
+    for (uint32_t i = 0; i < run->n_spaces; i++) {
+        const struct space_config *c = &run->spaces[i].config;
+        tell(run,
+             "space %u: %u layers, %u KV heads of %u, %u query heads, T %u, method %u, page "
+             "channels %u, %u sequences of %llu\n",
+             i, c->layers, c->kv_heads, c->head_dim, c->q_heads, c->group_tokens, c->method,
+             c->page_channels, c->max_sequences, (unsigned long long)c->max_tokens);
+        if (!send_config(run, i, c) || !drain(run))
+            return false;
+        if (!run->spaces[i].open)
+            return wrong(run, "CONFIG of space %u: %s", i, inst_status_text(run->last_status));
+    }
+    if (!stats_of(run, &stats))
+        return false;
+    run->base_dram = stats.dram_used_bytes;
+    chaos_set(run->port.flash, &run->plan);
+    return true;
+}
+
+static bool collect_all(struct run *run)
+{
+    // COLLECTs that came first get something to collect.
+    for (int tries = 0; tries < 3 && patient_collects(run); tries++) {
+        for (uint32_t i = 0; i < RUN_TICKETS; i++) {
+            if (run->tickets[i].state == TICKET_AWAITED && !send_for_collect(run, &run->tickets[i]))
+                return false;
+        }
+        if (!drain(run) || run->over)
+            return !run->failed;
+        for (uint32_t i = 0; i < RUN_TICKETS; i++) {
+            struct ticket *t = &run->tickets[i];
+            if (t->state == TICKET_OPEN && !t->collecting && !send_collect(run, t, 0, t->bytes))
+                return false;
+        }
+        if (!drain(run) || run->over)
+            return !run->failed;
+    }
+    for (uint32_t i = 0; i < RUN_TICKETS; i++) {
+        struct ticket *t = &run->tickets[i];
+        if (t->state == TICKET_OPEN && !t->collecting && !send_collect(run, t, 0, t->bytes))
+            return false;
+    }
+    return drain(run);
+}
+
+// Reads every sequence back.
+static bool verify(struct run *run)
+{
+    uint32_t batch = 0;
+    for (uint32_t space = 0; space < run->n_spaces; space++) {
+        for (uint32_t seq = 0; seq < MODEL_SEQUENCES; seq++) {
+            const struct model_sequence *s = &run->spaces[space].sequences[seq];
+            for (uint32_t l = 0; l < run->spaces[space].config.layers; l++) {
+                uint32_t n = model_tokens(&run->spaces[space], &s->layers[l]);
+                if (s->presence != PRESENT || s->lost || !n)
+                    continue;
+                if (!send_read(run, space, seq, l, n) || !send_attend(run, space, seq, l, n))
+                    return false;
+                if (++batch % VERIFY_BATCH)
+                    continue;
+                if (!drain(run) || run->over || !collect_all(run) || run->over)
+                    return !run->failed;
+            }
+        }
+    }
+    if (!drain(run) || run->over)
+        return !run->failed;
+    return collect_all(run);
+}
+
+static bool nothing_left(struct run *run)
+{
+    struct drive_stats stats;
+    const struct flash_geometry *g = &run->shape.geometry;
+    for (uint32_t space = 0; space < run->n_spaces; space++) {
+        if (!send_reclaim_all(run, space, 0, MODEL_SEQUENCES) || !drain(run))
+            return false;
+    }
+    if (!step(run, IDLE_NS, 64) || !drain(run) || !send_simple(run, OP_FLUSH) || !drain(run) ||
+        !stats_of(run, &stats))
+        return false;
+    uint64_t bad = run->chaos->bad_stripes * g->dies * g->page_bytes * g->pages_per_block;
+    bool forgiven = run->chaos->program_faults && known(FAULT_SUMMARY_LOSES_SEGMENT);
+    if (stats.sequences || stats.live_bytes || stats.rows_in_dram ||
+        (stats.allocated_bytes != bad && !forgiven))
+        return wrong(run,
+                     "all was reclaimed; left: %llu sequences, %llu live bytes, %llu group "
+                     "buffers, %llu bytes of flash beside %llu in bad blocks",
+                     (unsigned long long)stats.sequences, (unsigned long long)stats.live_bytes,
+                     (unsigned long long)stats.rows_in_dram,
+                     (unsigned long long)(stats.allocated_bytes - bad), (unsigned long long)bad);
+    if (stats.checksum_errors && !run->chaos->wrong_data &&
+        !(run->chaos->program_faults && known(FAULT_PROGRAM_ERROR_KILLS)))
+        return wrong(run, "%llu checksum errors, though all that was read was right",
+                     (unsigned long long)stats.checksum_errors);
+    return check(run);
+}
+
+static bool finish(struct run *run)
+{
+    if (!drain(run) || run->over || !collect_all(run) || run->over || !verify(run) || run->over)
+        return !run->failed;
+    return nothing_left(run);
+}
+
+// Ends the drive in the middle of everything.
+static void close_all(struct run *run)
+{
+    if (run->port.drive) {
+        run->counts->operations += run->chaos->operations;
+        run->counts->flash_faults += run->chaos->bad_reads + run->chaos->program_faults +
+                                     run->chaos->erase_faults + run->chaos->sync_faults;
+        port_close(&run->port);
+    }
+    shadow_close(run);
+    for (uint32_t i = 0; i < RUN_FLIGHTS; i++)
+        port_buffer_free(&run->flights[i].buffer);
+    for (uint32_t i = 0; i < RUN_TICKETS; i++)
+        ticket_forget(&run->tickets[i]);
+}
+
+static bool go(struct run *run, uint32_t commands)
+{
+    if (!begin(run))
+        return false;
+    if (!commands)
+        commands = run->commands;
+    uint64_t first = run->counts->commands;
+    while (!run->over && !chance_over(&run->chance) && run->counts->commands - first < commands) {
+        uint32_t kind = below(&run->chance, 64);
+        if (kind == 63) {
+            if (!quiet_check(run))
+                return false;
+        } else if (kind < 40 && run->n_flights - run->n_collects < run->depth) {
+            if (!draw_command(run))
+                return false;
+        } else if (!run_step(run)) {
+            return false;
+        }
+    }
+    if (run->over || one_in(&run->chance, 8))
+        return true;
+    if (!finish(run) || run->over)
+        return !run->failed;
+    uint64_t violations = run->chaos->violations;
+    return !violations ||
+           wrong(run, "%llu operations broke the NAND contract", (unsigned long long)violations);
+}
+
+int interleave_run(const struct interleave_options *o, struct interleave_counts *counts,
+                   struct inst_msg *msg)
+{
+    struct run *run = calloc(1, sizeof *run);
+    if (!run)
+        return inst_fail(msg, INST_ENOMEM, "the harness is out of memory");
+    run->chance = (struct chance){.state = o->seed, .bytes = o->bytes, .n = o->n_bytes};
+    struct interleave_counts own = {.runs = 1}; // a run depends on nothing that was before
+    run->counts = &own;
+    run->msg = msg;
+    run->trace = o->trace;
+    bool good = go(run, o->commands);
+    close_all(run);
+    interleave_add(counts, &own);
+    free(run);
+    return good ? 0 : INST_EINTERNAL;
+}
+
+void interleave_add(struct interleave_counts *sum, const struct interleave_counts *c)
+{
+    uint64_t *to = (uint64_t *)sum;
+    const uint64_t *from = (const uint64_t *)c;
+    for (size_t i = 0; i < sizeof *sum / sizeof *to; i++)
+        to[i] += from[i];
+}

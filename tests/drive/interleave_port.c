@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+// The door to the drive: the one place of the harness that knows how a command is handed over.
+#include "base/checked.h"
+#include "interleave_harness.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { CALL_STEPS = 20000, CALL_NS = 1000 };
+
+int port_open(struct port *port, const struct port_options *o, struct chance *chance,
+              struct inst_msg *msg)
+{
+    // Its scratch memory grows once and serves every run.
+    static struct pool *pool;
+    if (!pool && pool_new(&pool, 1, msg))
+        return INST_ENOMEM;
+    *port = (struct port){.pool = pool};
+    int status = chaos_open(&port->flash, &o->geometry, chance, o->views, msg);
+    if (status)
+        return status;
+    struct drive_limits limits = {
+        .dram_bytes = o->dram_bytes, .pool = pool, .no_read_ahead = o->no_read_ahead};
+    status = drive_open(&port->drive, port->flash, &limits, msg);
+    if (status)
+        flash_close(port->flash);
+    return status;
+}
+
+void port_close(struct port *port)
+{
+    drive_close(port->drive);
+    flash_close(port->flash);
+    *port = (struct port){0};
+}
+
+struct port_buffer port_buffer_new(uint32_t items, size_t data_bytes)
+{
+    size_t table = items ? table_data_offset(items) : 0;
+    struct port_buffer buffer = {.bytes = table + data_bytes, .data_bytes = data_bytes};
+    // Exactly so long: what lies behind is nobody's.
+    if (buffer.bytes && posix_memalign(&buffer.memory, 64, buffer.bytes))
+        buffer.memory = NULL;
+    if (buffer.memory)
+        buffer.data = (uint8_t *)buffer.memory + table;
+    return buffer;
+}
+
+void port_buffer_table(struct port_buffer *buffer, const struct table_header *header,
+                       const struct table_item *items, uint32_t count)
+{
+    table_put_header(buffer->memory, header);
+    for (uint32_t i = 0; i < count; i++)
+        table_put_item(buffer->memory, i, &items[i]);
+}
+
+void port_buffer_free(struct port_buffer *buffer)
+{
+    free(buffer->memory);
+    *buffer = (struct port_buffer){0};
+}
+
+bool port_submit(struct port *port, struct command *command, const struct port_buffer *buffer)
+{
+    uint8_t entry[COMMAND_BYTES];
+    command->length = (uint32_t)buffer->bytes;
+    command_encode(entry, command);
+    return drive_submit(port->drive, entry, buffer->memory, port->now_ns) == 0;
+}
+
+size_t port_step(struct port *port, uint64_t ns, struct port_done *out, size_t max)
+{
+    enum { MOST = 64 };
+    struct completion done[MOST];
+    port->now_ns += ns;
+    size_t n = drive_step(port->drive, port->now_ns, done, max < MOST ? max : MOST);
+    for (size_t i = 0; i < n; i++)
+        out[i] = (struct port_done){done[i], drive_error_text(port->drive)};
+    return n;
+}
+
+bool port_attend_layout(struct attend_layout *layout, uint32_t count, uint32_t q_heads,
+                        const struct space_config *config, bool append)
+{
+    if (!attend_layout(layout, count, q_heads, config->kv_heads, config->head_dim, append))
+        return false;
+    uint64_t table = table_data_offset(count);
+    layout->q -= table;
+    layout->k -= append ? table : 0;
+    layout->v -= append ? table : 0;
+    layout->in_bytes -= table;
+    return true;
+}
+
+int port_call(struct port *port, struct command command, const struct port_buffer *buffer,
+              uint64_t *result)
+{
+    static const struct port_buffer none;
+    struct port_done done;
+    command.cid = UINT16_MAX;
+    if (!port_submit(port, &command, buffer ? buffer : &none))
+        return INST_ENORESOURCE;
+    for (int i = 0; i < CALL_STEPS; i++) {
+        if (!port_step(port, CALL_NS, &done, 1))
+            continue;
+        if (done.completion.cid != command.cid)
+            return INST_EINTERNAL;
+        if (result)
+            *result = done.completion.result;
+        return done.completion.status;
+    }
+    return INST_ETIMEOUT;
+}
+
+bool port_runnable(const struct port *port)
+{
+    return drive_runnable(port->drive);
+}
+
+int port_check(const struct port *port, struct inst_msg *msg)
+{
+    return drive_check(port->drive, msg);
+}
+
+int port_stats(struct port *port, struct drive_stats *stats)
+{
+    struct port_buffer buffer = port_buffer_new(0, STAT_TABLE_BYTES);
+    int status = port_call(port, (struct command){.opcode = OP_STAT}, &buffer, NULL);
+    if (!status)
+        status = stats_decode(stats, buffer.data, STAT_TABLE_BYTES);
+    port_buffer_free(&buffer);
+    return status;
+}
