@@ -707,7 +707,11 @@ static int do_flush(struct drive *drive, struct pending *pending, uint64_t now_n
         drive->syncing = pending->synced = true;
         drive->flash->ops->submit(drive->flash, &drive->sync_io, now_ns);
     }
-    return drive->syncing ? WAIT : drive->sync_io.status;
+    if (drive->syncing)
+        return WAIT;
+    int status = drive->sync_io.status;
+    return status ? inst_fail(&drive->msg, status, "FLUSH: the flash: %s", inst_status_text(status))
+                  : 0;
 }
 
 // ---- COLLECT -----------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ int main(int argc, char **argv)
         }
         i++;
     }
-    if (!seeds && !seconds)
+    if (!seeds && !(seconds > 0))
         seconds = DEFAULT_SECONDS;
     for (uint64_t i = 0; seeds ? i < seeds : now() - start < seconds; i++) {
         struct inst_msg msg = {0};

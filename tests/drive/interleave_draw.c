@@ -175,8 +175,6 @@ static void mark_cancellable(struct run *run, const struct flight *f)
 // Hands it over, waiting while the queue is full.
 static bool send(struct run *run, struct flight *f)
 {
-    if (f->buffer.bytes && !f->buffer.memory)
-        return wrong(run, "the harness is out of memory");
     uint8_t op = f->command.opcode;
     f->queued = op == OP_CONFIG || op == OP_WRITE || op == OP_READ || op == OP_ATTEND ||
                 op == OP_FORK || op == OP_RECLAIM || op == OP_FLUSH;
@@ -213,8 +211,7 @@ static bool send(struct run *run, struct flight *f)
 static bool send_table(struct run *run, struct flight *f, size_t data_bytes)
 {
     f->buffer = port_buffer_new(f->command.count, data_bytes);
-    if (f->buffer.memory)
-        port_buffer_table(&f->buffer, &f->header, f->items, f->command.count);
+    port_buffer_table(&f->buffer, &f->header, f->items, f->command.count);
     return send(run, f);
 }
 
@@ -225,9 +222,7 @@ bool send_config(struct run *run, uint32_t space, const struct space_config *con
         return true;
     f->command.space = space;
     f->config = *config;
-    f->buffer = port_buffer_new(0, CONFIG_BYTES);
-    if (f->buffer.memory)
-        space_config_encode(f->buffer.data, config);
+    f->buffer = port_buffer_config(config);
     return send(run, f);
 }
 
@@ -349,8 +344,6 @@ static bool send_write(struct run *run, struct flight *f)
     for (uint32_t i = 0; i < f->command.count; i++)
         bytes += slab_size(run, f, i);
     f->buffer = port_buffer_new(f->command.count, bytes);
-    if (!f->buffer.memory)
-        return wrong(run, "the harness is out of memory");
     port_buffer_table(&f->buffer, &f->header, f->items, f->command.count);
     for (uint32_t i = 0; i < f->command.count; i++) {
         fill_slab(run, f, i, f->buffer.data + at);
@@ -468,13 +461,12 @@ static bool send_ticketed(struct run *run, struct flight *f, struct ticket *t)
     }
     for (uint32_t i = 0; i < f->command.count; i++)
         append |= f->items[i].n_tokens == 1;
-    if (!port_attend_layout(&layout, f->command.count, f->header.q_heads,
-                            &run->spaces[t->space].config, append))
+    const struct space_config *c = &run->spaces[t->space].config;
+    if (!attend_layout(&layout, f->command.count, f->header.q_heads, c->kv_heads, c->head_dim,
+                       append))
         return wrong(run, "attend_layout overflows");
     t->bytes = layout.out_bytes;
     f->buffer = port_buffer_new(f->command.count, layout.in_bytes);
-    if (!f->buffer.memory)
-        return wrong(run, "the harness is out of memory");
     port_buffer_table(&f->buffer, &f->header, f->items, f->command.count);
     fill_attend(run, f, &layout, append);
     f->header.head_count = run->spaces[t->space].config.kv_heads; // what it appends
@@ -617,7 +609,7 @@ bool send_collect(struct run *run, struct ticket *t, uint32_t timeout_ms, size_t
     f->command.ticket = t->number;
     f->command.timeout_ms = timeout_ms;
     f->buffer = port_buffer_new(0, bytes);
-    if (f->buffer.memory)
+    if (bytes)
         memset(f->buffer.data, CANARY, bytes);
     t->collecting = true;
     t->patient = !timeout_ms;
@@ -808,11 +800,9 @@ static bool draw_wrong_table(struct run *run)
         command->count = one_in(chance, 2) ? 0 : 5000;
         return send(run, f);
     case 2: // too short for its table
-        f->buffer = port_buffer_new(0, 64 + below(chance, 64));
-        if (f->buffer.memory)
-            memset(f->buffer.memory, 0, f->buffer.bytes);
-        if (f->buffer.memory)
-            table_put_header(f->buffer.memory, &f->header);
+        f->buffer = port_buffer_raw(64 + below(chance, 64), 0);
+        memset(f->buffer.table, 0, f->buffer.table_bytes);
+        table_put_header(f->buffer.table, &f->header);
         return send(run, f);
     case 3:
         command->layer = c->layers + below(chance, 2);
@@ -876,9 +866,7 @@ static bool draw_wrong(struct run *run)
         f->config = config;
         f->command.space = 50;
         f->refusal = INST_EINVAL;
-        f->buffer = port_buffer_new(0, CONFIG_BYTES);
-        if (f->buffer.memory)
-            space_config_encode(f->buffer.data, &config);
+        f->buffer = port_buffer_config(&config);
         return send(run, f);
     }
 }

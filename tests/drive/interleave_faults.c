@@ -34,8 +34,7 @@ static void box_open(struct box *box, const struct space_config *config,
 
 static int box_config(struct box *box, uint32_t space)
 {
-    struct port_buffer buffer = port_buffer_new(0, CONFIG_BYTES);
-    space_config_encode(buffer.data, &box->config);
+    struct port_buffer buffer = port_buffer_config(&box->config);
     int status =
         port_call(&box->port, (struct command){.opcode = OP_CONFIG, .space = space}, &buffer, NULL);
     port_buffer_free(&buffer);
@@ -167,7 +166,7 @@ static int box_attend(struct box *box, const struct box_query *q, bool keep_tick
                                   .scale = 0.25f,
                                   .sparf_channels = q->channels,
                                   .sparf_tokens = q->keep};
-    port_attend_layout(&layout, count, c->q_heads, c, q->append);
+    attend_layout(&layout, count, c->q_heads, c->kv_heads, c->head_dim, q->append);
     struct port_buffer in = port_buffer_new(count, layout.in_bytes);
     for (uint32_t i = 0; i < count; i++)
         items[i] =
@@ -241,7 +240,7 @@ static bool row_of_another(void)
     struct port_buffer slow = port_buffer_new(0, 40 * 64);
     struct command collect = {.opcode = OP_COLLECT, .ticket = 5};
     assert_true(port_submit(&box.port, &collect, &slow));
-    struct port_done done;
+    struct completion done;
     for (int i = 0; i < 20; i++)
         port_step(&box.port, 1000, &done, 0);
     struct command flush = {.opcode = OP_FLUSH};
@@ -405,7 +404,7 @@ static bool dram_promised_twice(void)
 static bool text_of_another(void)
 {
     struct box box;
-    struct port_done done[2];
+    struct completion done[2];
     struct port_buffer buffers[2];
     struct table_item item = {.seq = 1, .epoch = 1, .n_tokens = 1};
     struct command commands[2] = {
@@ -421,8 +420,8 @@ static bool text_of_another(void)
     assert_int_equal(port_step(&box.port, 1000, done, 2), 2);
     bool shows = false;
     for (int i = 0; i < 2; i++) {
-        assert_int_not_equal(done[i].completion.status, 0);
-        shows |= !strstr(done[i].text, texts[done[i].completion.cid]);
+        assert_int_not_equal(done[i].status, 0);
+        shows |= !strstr(done[i].text, texts[done[i].cid]);
     }
     box_close(&box);
     port_buffer_free(&buffers[0]);
@@ -556,7 +555,7 @@ static bool waiting_fork_skipped(void)
     port_buffer_table(&buffer, &(struct table_header){0}, &item, 1);
     struct command fork = {.opcode = OP_FORK, .count = 1};
     assert_true(port_submit(&box.port, &fork, &buffer));
-    struct port_done done;
+    struct completion done;
     size_t n = 0;
     for (int i = 0; i < 100 && !n; i++)
         n = port_step(&box.port, 1000, &done, 1);
@@ -564,7 +563,7 @@ static bool waiting_fork_skipped(void)
     for (int i = 0; i < 100 && !n; i++)
         n = port_step(&box.port, 1000, &done, 1);
     assert_int_equal(n, 1);
-    assert_int_equal(done.completion.status, 0);
+    assert_int_equal(done.status, 0);
     status = box_read(&box, 3, 1, 8, &right);
     box_close(&box);
     port_buffer_free(&buffer);

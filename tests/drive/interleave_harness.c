@@ -89,7 +89,7 @@ static bool check(struct run *run)
 static bool step(struct run *run, uint64_t ns, size_t max)
 {
     enum { MOST = 64 };
-    struct port_done done[MOST];
+    struct completion done[MOST];
     size_t n = port_step(&run->port, ns, done, min_u64(max, MOST));
     run->counts->steps++;
     for (size_t i = 0; i < n && !run->over; i++) {

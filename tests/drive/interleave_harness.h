@@ -70,34 +70,29 @@ struct port_options {
 
 // One command's memory: a table and a data region, alive until it completes.
 struct port_buffer {
-    void *memory;
-    uint8_t *data; // of the command's items: behind the table
-    size_t bytes, data_bytes;
-};
-
-struct port_done {
-    struct completion completion;
-    const char *text; // of a failure; valid until the next call
+    void *table;
+    size_t table_bytes;
+    uint8_t *data;
+    size_t data_bytes;
 };
 
 int port_open(struct port *port, const struct port_options *options, struct chance *chance,
               struct inst_msg *msg);
 void port_close(struct port *port);
-// items 0: no table, only data. NULL memory when there is none to be had.
+// items 0: no table, only data.
 struct port_buffer port_buffer_new(uint32_t items, size_t data_bytes);
+struct port_buffer port_buffer_raw(size_t table_bytes, size_t data_bytes);
+struct port_buffer port_buffer_config(const struct space_config *config);
 void port_buffer_table(struct port_buffer *buffer, const struct table_header *header,
                        const struct table_item *items, uint32_t count);
 void port_buffer_free(struct port_buffer *buffer);
 // False: the queue is full.
 bool port_submit(struct port *port, struct command *command, const struct port_buffer *buffer);
 // Passes some time and steps once.
-size_t port_step(struct port *port, uint64_t ns, struct port_done *out, size_t max);
+size_t port_step(struct port *port, uint64_t ns, struct completion *out, size_t max);
 // It can go on without the flash and without time passing.
 bool port_runnable(const struct port *port);
 int port_check(const struct port *port, struct inst_msg *msg); // invariants of the drive
-// Offsets inside the data region; in_bytes is its size. COLLECT's side is as in the header.
-bool port_attend_layout(struct attend_layout *layout, uint32_t count, uint32_t q_heads,
-                        const struct space_config *config, bool append);
 // One command to its completion with the flash as it is; INST_ETIMEOUT when it never comes.
 int port_call(struct port *port, struct command command, const struct port_buffer *buffer,
               uint64_t *result);

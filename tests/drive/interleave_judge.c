@@ -473,7 +473,8 @@ static bool judge_collected_attend(struct run *run, const struct flight *f)
 {
     struct ticket *t = f->ticket;
     struct attend_layout layout;
-    port_attend_layout(&layout, t->count, t->header.q_heads, &run->spaces[t->space].config, false);
+    attend_layout(&layout, t->count, t->header.q_heads, run->spaces[t->space].config.kv_heads,
+                  run->spaces[t->space].config.head_dim, false);
     bool refused = true;
     for (uint32_t i = 0; i < t->count && !run->over; i++) {
         struct expected *e = &t->expected[i];
@@ -743,28 +744,37 @@ static bool judge_stat(struct run *run, const struct flight *f, int status)
     return true;
 }
 
-static bool judge_text(struct run *run, const struct flight *f, const struct port_done *done)
+// A text is about this command: of the sequences that it names, where it names any.
+static bool judge_text(struct run *run, const struct flight *f, const struct completion *done)
 {
-    if (known(FAULT_TEXT_OF_ANOTHER) || !done->completion.status)
-        return true;
-    if (!done->text || !done->text[0])
+    const struct ticket *t = f->command.opcode == OP_COLLECT ? f->ticket : NULL;
+    const struct table_item *items = t ? t->items : f->items;
+    uint32_t count = t ? t->count : f->command.count, seq;
+    if (done->status && !done->text[0])
         return wrong(run, "%s failed without a text", opcode_name(f->command.opcode));
-    return true;
+    const char *at = strstr(done->text, "sequence ");
+    if (!at || sscanf(at, "sequence %u", &seq) != 1 || count > RUN_ITEMS)
+        return true;
+    for (uint32_t i = 0; i < count; i++) {
+        if (items[i].seq == seq || (f->command.opcode == OP_FORK && items[i].parent == seq))
+            return true;
+    }
+    return wrong(run, "the text of %s is about another command: %s", opcode_name(f->command.opcode),
+                 done->text);
 }
 
-bool judge(struct run *run, const struct port_done *port_done)
+bool judge(struct run *run, const struct completion *done)
 {
-    const struct completion *done = &port_done->completion;
     struct flight *f = done->cid < RUN_FLIGHTS ? &run->flights[done->cid] : NULL;
     if (!f || !f->used)
         return wrong(run, "a completion for cid %u, which is not on its way", done->cid);
     tell_command(run, "done", f, done->status);
     if (done->status)
-        tell(run, "     text: %s\n", port_done->text);
+        tell(run, "     text: %s\n", done->text);
     if (f->queued && f->order != run->expected_order++)
         return wrong(run, "%s (cid %u) completed before its turn", opcode_name(f->command.opcode),
                      done->cid);
-    bool good = judge_text(run, f, port_done);
+    bool good = judge_text(run, f, done);
     int status = done->status;
     uint8_t op = f->command.opcode;
     if (f->blocked)

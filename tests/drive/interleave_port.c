@@ -34,80 +34,81 @@ void port_close(struct port *port)
     *port = (struct port){0};
 }
 
+// Exactly so long: what lies behind is nobody's.
+static void *region(size_t bytes)
+{
+    void *memory = NULL;
+    if (bytes && posix_memalign(&memory, 64, bytes))
+        abort();
+    return memory;
+}
+
+struct port_buffer port_buffer_raw(size_t table_bytes, size_t data_bytes)
+{
+    return (struct port_buffer){.table = region(table_bytes),
+                                .table_bytes = table_bytes,
+                                .data = region(data_bytes),
+                                .data_bytes = data_bytes};
+}
+
 struct port_buffer port_buffer_new(uint32_t items, size_t data_bytes)
 {
-    size_t table = items ? table_data_offset(items) : 0;
-    struct port_buffer buffer = {.bytes = table + data_bytes, .data_bytes = data_bytes};
-    // Exactly so long: what lies behind is nobody's.
-    if (buffer.bytes && posix_memalign(&buffer.memory, 64, buffer.bytes))
-        buffer.memory = NULL;
-    if (buffer.memory)
-        buffer.data = (uint8_t *)buffer.memory + table;
+    return port_buffer_raw(items ? table_bytes(items) : 0, data_bytes);
+}
+
+struct port_buffer port_buffer_config(const struct space_config *config)
+{
+    struct port_buffer buffer = port_buffer_raw(CONFIG_BYTES, 0);
+    space_config_encode(buffer.table, config);
     return buffer;
 }
 
 void port_buffer_table(struct port_buffer *buffer, const struct table_header *header,
                        const struct table_item *items, uint32_t count)
 {
-    table_put_header(buffer->memory, header);
+    table_put_header(buffer->table, header);
     for (uint32_t i = 0; i < count; i++)
-        table_put_item(buffer->memory, i, &items[i]);
+        table_put_item(buffer->table, i, &items[i]);
 }
 
 void port_buffer_free(struct port_buffer *buffer)
 {
-    free(buffer->memory);
+    free(buffer->table);
+    free(buffer->data);
     *buffer = (struct port_buffer){0};
 }
 
 bool port_submit(struct port *port, struct command *command, const struct port_buffer *buffer)
 {
     uint8_t entry[COMMAND_BYTES];
-    command->length = (uint32_t)buffer->bytes;
+    command->length = (uint32_t)buffer->data_bytes;
     command_encode(entry, command);
-    return drive_submit(port->drive, entry, buffer->memory, port->now_ns) == 0;
+    return drive_submit(port->drive, 0, entry, buffer->table, buffer->table_bytes, buffer->data,
+                        port->now_ns) == 0;
 }
 
-size_t port_step(struct port *port, uint64_t ns, struct port_done *out, size_t max)
+size_t port_step(struct port *port, uint64_t ns, struct completion *out, size_t max)
 {
-    enum { MOST = 64 };
-    struct completion done[MOST];
     port->now_ns += ns;
-    size_t n = drive_step(port->drive, port->now_ns, done, max < MOST ? max : MOST);
-    for (size_t i = 0; i < n; i++)
-        out[i] = (struct port_done){done[i], drive_error_text(port->drive)};
-    return n;
-}
-
-bool port_attend_layout(struct attend_layout *layout, uint32_t count, uint32_t q_heads,
-                        const struct space_config *config, bool append)
-{
-    if (!attend_layout(layout, count, q_heads, config->kv_heads, config->head_dim, append))
-        return false;
-    uint64_t table = table_data_offset(count);
-    layout->q -= table;
-    layout->k -= append ? table : 0;
-    layout->v -= append ? table : 0;
-    layout->in_bytes -= table;
-    return true;
+    return drive_step(port->drive, port->now_ns, out, max);
 }
 
 int port_call(struct port *port, struct command command, const struct port_buffer *buffer,
               uint64_t *result)
 {
     static const struct port_buffer none;
-    struct port_done done;
+    struct completion done;
     command.cid = UINT16_MAX;
     if (!port_submit(port, &command, buffer ? buffer : &none))
         return INST_ENORESOURCE;
     for (int i = 0; i < CALL_STEPS; i++) {
         if (!port_step(port, CALL_NS, &done, 1))
             continue;
-        if (done.completion.cid != command.cid)
+        if (done.cid != command.cid)
             return INST_EINTERNAL;
         if (result)
-            *result = done.completion.result;
-        return done.completion.status;
+            *result = done.result;
+        return done.status;
     }
     return INST_ETIMEOUT;
 }

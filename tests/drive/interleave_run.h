@@ -126,7 +126,7 @@ bool send_for_collect(struct run *run, struct ticket *ticket);
 void outlook_settle(struct run *run, const struct flight *flight);
 
 // interleave_judge.c
-bool judge(struct run *run, const struct port_done *done);
+bool judge(struct run *run, const struct completion *done);
 void ticket_forget(struct ticket *ticket);
 
 // interleave_shadow.c: the same item on a drive that does one thing at a time: equal bits.

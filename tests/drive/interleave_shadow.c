@@ -30,8 +30,7 @@ static bool shadow_open(struct run *run)
     run->shadow.open = true;
     chaos_calm(port->flash, true);
     for (uint32_t i = 0; i < run->n_spaces; i++) {
-        struct port_buffer buffer = port_buffer_new(0, CONFIG_BYTES);
-        space_config_encode(buffer.data, &run->spaces[i].config);
+        struct port_buffer buffer = port_buffer_config(&run->spaces[i].config);
         int status =
             port_call(port, (struct command){.opcode = OP_CONFIG, .space = i}, &buffer, NULL);
         port_buffer_free(&buffer);
@@ -86,7 +85,7 @@ static int shadow_attend(struct run *run, const struct ticket *t, uint32_t index
     item->pos = item->n_tokens;
     item->n_tokens = 0;
     item->window = t->items[index].window;
-    port_attend_layout(&layout, 1, t->header.q_heads, c, false);
+    attend_layout(&layout, 1, t->header.q_heads, c->kv_heads, c->head_dim, false);
     struct port_buffer in = port_buffer_new(1, layout.in_bytes);
     port_buffer_table(&in, &t->header, item, 1);
     for (uint32_t h = 0; h < t->header.q_heads; h++)
@@ -122,7 +121,7 @@ bool shadow_check(struct run *run, const struct ticket *t, uint32_t index, const
     }
     if (!e->end)
         return true;
-    port_attend_layout(&layout, 1, t->header.q_heads, c, false);
+    attend_layout(&layout, 1, t->header.q_heads, c->kv_heads, c->head_dim, false);
     size_t heads = t->header.q_heads * sizeof(float);
     bool same = !memcmp(out, got.data + layout.out, heads * c->head_dim) &&
                 !memcmp(lse, got.data + layout.lse, heads) &&
