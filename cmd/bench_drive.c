@@ -11,10 +11,10 @@
 #include "bench/measure.h"
 #include "cmd/bench.h"
 #include "cmd/options.h"
+#include "cmd/output_file.h"
 #include "cmd/sparf_option.h"
 #include "host/engine/system.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -46,7 +46,8 @@ struct bench {
     struct option_numbers contexts, page_channels;
     uint64_t memory;
     uint32_t steps, audits, threads;
-    const char *kv, *csv_path, *svg_path;
+    const char *kv;
+    struct output_file csv, svg;
     struct shape shape[SHAPES_MAX];
     size_t n_shapes;
     bool dense, with_sparf;
@@ -247,11 +248,9 @@ static int measure_drive(struct bench *bench, const struct shape *shape, uint64_
     return code;
 }
 
-static int write_csv(const struct bench *bench)
+static int write_csv(struct bench *bench)
 {
-    FILE *f = fopen(bench->csv_path, "we");
-    if (!f)
-        return fail(EXIT_FAILED, "%s: %s", bench->csv_path, strerror(errno));
+    FILE *f = bench->csv.stream;
     fputs("q_heads,kv_heads,head_dim,context,method,page_channels,page_bytes,group,steps,"
           "read_bytes,dense_bytes,seconds,captured,worst,written_of_kv,waf,space_amplification,"
           "dram_bytes,dram_peak_bytes,sparf_dram_bytes",
@@ -275,9 +274,7 @@ static int write_csv(const struct bench *bench)
 #undef COUNTER_VALUE
         fputc('\n', f);
     }
-    bool written = !ferror(f);
-    return fclose(f) || !written ? fail(EXIT_FAILED, "%s: %s", bench->csv_path, strerror(errno))
-                                 : 0;
+    return output_file_close(&bench->csv);
 }
 
 struct line {
@@ -317,17 +314,14 @@ static size_t lines_of(const struct bench *bench, const struct shape *shape, str
     return n;
 }
 
-static int write_svg(const struct bench *bench)
+static int write_svg(struct bench *bench)
 {
     enum { LINES = 8 };
     struct line *lines = calloc(bench->n_shapes * LINES, sizeof *lines);
     struct chart_series *series = calloc(2 * bench->n_shapes * LINES, sizeof *series);
     struct chart charts[2 * SHAPES_MAX] = {0};
     char titles[2 * SHAPES_MAX][64];
-    FILE *f = fopen(bench->svg_path, "we");
-    int code = 0;
-    if (!lines || !series || !f)
-        code = fail(EXIT_FAILED, "%s: %s", bench->svg_path, strerror(errno));
+    int code = lines && series ? 0 : fail(EXIT_FAILED, "out of memory");
     for (size_t s = 0; s < bench->n_shapes && !code; s++) {
         const struct shape *shape = &bench->shape[s];
         struct line *mine = lines + s * LINES;
@@ -352,10 +346,10 @@ static int write_svg(const struct bench *bench)
                                .n_series = n};
         }
     }
-    if (!code && (!charts_write(f, charts, 2 * bench->n_shapes) || fflush(f)))
-        code = fail(EXIT_FAILED, "%s: %s", bench->svg_path, strerror(errno));
-    if (f)
-        fclose(f);
+    if (!code && !charts_write(bench->svg.stream, charts, 2 * bench->n_shapes))
+        code = output_file_failed(&bench->svg);
+    if (!code)
+        code = output_file_close(&bench->svg);
     free(lines);
     free(series);
     return code;
@@ -443,9 +437,9 @@ static int measure_all(struct bench *bench)
         for (size_t i = 0; i < c.n && !code; i++)
             for (size_t j = 0; j < p.n && !code; j++)
                 code = measure_drive(bench, &bench->shape[s], c.items[i], (uint32_t)p.items[j]);
-    if (!code && bench->csv_path)
+    if (!code && bench->csv.stream)
         code = write_csv(bench);
-    if (!code && bench->svg_path)
+    if (!code && bench->svg.stream)
         code = write_svg(bench);
     return code;
 }
@@ -512,8 +506,8 @@ int bench_drive(int argc, char **argv)
         {"--audits", 0, OPTION_U32, &b.audits, 0, 1e6, "N",
          "steps that measure the captured mass; default 4"},
         {"Reports", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
-        {"--csv", 0, OPTION_TEXT, &b.csv_path, 0, 0, "FILE", "everything measured"},
-        {"--svg", 0, OPTION_TEXT, &b.svg_path, 0, 0, "FILE", "bytes and time over the context"},
+        {"--csv", 0, OPTION_OUTPUT, &b.csv, 0, 0, "FILE", "everything measured"},
+        {"--svg", 0, OPTION_OUTPUT, &b.svg, 0, 0, "FILE", "bytes and time over the context"},
     };
     const struct options options = {"bench drive", NULL,
                                     "Decode attention in the drive, over K and V of stated "
@@ -522,6 +516,7 @@ int bench_drive(int argc, char **argv)
     int n, code;
     if (options_parse(&options, argc, argv, &n, &code)) {
         code = check_options(&b);
+        code = code ? code : output_files_open(&options);
         code = code ? code : measure_all(&b);
     }
     options_free(&options);

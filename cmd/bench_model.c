@@ -10,6 +10,7 @@
 #include "cmd/bench.h"
 #include "cmd/bench_llama.h"
 #include "cmd/engine_options.h"
+#include "cmd/output_file.h"
 #include "cmd/terminal.h"
 #include "host/model/gguf.h"
 
@@ -35,9 +36,8 @@ struct bench {
     uint32_t rounds;
     struct option_list llama_args;
     struct llama_bench llama;
-    const char *csv_path;
+    struct output_file csv;
 
-    FILE *csv;
     inst_engine *e;
     inst_session *session;
     struct inst_model_info info;
@@ -148,21 +148,22 @@ static struct measure_ratio rates(const struct measure *m)
 static void print_csv(const struct bench *b, enum test test, uint64_t depth, const struct result *r)
 {
     struct measure_ratio ours = rates(&r->ours);
-    fprintf(b->csv, "%u,%llu,%s,%u,%u,%.6g,%.6g,%.6g", b->info.threads, (unsigned long long)depth,
-            test_name[test], b->length[test], b->rounds, ours.median, ours.min, ours.max);
+    fprintf(b->csv.stream, "%u,%llu,%s,%u,%u,%.6g,%.6g,%.6g", b->info.threads,
+            (unsigned long long)depth, test_name[test], b->length[test], b->rounds, ours.median,
+            ours.min, ours.max);
     if (test == DECODE)
-        fprintf(b->csv, ",%.6g,%.4g", r->bytes * ours.median / 1e9, r->attention);
+        fprintf(b->csv.stream, ",%.6g,%.4g", r->bytes * ours.median / 1e9, r->attention);
     else
-        fputs(",,", b->csv);
+        fputs(",,", b->csv.stream);
     if (b->llama.path) {
         struct measure_ratio theirs = rates(&r->theirs);
         struct measure_ratio ratio = measure_speedup(&r->ours, &r->theirs);
-        fprintf(b->csv, ",%.6g,%.6g,%.6g,%.4g,%.4g,%.4g\n", theirs.median, theirs.min, theirs.max,
-                ratio.median, ratio.min, ratio.max);
+        fprintf(b->csv.stream, ",%.6g,%.6g,%.6g,%.4g,%.4g,%.4g\n", theirs.median, theirs.min,
+                theirs.max, ratio.median, ratio.min, ratio.max);
     } else {
-        fputs(",,,,,,\n", b->csv);
+        fputs(",,,,,,\n", b->csv.stream);
     }
-    fflush(b->csv);
+    fflush(b->csv.stream);
 }
 
 static const char *spread_text(struct measure_ratio r, int digits, char out[48])
@@ -190,7 +191,7 @@ static void print_row(const struct bench *b, enum test test, uint64_t depth, con
         printf(" %-26s | %-20s |", theirs, ratio);
     putchar('\n');
     fflush(stdout);
-    if (b->csv)
+    if (b->csv.stream)
         print_csv(b, test, depth, r);
 }
 
@@ -209,10 +210,10 @@ static void print_head(const struct bench *b)
     if (b->llama.path)
         printf(" %-26s | %-20s |", "llama.cpp, tokens/s", "ratio");
     printf("\n|---|---|---|---|---|%s\n", b->llama.path ? "---|---|" : "");
-    if (b->csv)
+    if (b->csv.stream)
         fputs("threads,depth,test,tokens,rounds,tokens_per_s,least,most,gb_per_s,attention_share,"
               "llama_tokens_per_s,llama_least,llama_most,ratio,ratio_least,ratio_most\n",
-              b->csv);
+              b->csv.stream);
 }
 
 static int measure_depth(struct bench *b, uint64_t depth)
@@ -305,7 +306,7 @@ static int zero_by_default(struct option_numbers *list)
     return list->items ? 0 : fail(EXIT_FAILED, "out of memory");
 }
 
-static int measure(struct bench *b)
+static int measure(struct bench *b, const struct options *options)
 {
     if (!b->length[PREFILL] && !b->length[DECODE])
         return fail(EXIT_USAGE, "bench model: nothing to measure with --prompt 0 and --tokens 0");
@@ -313,10 +314,11 @@ static int measure(struct bench *b)
         return fail(EXIT_USAGE, "bench model: --llama-arg needs --llama-bench PATH");
     if (zero_by_default(&b->threads) || zero_by_default(&b->depths))
         return EXIT_FAILED;
-    if (b->csv_path && !(b->csv = fopen(b->csv_path, "we")))
-        return fail(EXIT_FAILED, "%s: %s", b->csv_path, strerror(errno));
+    int code = output_files_open(options);
+    if (code)
+        return code;
     for (size_t i = 0; i < b->threads.n; i++) {
-        int code = open_engine(b, (uint32_t)b->threads.items[i]);
+        code = open_engine(b, (uint32_t)b->threads.items[i]);
         if (!code && i == 0)
             code = count_unread(b);
         if (code)
@@ -333,7 +335,7 @@ static int measure(struct bench *b)
         printf("\nllama.cpp: commit %s\n", b->llama.build);
     if (fflush(stdout) || ferror(stdout))
         return fail(EXIT_FAILED, "standard output: %s", strerror(errno));
-    return 0;
+    return output_file_close(&b->csv);
 }
 
 int bench_model(int argc, char **argv)
@@ -350,9 +352,10 @@ int bench_model(int argc, char **argv)
         {"--rounds", 'r', OPTION_U32, &b.rounds, 1, MEASURE_ROUNDS_MAX, "R",
          "turns of each side; default 3"},
         {"--threads", 't', OPTION_NUMBERS, &b.threads, 1, 1024, "N,...", "default: all CPUs"},
-        {"--csv", 0, OPTION_TEXT, &b.csv_path, 0, 0, "FILE", "the table as numbers"},
+        {"--csv", 0, OPTION_OUTPUT, &b.csv, 0, 0, "FILE", "the table as numbers"},
         {"llama.cpp", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
-        {"--llama-bench", 0, OPTION_TEXT, &b.llama.path, 0, 0, "PATH", "measured in turns with it"},
+        {"--llama-bench", 0, OPTION_INPUT, &b.llama.path, 0, 0, "PATH",
+         "measured in turns with it"},
         {"--llama-arg", 0, OPTION_LIST, &b.llama_args, 0, 0, "ARG",
          "one argument more for it; may be given several times"},
         ENGINE_MODEL_ROWS(b.engine),
@@ -365,10 +368,8 @@ int bench_model(int argc, char **argv)
     terminal_open(&b.terminal, false);
     b.llama.extra = &b.llama_args;
     if (options_parse(&options, argc, argv, &n, &code))
-        code = measure(&b);
+        code = measure(&b, &options);
     close_engine(&b);
-    if (b.csv && fclose(b.csv) && !code)
-        code = fail(EXIT_FAILED, "%s: %s", b.csv_path, strerror(errno));
     free(b.tokens);
     options_free(&options);
     return code;

@@ -21,7 +21,7 @@ struct engine_options {
 #define ENGINE_MODEL_ROWS(E)                                                                       \
     {"Model and machine", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},                              \
     {                                                                                              \
-        "--model", 'm', OPTION_TEXT, &(E).engine.model, 0, 0, "MODEL", "GGUF file"                 \
+        "--model", 'm', OPTION_MODEL, &(E).engine.model, 0, 0, "MODEL", "GGUF file"                \
     }
 #define ENGINE_SIZE_ROWS(E)                                                                        \
     {"--threads", 't', OPTION_U32, &(E).engine.threads, 1, 1024, "N", "default: all CPUs"},        \

@@ -5,18 +5,21 @@
 
 #include <signal.h>
 
-static volatile sig_atomic_t interrupted;
+static volatile sig_atomic_t interrupted, interrupt_again;
+static struct sigaction interrupt_before;
 
 static void on_interrupt(int signal)
 {
-    (void)signal;
     interrupted = 1;
+    if (!interrupt_again)
+        sigaction(signal, &interrupt_before, NULL);
 }
 
 void run_watch_interrupt(bool again)
 {
-    struct sigaction action = {.sa_handler = on_interrupt,
-                               .sa_flags = again ? 0 : (int)SA_RESETHAND};
+    struct sigaction action = {.sa_handler = on_interrupt};
+    interrupt_again = again;
+    sigaction(SIGINT, NULL, &interrupt_before);
     sigaction(SIGINT, &action, NULL);
 }
 

@@ -5,19 +5,20 @@
 #include "cmd/engine_options.h"
 #include "cmd/input.h"
 #include "cmd/npy.h"
+#include "cmd/output_file.h"
 #include "cmd/terminal.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 struct logits {
     struct engine_options engine;
-    const char *prompt, *file, *list, *path;
+    const char *prompt, *file, *list;
+    struct output_file out;
     bool all, verbose, no_special;
+    int error; // errno of a write that failed
     inst_engine *e;
-    FILE *out;
     int32_t *tokens;
     size_t n_tokens;
     struct inst_model_info info;
@@ -26,7 +27,10 @@ struct logits {
 static bool on_logits(void *user, uint64_t position, const float *values)
 {
     struct logits *l = user;
-    return (!l->all && position + 1 < l->n_tokens) || npy_row(l->out, values, l->info.vocab);
+    bool ok = npy_row(l->out.stream, values, l->info.vocab);
+    (void)position;
+    l->error = ok ? 0 : errno ? errno : EIO;
+    return ok;
 }
 
 static int parse_tokens(struct logits *l)
@@ -77,8 +81,12 @@ static int compute(struct logits *l)
     int err = inst_session_open(&session, l->e, &msg);
     if (err)
         return failed(err, &msg);
-    if (!npy_begin(l->out, l->all ? l->n_tokens : 1, l->info.vocab))
-        return fail(EXIT_FAILED, "%s: %s", l->path, strerror(errno));
+    size_t rows = l->all ? l->n_tokens : 1;
+    int code = output_file_reserve(&l->out, npy_bytes(rows, l->info.vocab));
+    if (code)
+        return code;
+    if (!npy_begin(l->out.stream, rows, l->info.vocab))
+        return output_file_failed(&l->out);
     if (l->all)
         inst_session_on_logits(session, on_logits, l);
     struct inst_prefix prefix = {.session = session, .tokens = l->tokens, .n_tokens = l->n_tokens};
@@ -87,20 +95,21 @@ static int compute(struct logits *l)
         return failed(err, &msg);
     if (!l->all && !err)
         on_logits(l, l->n_tokens - 1, inst_logits(session));
-    if (err || fflush(l->out) || ferror(l->out))
-        return fail(EXIT_FAILED, "%s: %s", l->path, strerror(errno));
-    return 0;
+    errno = l->error;
+    return l->error ? output_file_failed(&l->out) : output_file_close(&l->out);
 }
 
-static int run(struct logits *l)
+static int run(struct logits *l, const struct options *options)
 {
-    if (!l->path)
+    if (!l->out.path)
         return fail(EXIT_USAGE, "logits: no output given: use -o FILE.npy");
     if (l->list && (l->prompt || l->file))
         return fail(EXIT_USAGE, "logits: give either a text or --tokens, not both");
     if (!l->list && !l->prompt == !l->file)
         return fail(EXIT_USAGE, "logits: give one of -p TEXT, -f FILE and --tokens 1,2,3");
-    int code = engine_options_open(&l->e, &l->engine, "logits");
+    int code = output_files_open(options);
+    if (!code)
+        code = engine_options_open(&l->e, &l->engine, "logits");
     if (code)
         return code;
     inst_engine_info(l->e, &l->info);
@@ -108,16 +117,7 @@ static int run(struct logits *l)
     terminal_open(&terminal, l->verbose);
     terminal_first_line(&terminal, &l->info);
     code = read_tokens(l);
-    if (code)
-        return code;
-    if (!(l->out = fopen(l->path, "wbe")))
-        return fail(EXIT_FAILED, "%s: %s", l->path, strerror(errno));
-    code = compute(l);
-    if (fclose(l->out) && !code)
-        code = fail(EXIT_FAILED, "%s: %s", l->path, strerror(errno));
-    if (code)
-        unlink(l->path); // nothing half-written is left to be mistaken for a result
-    return code;
+    return code ? code : compute(l);
 }
 
 int command_logits(int argc, char **argv)
@@ -126,12 +126,12 @@ int command_logits(int argc, char **argv)
     const struct option rows[] = {
         {"Text", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
         {"--prompt", 'p', OPTION_TEXT, &l.prompt, 0, 0, "TEXT", "the prompt"},
-        {"--file", 'f', OPTION_TEXT, &l.file, 0, 0, "FILE", "prompt from a file, - = stdin"},
+        {"--file", 'f', OPTION_INPUT, &l.file, 0, 0, "FILE", "prompt from a file, - = stdin"},
         {"--no-special", 0, OPTION_FLAG, &l.no_special, 0, 0, NULL,
          "the texts of control tokens are ordinary text"},
         {"--tokens", 0, OPTION_TEXT, &l.list, 0, 0, "1,2,3", "the prompt as ids"},
         {"--all", 0, OPTION_FLAG, &l.all, 0, 0, NULL, "all positions instead of the last"},
-        {"--output", 'o', OPTION_TEXT, &l.path, 0, 0, "FILE.npy", "float32 [positions][vocab]"},
+        {"--output", 'o', OPTION_OUTPUT, &l.out, 0, 0, "FILE.npy", "float32 [positions][vocab]"},
         ENGINE_OPTION_ROWS(l.engine),
         {"--verbose", 'v', OPTION_FLAG, &l.verbose, 0, 0, NULL, "says what is used"},
     };
@@ -139,7 +139,7 @@ int command_logits(int argc, char **argv)
                                     rows, sizeof rows / sizeof *rows};
     int n, code;
     if (options_parse(&options, argc, argv, &n, &code))
-        code = run(&l);
+        code = run(&l, &options);
     inst_engine_close(l.e);
     free(l.tokens);
     options_free(&options);

@@ -3,11 +3,17 @@
 
 #include <string.h>
 
+enum { PREFIX = 10, TOTAL = 128 }; // bytes of the header
+
+uint64_t npy_bytes(size_t rows, size_t cols)
+{
+    return TOTAL + (uint64_t)rows * cols * sizeof(float);
+}
+
 bool npy_begin(FILE *file, size_t rows, size_t cols)
 {
     // Magic, version 1.0, length of the rest (little-endian), then a Python literal that is padded
     // with spaces so that the data starts at a multiple of 64.
-    enum { PREFIX = 10, TOTAL = 128 };
     char header[TOTAL];
     memset(header, ' ', sizeof header);
     memcpy(header, "\x93NUMPY\x01\x00", 8);

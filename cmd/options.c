@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cmd/options.h"
+#include "cmd/output_file.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -146,7 +147,12 @@ static const char *store(const struct option *o, const char *text, char why[96])
     const char *wrong = NULL;
     switch (o->kind) {
     case OPTION_TEXT:
+    case OPTION_INPUT:
+    case OPTION_MODEL:
         *(const char **)o->value = text;
+        return NULL;
+    case OPTION_OUTPUT:
+        ((struct output_file *)o->value)->path = text;
         return NULL;
     case OPTION_LIST:
         return append(o->value, text);
@@ -272,6 +278,8 @@ void options_free(const struct options *options)
             struct option_numbers *list = o->value;
             free(list->items);
             *list = (struct option_numbers){0};
+        } else if (o->kind == OPTION_OUTPUT) {
+            output_file_abandon(o->value);
         }
     }
 }

@@ -13,6 +13,9 @@ enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
 enum option_kind {
     OPTION_FLAG,    // bool *
     OPTION_TEXT,    // const char **
+    OPTION_INPUT,   // const char **; a file that is read
+    OPTION_MODEL,   // const char **; the same, with the other parts of a split model
+    OPTION_OUTPUT,  // struct output_file *; see cmd/output_file.h
     OPTION_LIST,    // struct option_list *; may be given several times
     OPTION_NUMBERS, // struct option_numbers *; whole numbers with commas between them
     OPTION_U32,     // uint32_t *
@@ -54,7 +57,7 @@ struct options {
 // shall end (an error line or the help text has been printed). Operands are moved to argv[0..n).
 bool options_parse(const struct options *options, int argc, char **argv, int *n_operands,
                    int *exit_code);
-// Frees the lists.
+// Frees the lists and abandons the outputs that were not closed.
 void options_free(const struct options *options);
 
 // "instinfer: ..." on stderr; returns `code`.

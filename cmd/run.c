@@ -5,7 +5,6 @@
 #include "cmd/input.h"
 #include "cmd/stats_json.h"
 
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -66,7 +65,7 @@ static int open_engine(struct run *r)
     return code;
 }
 
-static int open_all(struct run *r)
+static int open_all(struct run *r, const struct options *options)
 {
     struct inst_msg msg = {0};
     int code = check_chat(r);
@@ -79,9 +78,9 @@ static int open_all(struct run *r)
         return fail(EXIT_USAGE, r->file
                                     ? "run: give either -p or -f, not both"
                                     : "run: no prompt given: use -p TEXT or -f FILE (- = stdin)");
-    if (r->stats_path && !(r->stats_file = fopen(r->stats_path, "we")))
-        return fail(EXIT_FAILED, "%s: %s", r->stats_path, strerror(errno));
-    code = open_engine(r);
+    code = output_files_open(options);
+    if (!code)
+        code = open_engine(r);
     if (code)
         return code;
     terminal_first_line(&r->terminal, &r->info);
@@ -94,9 +93,9 @@ static int open_all(struct run *r)
     return err ? failed(err, &msg) : 0;
 }
 
-static int run_all(struct run *r)
+static int run_all(struct run *r, const struct options *options)
 {
-    int code = open_all(r);
+    int code = open_all(r, options);
     if (code)
         return code;
     // The first Ctrl-C ends cleanly, a second one at once; in a chat each ends an answer.
@@ -116,13 +115,14 @@ static int run_all(struct run *r)
     if (r->terminal.lines && !r->output.newline)
         fputc('\n', stderr);
     terminal_summary(&r->terminal, &r->result);
-    if (r->stats_file) {
-        int wrote = stats_json_write(r->stats_file, r->stats_path, &r->info, &r->result, r->tokens,
-                                     r->n_tokens);
-        r->stats_file = NULL;
+    if (!code && run_interrupted() && !r->chat)
+        code = EXIT_INTERRUPTED;
+    // What failed leaves the last run's statistics.
+    if (r->stats.stream && (!code || code == EXIT_INTERRUPTED)) {
+        int wrote = stats_json_write(&r->stats, &r->info, &r->result, r->tokens, r->n_tokens);
         code = code ? code : wrote;
     }
-    return code ? code : run_interrupted() && !r->chat ? EXIT_INTERRUPTED : EXIT_OK;
+    return code;
 }
 
 int command_run(int argc, char **argv)
@@ -133,7 +133,7 @@ int command_run(int argc, char **argv)
     const struct option rows[] = {
         {"Text", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
         {"--prompt", 'p', OPTION_TEXT, &r.prompt, 0, 0, "TEXT", "the prompt"},
-        {"--file", 'f', OPTION_TEXT, &r.file, 0, 0, "FILE", "prompt from a file, - = stdin"},
+        {"--file", 'f', OPTION_INPUT, &r.file, 0, 0, "FILE", "prompt from a file, - = stdin"},
         {"--predict", 'n', OPTION_U64, &r.predict, 0, 1e18, "N",
          "tokens to generate; default: until an end token or the context is full"},
         {"--no-special", 0, OPTION_FLAG, &r.no_special, 0, 0, NULL,
@@ -162,7 +162,7 @@ int command_run(int argc, char **argv)
         {"--seed", 0, OPTION_U32, &r.sampling.seed, 0, UINT32_MAX, "S",
          "default: random, reported in --stats"},
         {"Reports", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
-        {"--stats", 0, OPTION_TEXT, &r.stats_path, 0, 0, "FILE.json", "counters and token ids"},
+        {"--stats", 0, OPTION_OUTPUT, &r.stats, 0, 0, "FILE.json", "counters and token ids"},
         {"--verbose", 'v', OPTION_FLAG, &r.verbose, 0, 0, NULL,
          "first line and summary even when stderr is no terminal"},
     };
@@ -172,10 +172,8 @@ int command_run(int argc, char **argv)
     if (options_parse(&options, argc, argv, &n, &code)) {
         terminal_open(&r.terminal, r.verbose);
         output_open(&r.output, &r.stops);
-        code = run_all(&r);
+        code = run_all(&r, &options);
     }
-    if (r.stats_file)
-        fclose(r.stats_file);
     inst_sampler_close(r.sampler);
     inst_engine_close(r.e);
     output_close(&r.output);

@@ -5,14 +5,14 @@
 
 #include "cmd/engine_options.h"
 #include "cmd/output.h"
+#include "cmd/output_file.h"
 #include "cmd/terminal.h"
-
-#include <stdio.h>
 
 struct run {
     struct engine_options engine;
     struct inst_sampling sampling;
-    const char *prompt, *file, *stats_path;
+    const char *prompt, *file;
+    struct output_file stats;
     const char *system, *template; // of a chat
     uint64_t predict;              // tokens to generate at most, per answer
     struct option_list stops;
@@ -28,7 +28,6 @@ struct run {
     struct output output;
     struct inst_model_info info;
     struct run_result result;
-    FILE *stats_file;
 };
 
 // From now on Ctrl-C is noted instead of ending the program: the first one, or with `again` each.

@@ -6,7 +6,6 @@
 
 #include <cjson/cJSON.h>
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 
 static bool add(cJSON *o, const char *name, double value)
@@ -36,8 +35,7 @@ static bool add_result(cJSON *o, const struct run_result *r)
     bool ok = add(o, "prompt_tokens", (double)r->prompt_tokens) &&
               add(o, "generated_tokens", (double)r->generated_tokens) &&
               cJSON_AddStringToObject(o, "stop_reason", r->stop_reason) &&
-              add(o, "turns", (double)r->turns) &&
-              add(o, "seed", r->seed) &&
+              add(o, "turns", (double)r->turns) && add(o, "seed", r->seed) &&
               add(o, "prefill_tokens_per_s", rate((double)s->prefill_tokens, s->prefill_seconds)) &&
               add(o, "decode_tokens_per_s", rate((double)s->decode_tokens, s->decode_seconds)) &&
               add(o, "peak_memory_bytes", (double)r->peak_memory);
@@ -47,9 +45,10 @@ static bool add_result(cJSON *o, const struct run_result *r)
     return ok;
 }
 
-int stats_json_write(FILE *file, const char *path, const struct inst_model_info *info,
+int stats_json_write(struct output_file *out, const struct inst_model_info *info,
                      const struct run_result *result, const int32_t *tokens, size_t n_tokens)
 {
+    FILE *file = out->stream;
     cJSON *object = cJSON_CreateObject();
     char *text = NULL;
     if (object && add_model(object, info) && add_result(object, result))
@@ -57,17 +56,14 @@ int stats_json_write(FILE *file, const char *path, const struct inst_model_info 
     cJSON_Delete(object);
     size_t n = text ? strlen(text) : 0;
     bool ok = n > 2;
+    errno = ok ? 0 : ENOMEM;
     // Without the closing "\n}".
     ok =
         ok && fwrite(text, 1, n - 2, file) == n - 2 && fputs(",\n\t\"text_tokens\":\t[", file) >= 0;
     for (size_t i = 0; ok && i < n_tokens; i++)
         ok = fprintf(file, i ? ", %d" : "%d", tokens[i]) > 0;
     ok = ok && fputs("]\n}\n", file) >= 0;
+    int code = ok ? 0 : output_file_failed(out);
     cJSON_free(text);
-    int saved = errno;
-    if (fclose(file) && ok) {
-        saved = errno;
-        ok = false;
-    }
-    return ok ? 0 : fail(EXIT_FAILED, "%s: %s", path, strerror(saved));
+    return code ? code : output_file_close(out);
 }

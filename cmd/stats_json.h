@@ -3,12 +3,11 @@
 #ifndef INST_CMD_STATS_JSON_H
 #define INST_CMD_STATS_JSON_H
 
+#include "cmd/output_file.h"
 #include "cmd/terminal.h"
 
-#include <stdio.h>
-
-// 0 or an exit code, with the error line printed. Closes the file.
-int stats_json_write(FILE *file, const char *path, const struct inst_model_info *info,
+// Writes and closes. 0 or an exit code, with the error line printed.
+int stats_json_write(struct output_file *out, const struct inst_model_info *info,
                      const struct run_result *result, const int32_t *tokens, size_t n_tokens);
 
 #endif

@@ -2,6 +2,7 @@
 // instinfer synth: random models for tests and benchmarks.
 #include "cmd/commands.h"
 #include "cmd/options.h"
+#include "cmd/output_file.h"
 #include "host/model/synth.h"
 #include "kernels/tensor_type.h"
 
@@ -10,8 +11,10 @@
 int command_synth(int argc, char **argv)
 {
     static struct synth_options o;
-    static const char *type, *path;
+    static const char *type;
+    static struct output_file out;
     static uint32_t seed;
+    static bool overwrite;
     synth_defaults(&o);
     seed = (uint32_t)o.seed;
     const double big = 1 << 24;
@@ -39,15 +42,15 @@ int command_synth(int argc, char **argv)
          "context before scaling; phi3: with longrope factors"},
         {"--window", 0, OPTION_U32, &o.window, 1, 1 << 30, "N", "tokens of a sliding window"},
         {"--seed", 0, OPTION_U32, &seed, 0, UINT32_MAX, "S", "of the weights"},
-        {"--output", 'o', OPTION_TEXT, &path, 0, 0, "FILE.gguf", "the file to write"},
-        {"--overwrite", 0, OPTION_FLAG, &o.overwrite, 0, 0, NULL, "even if it exists"},
+        {"--output", 'o', OPTION_OUTPUT, &out, 0, 0, "FILE.gguf", "the file to write"},
+        {"--overwrite", 0, OPTION_FLAG, &overwrite, 0, 0, NULL, "even if it exists"},
     };
     const struct options options = {"synth", NULL, "Writes a model with random weights.", rows,
                                     sizeof rows / sizeof *rows};
     int n, code;
     if (!options_parse(&options, argc, argv, &n, &code))
         return code;
-    if (!path)
+    if (!out.path)
         return fail(EXIT_USAGE, "synth: no output given: use -o FILE.gguf");
     o.seed = seed;
     if (type) {
@@ -59,9 +62,16 @@ int command_synth(int argc, char **argv)
                         type);
         o.type = info->type;
     }
+    out.new_only = !overwrite;
+    code = output_files_open(&options);
+    if (code)
+        return code;
     struct inst_msg msg = {0};
-    int err = synth_write(&o, path, &msg);
+    int err = synth_write(&o, out.stream, out.path, &msg);
     if (err)
-        return fail(err == INST_EINVAL ? EXIT_USAGE : EXIT_FAILED, "synth: %s", msg.text);
-    return 0;
+        code = fail(err == INST_EINVAL ? EXIT_USAGE : EXIT_FAILED, "synth: %s", msg.text);
+    else
+        code = output_file_close(&out);
+    options_free(&options);
+    return code;
 }

@@ -91,9 +91,9 @@ int command_tokenize(int argc, char **argv)
     static struct tokenize o;
     const struct option rows[] = {
         {"Options", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
-        {"--model", 'm', OPTION_TEXT, &o.model, 0, 0, "MODEL", "GGUF file"},
+        {"--model", 'm', OPTION_MODEL, &o.model, 0, 0, "MODEL", "GGUF file"},
         {"--prompt", 'p', OPTION_TEXT, &o.text, 0, 0, "TEXT", "the text"},
-        {"--file", 'f', OPTION_TEXT, &o.file, 0, 0, "FILE", "text from a file, - = stdin"},
+        {"--file", 'f', OPTION_INPUT, &o.file, 0, 0, "FILE", "text from a file, - = stdin"},
         {"--no-bos", 0, OPTION_FLAG, &o.no_bos, 0, 0, NULL, "adds no begin and end tokens"},
         {"--no-special", 0, OPTION_FLAG, &o.no_special, 0, 0, NULL,
          "the texts of control tokens are ordinary text"},

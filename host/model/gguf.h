@@ -68,6 +68,10 @@ int gguf_open_memory(struct gguf **out, const void *bytes, uint64_t size, const 
                      struct budget *budget, struct inst_msg *msg);
 void gguf_close(struct gguf *gguf); // NULL is fine
 
+// Path of part `i`, from 0, of the model of which `path` names any part: judged by the name alone,
+// nothing is opened. False when there is none, or no room.
+bool gguf_part_path(const char *path, uint64_t i, char *out, size_t room);
+
 const char *gguf_name(const struct gguf *gguf); // last component of the path
 uint32_t gguf_version(const struct gguf *gguf);
 uint64_t gguf_bytes(const struct gguf *gguf); // of the file, all its parts together

@@ -7,6 +7,7 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -96,6 +97,24 @@ int gguf_join(struct gguf *first, struct inst_msg *msg)
     return rc;
 }
 
+bool gguf_part_path(const char *path, uint64_t i, char *out, size_t room)
+{
+    // NAME-00001-of-00003.gguf; five digits each.
+    static const char form[] = "-00000-of-00000.gguf";
+    size_t bytes = strlen(path), tail = sizeof form - 1;
+    if (bytes <= tail)
+        return false;
+    const char *p = path + bytes - tail;
+    for (size_t at = 0; at < tail; at++)
+        if (form[at] == '0' ? p[at] < '0' || p[at] > '9' : p[at] != form[at])
+            return false;
+    uint64_t count = strtoull(p + 10, NULL, 10);
+    int n = i < count ? snprintf(out, room, "%.*s-%05" PRIu64 "-of-%05" PRIu64 ".gguf",
+                                 (int)(bytes - tail), path, i + 1, count)
+                      : -1;
+    return n > 0 && (size_t)n < room;
+}
+
 int gguf_open_parts(struct gguf *first, const char *path, struct inst_msg *msg)
 {
     uint64_t count, unused = UINT64_MAX;
@@ -118,8 +137,7 @@ int gguf_open_parts(struct gguf *first, const char *path, struct inst_msg *msg)
     if (!first->part || !name)
         rc = INST_ENOMEM;
     for (uint64_t i = 1; i < count && !rc; i++) {
-        snprintf(name, bytes + 1, "%.*s-%05" PRIu64 "-of-%05" PRIu64 ".gguf", (int)stem, path,
-                 i + 1, count);
+        gguf_part_path(path, i, name, bytes + 1);
         if (access(name, F_OK))
             rc = inst_fail(msg, INST_ENOENT,
                            "%s: part %" PRIu64 " of %" PRIu64 " is missing: no file %s",

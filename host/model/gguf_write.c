@@ -8,18 +8,16 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 enum { ALIGNMENT = 32 };
 
 struct gguf_writer {
     FILE *file;
-    char *path;
-    int rc; // the first failure
+    char *name;
+    off_t start; // of the file in the stream
+    int rc;      // the first failure
     struct inst_msg msg;
     uint64_t at; // bytes written
     uint64_t n_keys, n_tensors;
@@ -31,7 +29,7 @@ struct gguf_writer {
 static void fail(struct gguf_writer *w, int code, const char *what)
 {
     if (!w->rc)
-        w->rc = inst_fail(&w->msg, code, "%s: %s", w->path, what);
+        w->rc = inst_fail(&w->msg, code, "%s: %s", w->name, what);
 }
 
 static void put(struct gguf_writer *w, const void *data, uint64_t bytes)
@@ -70,25 +68,21 @@ static void put_zeros(struct gguf_writer *w, uint64_t bytes)
     put(w, zeros, bytes);
 }
 
-int gguf_writer_open(struct gguf_writer **out, const char *path, bool overwrite,
-                     struct inst_msg *msg)
+int gguf_writer_open(struct gguf_writer **out, FILE *file, const char *name, struct inst_msg *msg)
 {
-    struct gguf_writer *w = calloc(1, sizeof *w);
     *out = NULL;
-    if (!w || !(w->path = strdup(path))) {
+    off_t start = ftello(file);
+    int flags = fcntl(fileno(file), F_GETFL);
+    if (start < 0 || (flags >= 0 && flags & O_APPEND))
+        return inst_fail(msg, INST_ENOTSUP,
+                         "%s: a GGUF file can neither go through a pipe nor be appended", name);
+    struct gguf_writer *w = calloc(1, sizeof *w);
+    if (!w || !(w->name = strdup(name))) {
         free(w);
         return inst_fail(msg, INST_ENOMEM, "no memory");
     }
-    int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | (overwrite ? O_TRUNC : O_EXCL), 0644);
-    if (fd >= 0 && !(w->file = fdopen(fd, "wb")))
-        close(fd);
-    if (!w->file) {
-        int rc = inst_fail(msg, errno == EEXIST ? INST_EEXIST : INST_EIO, "%s: %s", path,
-                           errno == EEXIST ? "the file exists" : strerror(errno));
-        free(w->path);
-        free(w);
-        return rc;
-    }
+    w->file = file;
+    w->start = start;
     put(w, "GGUF", 4);
     put_u32(w, 3);
     put_u64(w, 0); // the counts come when they are known
@@ -213,11 +207,22 @@ void gguf_writer_tensor(struct gguf_writer *w, const char *name, uint32_t type, 
     w->declared = (end + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
 }
 
+// Now all of the size is known: a disk without room for it is not filled first.
+static void reserve(struct gguf_writer *w)
+{
+    uint64_t bytes = (uint64_t)w->start + w->at + w->declared;
+    if (bytes <= INT64_MAX && fallocate(fileno(w->file), FALLOC_FL_KEEP_SIZE, 0, (off_t)bytes) &&
+        (errno == ENOSPC || errno == EDQUOT))
+        fail(w, INST_ENOSPC, strerror(errno));
+}
+
 void gguf_writer_data(struct gguf_writer *w, const void *data, uint64_t bytes)
 {
     const char *p = data;
-    if (!w->rc && !w->current && !w->written)
+    if (!w->rc && !w->current && !w->written) {
         put_zeros(w, (ALIGNMENT - w->at % ALIGNMENT) % ALIGNMENT);
+        reserve(w);
+    }
     while (bytes && !w->rc) {
         if (w->current == w->n_tensors) {
             fail(w, INST_EINVAL, "more data than tensors");
@@ -241,23 +246,18 @@ int gguf_writer_close(struct gguf_writer *w, struct inst_msg *msg)
 {
     if (w->current != w->n_tensors)
         fail(w, INST_EINVAL, "data of a tensor is missing");
-    if (!w->rc && fseek(w->file, 8, SEEK_SET))
+    if (!w->rc && fseeko(w->file, w->start + 8, SEEK_SET))
         fail(w, INST_EIO, strerror(errno));
     put_u64(w, w->n_tensors);
     put_u64(w, w->n_keys);
-    struct stat st;
-    bool regular = !fstat(fileno(w->file), &st) && S_ISREG(st.st_mode);
     errno = 0;
-    if (fclose(w->file))
+    if (fflush(w->file) || fseeko(w->file, 0, SEEK_END))
         fail(w, errno == ENOSPC ? INST_ENOSPC : INST_EIO, strerror(errno));
     int rc = w->rc;
-    if (rc) {
+    if (rc)
         inst_fail(msg, rc, "%s", w->msg.text);
-        if (regular) // never a device that somebody named
-            unlink(w->path);
-    }
     free(w->ends);
-    free(w->path);
+    free(w->name);
     free(w);
     return rc;
 }

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 // Writes a GGUF file (version 3) front to back: keys, then tensor entries, then their data in the
-// same order. Nothing but a stdio buffer is held, so files may be larger than memory. The first
-// failure sticks: later calls do nothing and gguf_writer_close reports it. A file that was not
-// finished is removed.
+// same order. Nothing but the caller's stream is used, so files may be larger than memory. The
+// first failure sticks: later calls do nothing and gguf_writer_close reports it.
 #ifndef INST_HOST_MODEL_GGUF_WRITE_H
 #define INST_HOST_MODEL_GGUF_WRITE_H
 
 #include "host/model/gguf.h"
 
+#include <stdio.h>
+
 struct gguf_writer;
 
-// An existing file is INST_EEXIST unless `overwrite`.
-int gguf_writer_open(struct gguf_writer **out, const char *path, bool overwrite,
-                     struct inst_msg *msg);
+// Writes from where the stream is and goes back there at the end: INST_ENOTSUP for a pipe. The
+// stream stays the caller's; `name` stands in messages.
+int gguf_writer_open(struct gguf_writer **out, FILE *file, const char *name, struct inst_msg *msg);
 
 void gguf_writer_u32(struct gguf_writer *w, const char *key, uint32_t value);
 void gguf_writer_f32(struct gguf_writer *w, const char *key, float value);
@@ -31,7 +32,7 @@ void gguf_writer_tensor(struct gguf_writer *w, const char *name, uint32_t type, 
 // Appends to the data of the current tensor; full tensors are padded and the next one begins.
 void gguf_writer_data(struct gguf_writer *w, const void *data, uint64_t bytes);
 
-// Closes and frees in every case. Data missing from a tensor is INST_EINVAL.
+// Completes the file and frees in every case. Data missing from a tensor is INST_EINVAL.
 int gguf_writer_close(struct gguf_writer *w, struct inst_msg *msg);
 
 #endif

@@ -460,7 +460,8 @@ void synth_defaults(struct synth_options *options)
     };
 }
 
-int synth_write(const struct synth_options *options, const char *path, struct inst_msg *msg)
+int synth_write(const struct synth_options *options, FILE *file, const char *name,
+                struct inst_msg *msg)
 {
     struct synth_options o = *options;
     if (!o.vocab)
@@ -472,7 +473,7 @@ int synth_write(const struct synth_options *options, const char *path, struct in
     struct synth s = {.o = &o};
     int rc = check(&o, msg);
     if (!rc)
-        rc = gguf_writer_open(&s.w, path, o.overwrite, msg);
+        rc = gguf_writer_open(&s.w, file, name, msg);
     if (rc)
         return rc;
     put_keys(s.w, &o);
@@ -481,6 +482,6 @@ int synth_write(const struct synth_options *options, const char *path, struct in
     s.data = true;
     if (!rc)
         put_tensors(&s);
-    int closed = gguf_writer_close(s.w, msg); // data missing: it removes the file
+    int closed = gguf_writer_close(s.w, msg);
     return rc ? rc : closed;
 }

@@ -9,6 +9,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 
 enum {
     SYNTH_VOCAB_MIN = 260, // <unk>, <s>, </s>, 256 bytes, the space
@@ -28,14 +29,15 @@ struct synth_options {
     float rope_factor;
     uint32_t rope_original, window;
     bool rope_freqs, tied;
-    bool overwrite;
 };
 
 // Small, valid values for everything; the caller changes what it wants.
 void synth_defaults(struct synth_options *options);
 
-// Streams the file to disk; memory in use does not depend on the model's size.
-int synth_write(const struct synth_options *options, const char *path, struct inst_msg *msg);
+// Writes to the stream; memory in use does not depend on the model's size. `name` stands in
+// messages.
+int synth_write(const struct synth_options *options, FILE *file, const char *name,
+                struct inst_msg *msg);
 
 // Text -> ids needs no tokenizer here: byte b is token SYNTH_BYTE_BASE + b (a space also has its
 // own).

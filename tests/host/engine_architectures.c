@@ -42,9 +42,8 @@ static void write_shape(const struct shape *s)
     o.rope_original = s->rope_original;
     o.rope_scaling = s->rope_scaling;
     o.rope_factor = s->rope_scaling ? 4 : 0;
-    o.overwrite = true;
     snprintf(model, sizeof model, "/tmp/instinfer-arch-%d.gguf", (int)getpid());
-    if (synth_write(&o, model, &msg))
+    if (synth_to(&o, model, &msg))
         fail_msg("%s", msg.text);
     for (uint32_t t = 0; t < 2; t++)
         for (size_t i = 0; i < N; i++)

@@ -5,8 +5,8 @@
 #define INST_TESTS_HOST_ENGINE_HELPER_H
 
 #include "host/engine/engine.h"
-#include "host/model/synth.h"
 #include "tests/host/fake_drive.h"
+#include "tests/host/synth_to.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -42,9 +42,8 @@ static inline void write_model(char path[64], uint32_t type)
     o.context = 1024;
     o.type = type;
     o.seed = 7;
-    o.overwrite = true;
     snprintf(path, 64, "/tmp/instinfer-test-%d-%u.gguf", (int)getpid(), type);
-    if (synth_write(&o, path, &msg))
+    if (synth_to(&o, path, &msg))
         fail_msg("%s", msg.text);
 }
 

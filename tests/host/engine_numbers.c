@@ -43,9 +43,8 @@ static void write_shape(const struct shape *s)
     o.context = 128;
     o.type = s->type;
     o.tied = s->tied;
-    o.overwrite = true;
     snprintf(model, sizeof model, "/tmp/instinfer-numbers-%d.gguf", (int)getpid());
-    if (synth_write(&o, model, &msg))
+    if (synth_to(&o, model, &msg))
         fail_msg("%s: %s", s->architecture, msg.text);
 }
 

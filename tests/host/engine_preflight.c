@@ -345,7 +345,7 @@ static void write_large(void)
     o.context = (uint32_t)large_context;
     o.type = TENSOR_F16;
     snprintf(large, sizeof large, "%s/large.gguf", root);
-    if (large_context > 1u << 31 || synth_write(&o, large, &msg))
+    if (large_context > 1u << 31 || synth_to(&o, large, &msg))
         fail_msg("%s", msg.text);
 }
 

@@ -135,7 +135,8 @@ static void test_unusual(void **state)
     struct inst_msg msg = {{0}};
     struct gguf_writer *w;
     uint64_t elements = 24 * 5 + 24;
-    assert_int_equal(gguf_writer_open(&w, PATH, true, &msg), 0);
+    FILE *file = fopen(PATH, "wb");
+    assert_int_equal(gguf_writer_open(&w, file, PATH, &msg), 0);
     gguf_writer_string(w, "general.architecture", "llama");
     gguf_writer_u32(w, "llama.context_length", 100);
     gguf_writer_u32(w, "llama.embedding_length", 24);
@@ -175,7 +176,7 @@ static void test_unusual(void **state)
         float value = (float)i;
         gguf_writer_data(w, &value, sizeof value);
     }
-    if (gguf_writer_close(w, &msg) || model_open(&m, PATH, &msg))
+    if (gguf_writer_close(w, &msg) || fclose(file) || model_open(&m, PATH, &msg))
         fail_msg("%s", msg.text);
     check_config(&m.config, &(struct model_config){.architecture = "llama",
                                                    .layers = 2,
@@ -224,7 +225,8 @@ static void test_refused_variants(void **state)
         struct opened m;
         struct inst_msg msg = {{0}};
         struct gguf_writer *w;
-        assert_int_equal(gguf_writer_open(&w, PATH, true, &msg), 0);
+        FILE *file = fopen(PATH, "wb");
+        assert_int_equal(gguf_writer_open(&w, file, PATH, &msg), 0);
         gguf_writer_string(w, "general.architecture", "opt");
         gguf_writer_u32(w, "opt.context_length", 100);
         gguf_writer_u32(w, "opt.embedding_length", 24);
@@ -240,6 +242,7 @@ static void test_refused_variants(void **state)
         put_tensor(w, cases[i].tensor ? cases[i].tensor : "blk.0.attn_norm.weight", 24, 3);
         gguf_writer_data(w, zeros, sizeof zeros);
         assert_int_equal(gguf_writer_close(w, &msg), 0);
+        fclose(file);
         assert_true(model_open(&m, PATH, &msg) < 0);
         if (!strstr(msg.text, cases[i].text))
             fail_msg("case %zu: %s", i, msg.text);

@@ -292,6 +292,30 @@ static void test_foreign(void **state)
     fail_msg("%s", msg.text);
 }
 
+static void test_names(void **state)
+{
+    (void)state;
+    char name[64];
+    const char *three = "a/m-00002-of-00003.gguf";
+    assert_true(gguf_part_path(three, 0, name, sizeof name));
+    assert_string_equal(name, "a/m-00001-of-00003.gguf");
+    assert_true(gguf_part_path(three, 2, name, sizeof name));
+    assert_string_equal(name, "a/m-00003-of-00003.gguf");
+    assert_false(gguf_part_path(three, 3, name, sizeof name));
+    assert_false(gguf_part_path(three, 0, name, strlen(three)));
+    assert_true(gguf_part_path(three, 0, name, strlen(three) + 1));
+    const char *other[] = {"",
+                           "m.gguf",
+                           "-00001-of-00003.gguf",
+                           "m-0001-of-00003.gguf",
+                           "m-00001-of-0000x.gguf",
+                           "m-00001-of-00003.GGUF",
+                           "m-00001-of-00003.gguf.old",
+                           "m-00001-of-00000.gguf"};
+    for (size_t i = 0; i < sizeof other / sizeof *other; i++)
+        assert_false(gguf_part_path(other[i], 0, name, sizeof name));
+}
+
 int main(void)
 {
     char command[128];
@@ -299,10 +323,9 @@ int main(void)
     if (!mkdtemp(folder))
         return 1;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_whole),
-        cmocka_unit_test(test_wrong),
-        cmocka_unit_test(test_other_parts),
-        cmocka_unit_test(test_foreign),
+        cmocka_unit_test(test_whole),       cmocka_unit_test(test_wrong),
+        cmocka_unit_test(test_other_parts), cmocka_unit_test(test_foreign),
+        cmocka_unit_test(test_names),
     };
     int rc = cmocka_run_group_tests(tests, NULL, NULL);
     snprintf(command, sizeof command, "rm -r %s", folder);
