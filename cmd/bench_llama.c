@@ -71,9 +71,10 @@ static int run(const struct llama_bench *b, char **argv, FILE *out)
     FILE *err = tmpfile();
     if (!err)
         return fail(EXIT_FAILED, "temporary file: %s", strerror(errno));
-    // This process ignores it; that one shall not.
+    // This process ignores them; that one shall not.
     sigemptyset(&reset);
     sigaddset(&reset, SIGPIPE);
+    sigaddset(&reset, SIGXFSZ);
     posix_spawnattr_init(&attributes);
     posix_spawnattr_setsigdefault(&attributes, &reset);
     posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGDEF);

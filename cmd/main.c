@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cmd/commands.h"
 #include "cmd/options.h"
+#include "cmd/process.h"
 #include "instinfer.h"
 
+#include <errno.h>
 #include <malloc.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -28,28 +29,39 @@ static void print_help(FILE *file)
           file);
 }
 
+// Text that did not arrive is an error, whoever printed it.
+static int finish(int code)
+{
+    errno = 0;
+    bool lost = fflush(stdout) || ferror(stdout);
+    if (lost && code == EXIT_OK)
+        code = fail(EXIT_FAILED, "standard output: %s",
+                    errno ? strerror(errno) : "it cannot be written");
+    return code;
+}
+
 int main(int argc, char **argv)
 {
+    if (!process_begin())
+        return EXIT_FAILED;
     // One heap for all threads, and large blocks go back to the system when freed: --memory counts
     // what the process really holds.
     mallopt(M_ARENA_MAX, 1);
     mallopt(M_MMAP_THRESHOLD, 64 * 1024);
-    // A closed pipe is an error of fwrite, not a silent death.
-    signal(SIGPIPE, SIG_IGN);
     if (argc < 2) {
         print_help(stderr);
         return EXIT_USAGE;
     }
     if (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h") || !strcmp(argv[1], "help")) {
         print_help(stdout);
-        return EXIT_OK;
+        return finish(EXIT_OK);
     }
     if (!strcmp(argv[1], "--version")) {
         printf("instinfer %s\n", inst_version());
-        return EXIT_OK;
+        return finish(EXIT_OK);
     }
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         if (!strcmp(argv[1], commands[i].name))
-            return commands[i].run(argc - 1, argv + 1);
+            return finish(commands[i].run(argc - 1, argv + 1));
     return fail(EXIT_USAGE, "unknown command '%s' (see instinfer --help)", argv[1]);
 }

@@ -317,6 +317,21 @@ class Outputs(Case):
         self.assertEqual(p.returncode, 0)
         json.loads(read(old))
 
+    def test_a_limit_on_file_sizes_is_an_error(self):
+        old = self.path("old")
+        write(old, LAST)
+
+        def limit():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+
+        for command in (["run", "-m", self.model, "-p", "x", "-n", 1, "--kv", "ram:16M", "--stats"],
+                        ["logits", "-m", self.model, "-p", "x", "--kv", "ram:16M", "-o"],
+                        ["bench", "drive", "-c", 64, "-n", 1, "--shape", "2/1x64", "--svg"],
+                        ["synth", "--overwrite", "-o"]):
+            r = self.run_it(*command, old, preexec_fn=limit)
+            self.assert_error(r, 1, old, "File too large")
+            self.assertEqual(read(old), LAST)
+
     def test_a_full_disk(self):
         """On a tmpfs of 128 KiB, in a mount namespace of its own."""
         script = """
@@ -433,6 +448,51 @@ rm disk/full; "$0" run -m "$MODEL" -p x -n 1 --kv ram:16M --stats disk/old >/dev
             self.assertEqual(r.returncode, 0, r.stderr)
             self.assertEqual(f.read(), read(self.source))
         self.assertNotEqual(read(self.model), read(self.source))
+
+
+class ClosedDescriptors(Case):
+    """Whatever of 0 to 2 is closed, no file takes its place."""
+
+    def shell(self, closed, *args):
+        script = "exec \"$@\" " + " ".join(f"{fd}>&-" for fd in closed)
+        out, err = self.path("out"), self.path("err")
+        with open(self.prompt, "rb") as i, open(out, "wb") as o, open(err, "wb") as e:
+            r = subprocess.run(["sh", "-c", script, "sh", INSTINFER, *map(str, args)], stdin=i,
+                               stdout=o, stderr=e, timeout=60, cwd=self.dir)
+        return r.returncode, read(out), read(err)
+
+    def test_all_ways_to_close(self):
+        kv, stats = self.path("kv"), self.path("stats")
+        os.mkdir(kv)
+        base = ["run", "-m", self.model, "-n", 60, "--temp", 0, "--ignore-eos", "--group", 16, "--kv",
+                kv, "--stats", stats]
+        code, text, _ = self.shell("", *base, "-p", "hello")
+        self.assertEqual(code, 0)
+        for closed in ("0", "1", "2", "01", "02", "12", "012"):
+            for prompt in (["-p", "hello"], ["-f", "-"]):
+                with self.subTest(closed=closed, prompt=prompt):
+                    write(stats, LAST)
+                    code, out, err = self.shell(closed, *base, *prompt)
+                    lost = "1" in closed or ("0" in closed and "-f" in prompt)
+                    self.assertEqual(code, 1 if lost else 0, err)
+                    self.assertEqual(out, b"" if lost else text)
+                    if lost:
+                        self.assertEqual(read(stats), LAST)
+                    else:
+                        self.assertEqual(json.loads(read(stats))["prompt_tokens"], 6)
+                    what = b"standard input" if "0" in closed and "-f" in prompt else \
+                        b"standard output"
+                    self.assertEqual(err, b"" if "2" in closed or not lost else
+                                     b"instinfer: " + what + b": Bad file descriptor\n")
+                    self.assertEqual(os.listdir(kv), [])
+        self.assertEqual(read(self.model), read(self.source))
+
+    def test_help_that_does_not_arrive(self):
+        for args in (["--help"], ["--version"], ["run", "--help"], ["inspect", self.model],
+                     ["tokenize", "-m", self.model, "-p", "x"]):
+            code, _, err = self.shell("1", *args)
+            self.assertEqual((code, err), (1, b"instinfer: standard output: Bad file descriptor\n"),
+                             args)
 
 
 if __name__ == "__main__":
