@@ -11,6 +11,8 @@ tables in docs/ are what a script printed. Standard library only.
 import pathlib
 import sys
 
+import output_file
+
 
 def main():
     if len(sys.argv) != 3:
@@ -25,9 +27,7 @@ def main():
     if not table:
         raise SystemExit("nothing to put there")
     tail = rest.split(end)[1]
-    path.write_text(
-        f"{head}{begin}\n{table}\n\n{end}{tail}", encoding="utf-8"
-    )
+    output_file.write_text(path, f"{head}{begin}\n{table}\n\n{end}{tail}")
 
 
 if __name__ == "__main__":

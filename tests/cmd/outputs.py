@@ -15,6 +15,9 @@ import tempfile
 import time
 import unittest
 
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import needs  # noqa: E402
+
 INSTINFER = os.path.abspath(sys.argv[1])
 LAST = b'{"last": "run"}'
 
@@ -350,7 +353,8 @@ rm disk/full; "$0" run -m "$MODEL" -p x -n 1 --kv ram:16M --stats disk/old >/dev
                            env=dict(os.environ, LAST=LAST.decode(), MODEL=self.model))
         out = r.stdout.decode().splitlines()
         if not os.path.isdir(self.path("disk")) or b"mount" in r.stderr or b"unshare" in r.stderr:
-            self.skipTest("no file system can be mounted here: " + r.stderr.decode())
+            needs.not_tested("a full disk: no file system can be mounted here")
+            return
         same = LAST.decode()
         self.assertEqual(out[:4], [f"rc=1 {same} 1", f"rc=1 {same} 2", f"rc=1 {same} 2",
                                    f"rc=1 {same} 2"], r.stderr)

@@ -422,6 +422,15 @@ class Convert(unittest.TestCase):
         self.assertEqual(status, 1)
         self.assertIn("not a regular file", said)
         self.assertTrue(self.out.is_fifo())
+        # A file of the checkpoint, under another name.
+        read = folder / "config.json"
+        before = read.read_bytes()
+        self.out = self.work / "linked.gguf"
+        os.link(read, self.out)
+        status, said = self.convert(folder, "--overwrite")
+        self.assertEqual(status, 1)
+        self.assertIn("is read, too", said)
+        self.assertEqual(read.read_bytes(), before)
         self.out = self.work / "no/such/folder.gguf"
         status, said = self.convert(folder)
         self.assertEqual(status, 1)

@@ -2,13 +2,9 @@
 """Writes a GGUF file of version 3, one tensor after the other.
 
 The header needs the size of every tensor, so all are announced first and their
-data is written in the same order later, a few rows at a time. What is being
-written has a temporary name beside the wanted one, which it gets when it is
-complete and on the disk.
+data is written in the same order later, a few rows at a time.
 """
 
-import contextlib
-import os
 import struct
 from dataclasses import dataclass
 
@@ -133,20 +129,7 @@ class Writer:
         self._tensors.append((_string(name) + dims + entry, size, parts))
         self._offset += -(-size // ALIGNMENT) * ALIGNMENT
 
-    def write(self, path):
-        temporary = f"{path}.part-{os.getpid()}"
-        try:
-            with open(temporary, "xb") as file:
-                self._write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
-
-    def _write(self, file):
+    def write(self, file):
         file.write(b"GGUF")
         counts = len(self._tensors), len(self._keys)
         file.write(struct.pack("<IQQ", 3, *counts))

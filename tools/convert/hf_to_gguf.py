@@ -26,6 +26,9 @@ import gguf_file
 import vocabulary
 from checkpoint import Checkpoint, Refused
 
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+import output_file  # noqa: E402
+
 PART_BYTES = 8 << 20  # of float32 values that are in memory at a time
 OWN_TYPES = {"F64": "f32", "F32": "f32", "F16": "f16", "BF16": "bf16"}
 
@@ -63,7 +66,7 @@ def parts_of(source, shape, order, plus, kind):
     return parts
 
 
-def convert(folder, output, wanted=None, pre=None):
+def convert(folder, file, wanted=None, pre=None):
     """Returns what the file has no place for, a line each."""
     checkpoint = Checkpoint(folder)
     writer = gguf_file.Writer()
@@ -100,7 +103,7 @@ def convert(folder, output, wanted=None, pre=None):
         writer.add_tensor(
             name, values.shape, gguf_file.F32, lambda raw=raw: [raw]
         )
-    writer.write(output)
+    writer.write(file)
     return checkpoint.notes
 
 
@@ -137,9 +140,9 @@ def main(arguments=None):
                 raise Refused(
                     f"{options.output}: exists already (see --overwrite)"
                 )
-        notes = convert(
-            options.folder, options.output, options.type, options.pre
-        )
+        inputs = options.folder.glob("*")
+        with output_file.writing(options.output, "wb", inputs) as file:
+            notes = convert(options.folder, file, options.type, options.pre)
     except (Refused, OSError) as error:
         say(error)
         return 1

@@ -16,6 +16,9 @@ import random
 import sys
 from collections import namedtuple
 
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+import output_file  # noqa: E402
+
 ATTRIBUTES = "weight tariff invoice permit seal berth volume deposit".split()
 
 ADJECTIVES = """
@@ -276,7 +279,7 @@ def write_files(result, folder):
     folder.mkdir(parents=True, exist_ok=True)
 
     def write(name, text):
-        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+        output_file.write_text(folder / name, text)
 
     write("document.txt", result["document"])
     for number, question in enumerate(result["questions"], 1):

@@ -6,6 +6,8 @@
 
 import argparse
 import math
+import pathlib
+import sys
 import time
 from dataclasses import dataclass
 
@@ -18,6 +20,9 @@ import gguf_writer
 import model as recall
 import vocabulary
 from muon import Muon
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+import output_file  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -157,10 +162,11 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    model = recall.Model(recall.Config(len(vocabulary.PIECES)))
-    recall.initialise(model)
-    train(model, options.seed)
-    gguf_writer.write(options.out, model)
+    with output_file.writing(options.out, "wb") as file:
+        model = recall.Model(recall.Config(len(vocabulary.PIECES)))
+        recall.initialise(model)
+        train(model, options.seed)
+        gguf_writer.write(file.name, model)
     print(f"wrote {options.out}")
 
 

@@ -10,11 +10,15 @@ tensors and keys of a file show; what it does not know it refuses.
 
 import argparse
 import json
+import pathlib
 import sys
 from dataclasses import dataclass
 
 import gguf
 import numpy as np
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+import output_file  # noqa: E402
 
 GATED = "ffn_gate ffn_up ffn_down".split()
 SPLIT = "attn_q attn_k attn_v attn_output".split()
@@ -424,6 +428,15 @@ def parse_arguments(arguments):
 
 def main(arguments=None):
     options = parse_arguments(arguments)
+    if options.output and not options.compare:
+        inputs = [options.model]
+        with output_file.writing(options.output, "wb", inputs) as file:
+            run(options, file)
+    else:
+        run(options, None)
+
+
+def run(options, output):
     tokens = [int(token) for token in options.tokens.split(",")]
     result = logits(Model.load(options.model), tokens, options.kv)
     if not options.all:
@@ -433,8 +446,8 @@ def main(arguments=None):
         worst = np.abs(other - result).max()
         print(f"rms {relative_rms(other, result):.3e} relative,", end=" ")
         print(f"largest difference {worst:.3e}")
-    elif options.output:
-        np.save(options.output, result)
+    elif output:
+        np.save(output, result)
     else:
         json.dump(result.tolist(), sys.stdout)
         print()

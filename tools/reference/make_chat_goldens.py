@@ -21,6 +21,7 @@ import datetime
 import hashlib
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -29,6 +30,9 @@ import tempfile
 import jinja2
 import jinja2.ext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+import output_file  # noqa: E402
 
 TODAY = datetime.date(2025, 3, 5)
 SPM, BPE, QWEN = ("vocab/ggml-vocab-%s.gguf" % n for n in ("llama-spm", "llama-bpe", "qwen2"))
@@ -205,7 +209,7 @@ def main():
             f.flush()
             return subprocess.run([args.check, f.name]).returncode
     golden = {"today": TODAY.isoformat(), "models": list(cases(args, MODELS, False))}
-    with open(os.path.join(args.folder, "chat.json"), "w", encoding="utf-8") as f:
+    with output_file.writing(os.path.join(args.folder, "chat.json"), encoding="utf-8") as f:
         f.write('{"today": "%s", "models": [\n' % golden["today"])
         f.write(",\n".join(json.dumps(m) for m in golden["models"]))
         f.write("\n]}\n")

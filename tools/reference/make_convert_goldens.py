@@ -33,8 +33,10 @@ from tokenizers import Regex, decoders, pre_tokenizers, processors
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/convert"))
 sys.path.insert(0, str(ROOT / "tools/convert"))
+sys.path.append(str(ROOT / "tools"))
 
 import checkpoints  # noqa: E402
+import output_file  # noqa: E402
 import vocabulary  # noqa: E402
 
 WORDS = 320  # tokens of the byte-level vocabularies
@@ -69,7 +71,7 @@ def corpus():
 
 def write(folder, name, value):
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    (folder / name).write_text(text)
+    output_file.write_text(folder / name, text)
 
 
 def compact(folder):
@@ -491,7 +493,8 @@ def make_case(name, out, work):
     with torch.no_grad():
         logits = model(torch.tensor([tokens])).logits[0].numpy()
     kept = logits[list(KEPT)].astype("<f4")
-    np.save(out / f"{name}.npy", kept)
+    with output_file.writing(out / f"{name}.npy", "wb") as file:
+        np.save(file, kept)
     config = json.loads((work / "config.json").read_text())
     return {
         "name": name,
@@ -523,7 +526,7 @@ def main():
             cases.append(make_case(name, out, pathlib.Path(work)))
         print(name, flush=True)
     lines = ",\n".join(json.dumps(c, separators=(",", ":")) for c in cases)
-    (out / "cases.json").write_text(f"[\n{lines}\n]\n")
+    output_file.write_text(out / "cases.json", f"[\n{lines}\n]\n")
 
 
 if __name__ == "__main__":

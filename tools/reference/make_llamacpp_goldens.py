@@ -17,6 +17,8 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/recall"))
+sys.path.append(str(ROOT / "tools"))
+import output_file  # noqa: E402
 import recall_cases  # noqa: E402
 
 STORIES_PROMPT = "Once upon a time"
@@ -76,7 +78,7 @@ def make_stories(llamacpp, model, path):
         "prompt_tokens": prompt_tokens,
         "tokens": tokens,
     }
-    path.write_text(json.dumps(golden) + "\n")
+    output_file.write_text(path, json.dumps(golden) + "\n")
 
 
 def ask(llamacpp, case):
@@ -108,7 +110,7 @@ def make_recall(llamacpp, models, path):
             print(f"{case.name}: the answers of this model are there already")
             continue
         golden[case.name] = ask(llamacpp, case)
-        path.write_text(json.dumps(golden, indent=1) + "\n")
+        output_file.write_text(path, json.dumps(golden, indent=1) + "\n")
 
 
 def parse_arguments(arguments):

@@ -13,6 +13,7 @@ import json
 import pathlib
 import random
 import subprocess
+import sys
 import tempfile
 
 import numpy as np
@@ -20,6 +21,8 @@ import numpy as np
 import llama_float64
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tools"))
+import output_file  # noqa: E402
 EVERY, LAST = 16, 4
 SHORT, LONG = 40, 300  # tokens; LONG crosses several tiles of 64
 BOS = 1
@@ -166,7 +169,8 @@ def golden(model, tokens, store):
     expected = llama_float64.logits(model, tokens, kv="f16")
     unrounded = llama_float64.logits(model, tokens, kv="f64")
     positions = kept_positions(len(tokens))
-    np.save(store, expected[positions].astype(np.float32))
+    with output_file.writing(store, "wb") as file:
+        np.save(file, expected[positions].astype(np.float32))
     return {
         "tokens": tokens,
         "positions": positions,
@@ -204,7 +208,7 @@ def make_stories(path, out):
 def write_index(entries, path):
     """One line per case, so that changes can be read."""
     lines = ",\n".join(json.dumps(entry) for entry in entries)
-    path.write_text(f"[\n{lines}\n]\n")
+    output_file.write_text(path, f"[\n{lines}\n]\n")
 
 
 def parse_arguments(arguments):

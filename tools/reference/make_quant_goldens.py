@@ -11,10 +11,15 @@ largest). No value is infinite or NaN.
 """
 
 import argparse
+import pathlib
 import struct
+import sys
 
 import gguf
 import numpy as np
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+import output_file  # noqa: E402
 
 # Type -> where its fp16 numbers lie in a block.
 HALVES = {
@@ -54,7 +59,7 @@ def main():
     parser.add_argument("-o", "--output", default="tests/data/quants.bin")
     options = parser.parse_args()
     random = np.random.Generator(np.random.PCG64(4))
-    with open(options.output, "wb") as out:
+    with output_file.writing(options.output, "wb") as out:
         for name, offsets in HALVES.items():
             qtype = gguf.GGMLQuantizationType[name]
             blocks = random_blocks(random, qtype, offsets)

@@ -17,6 +17,9 @@ import subprocess
 import sys
 import tempfile
 
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+import output_file  # noqa: E402
+
 LENGTHS = (4096, 16384)  # tokens of the document, BOS included
 QUESTIONS = 50
 SEED = 20
@@ -62,7 +65,8 @@ def main(arguments=None):
     options = parse_arguments(arguments)
     documents = [make_document(options.mkprompt, length) for length in LENGTHS]
     text = json.dumps(documents, indent=0).encode()
-    options.output.write_bytes(gzip.compress(text, 9, mtime=0))
+    with output_file.writing(options.output, "wb", [options.mkprompt]) as file:
+        file.write(gzip.compress(text, 9, mtime=0))
     print(f"{options.output.name}: {options.output.stat().st_size} bytes")
 
 

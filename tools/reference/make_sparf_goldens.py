@@ -13,11 +13,15 @@ least LEAD. The file says of each text how close its choices were.
 
 import argparse
 import pathlib
+import sys
 
 import numpy as np
 
 import llama_float64 as reference
 from sparf_float64 import Session, Sparf, generate
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+import output_file  # noqa: E402
 
 NOISE = 3e-6
 REPLICAS = 8
@@ -97,7 +101,8 @@ def main(arguments=None):
             lines.append("# " + said)
             for numbers in ((*head, *sizes), prompt, tokens):
                 lines.append(" ".join(map(str, numbers)))
-    pathlib.Path(options.output).write_text("\n".join(lines) + "\n")
+    text = "\n".join(lines) + "\n"
+    output_file.write_text(options.output, text, [options.model])
 
 
 if __name__ == "__main__":

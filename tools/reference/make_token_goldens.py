@@ -28,6 +28,9 @@ import sys
 import tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.append(os.path.join(ROOT, "tools"))
+import output_file  # noqa: E402
+
 TREE = os.path.join(ROOT, "models"), os.path.join(ROOT, "tests/data")
 
 # Vocabularies and a special token of each that stands between texts.
@@ -328,7 +331,7 @@ def main():
     for name, content in [("tokens_pre", lambda: pre_tokenizers(binary, texts)),
                           ("tokens_bpe", lambda: real_vocabularies(binary, folder, BPE, texts)),
                           ("tokens_llama_spm", lambda: real_vocabularies(binary, folder, SPM, texts))]:
-        with open(os.path.join(out, name + ".json"), "w") as f:
+        with output_file.writing(os.path.join(out, name + ".json")) as f:
             json.dump(content(), f, separators=(",", ":"))
             f.write("\n")
         print(name, len(texts), "texts")
