@@ -8,6 +8,7 @@ import os
 import sys
 
 SKIP = 77
+HANG = 600  # seconds: no limit on time, a hundred times what the longest command here takes
 
 
 def not_tested(reason):

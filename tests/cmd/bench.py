@@ -9,6 +9,9 @@ import sys
 import tempfile
 import unittest
 
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from needs import HANG  # noqa: E402
+
 INSTINFER = sys.argv[1]
 VOCAB, WIDTH, LAYERS, KV_DIM = 300, 64, 3, 32
 
@@ -33,7 +36,7 @@ PYTHON
 
 
 def run(*args, **kwargs):
-    return subprocess.run([INSTINFER, *map(str, args)], capture_output=True, timeout=60, **kwargs)
+    return subprocess.run([INSTINFER, *map(str, args)], capture_output=True, timeout=HANG, **kwargs)
 
 
 class Bench(unittest.TestCase):

@@ -17,7 +17,7 @@ import time
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from needs import missing  # noqa: E402
+from needs import HANG, missing  # noqa: E402
 
 INSTINFER, RECALL, PART = sys.argv[1:4]
 CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + "
@@ -77,7 +77,7 @@ class Case(unittest.TestCase):
 
 
 def run(*args, stdin=b"", **kwargs):
-    kwargs.setdefault("timeout", 60)
+    kwargs.setdefault("timeout", HANG)
     return subprocess.run([INSTINFER, *map(str, args)], input=stdin, capture_output=True, **kwargs)
 
 
@@ -252,7 +252,7 @@ class Pipe(Case):
         p.stdin.flush()
         p.stdout.read(20)
         p.send_signal(signal.SIGINT)
-        _, err = p.communicate(timeout=30)
+        _, err = p.communicate(timeout=HANG)
         self.assertEqual(p.returncode, 130, err)
         s = self.stats()
         self.assertEqual((s["turns"], s["stop_reason"]), (1, "interrupt"))
@@ -261,7 +261,7 @@ class Pipe(Case):
         folder = os.open(self.folder.name, os.O_RDONLY)
         self.addCleanup(os.close, folder)
         r = subprocess.run([INSTINFER, "run", "--chat", "-m", self.chatml, "--kv", "ram:16M"],
-                           stdin=folder, capture_output=True, timeout=60)
+                           stdin=folder, capture_output=True, timeout=HANG)
         self.error(r, 1, "standard input: ")
 
     def test_bare_vocabulary_of_another_kind(self):
@@ -292,7 +292,7 @@ class Screen:
         self.tmux("set-option", "-g", "history-limit", "10000")
 
     def tmux(self, *args):
-        return subprocess.run([*self.command, *args], env=self.env, check=True, timeout=30,
+        return subprocess.run([*self.command, *args], env=self.env, check=True, timeout=HANG,
                               capture_output=True).stdout.decode()
 
     def keys(self, *keys):
@@ -306,7 +306,7 @@ class Screen:
         return "\n".join(line.rstrip() for line in lines)
 
     def wait(self, ready, what):
-        end = time.time() + 30
+        end = time.time() + HANG
         while time.time() < end:
             text = self.text()
             if ready(text):
@@ -370,7 +370,7 @@ class Terminal(Case):
         s.prompt()
         self.end()
         typed = self.stats()
-        lines = subprocess.run([INSTINFER, *self.options("-n", "8")], timeout=60, check=True,
+        lines = subprocess.run([INSTINFER, *self.options("-n", "8")], timeout=HANG, check=True,
                                input="Hello wörld\nHello wörld!\ntwo \\\nlines\n".encode(),
                                capture_output=True)
         piped = self.stats()

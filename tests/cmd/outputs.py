@@ -273,7 +273,7 @@ class Outputs(Case):
         p.stdout.close()
         err = p.stderr.read()
         p.stderr.close()
-        self.assertEqual((p.wait(timeout=30), b"standard output" in err), (1, True))
+        self.assertEqual((p.wait(timeout=needs.HANG), b"standard output" in err), (1, True))
         self.assertEqual(read(old), LAST)
 
     def test_signals_leave_last_times_file(self):
@@ -295,7 +295,7 @@ class Outputs(Case):
                 p.send_signal(signal.SIGCONT)
             else:
                 p.send_signal(numbers[0])
-            p.communicate(timeout=30)
+            p.communicate(timeout=needs.HANG)
             self.assertIn(p.returncode, (-numbers[0], -signal.SIGTERM))
             self.assertEqual(read(old), LAST)
             self.assertEqual([n for n in os.listdir(self.dir) if ".part-" in n], [])
@@ -307,7 +307,7 @@ class Outputs(Case):
             while not any(".part-" in n for n in os.listdir(self.dir)):
                 time.sleep(0.01)
             p.send_signal(number)
-            p.communicate(timeout=30)
+            p.communicate(timeout=needs.HANG)
             self.assertEqual((p.returncode, read(old)), (-number, LAST))
         # What the parent ignores stays ignored.
         p = subprocess.Popen([INSTINFER, "run", "-m", self.model, "-f", "-", "--kv", "ram:16M", "-n",
@@ -316,7 +316,7 @@ class Outputs(Case):
         while not any(".part-" in n for n in os.listdir(self.dir)):
             time.sleep(0.01)
         p.send_signal(signal.SIGHUP)
-        p.communicate(b"x", timeout=30)
+        p.communicate(b"x", timeout=needs.HANG)
         self.assertEqual(p.returncode, 0)
         json.loads(read(old))
 
@@ -349,7 +349,7 @@ truncate -s 0 disk/full
 rm disk/full; "$0" run -m "$MODEL" -p x -n 1 --kv ram:16M --stats disk/old >/dev/null; say
 """
         r = subprocess.run(["unshare", "-m", "sh", "-c", script, INSTINFER],
-                           cwd=self.dir, capture_output=True, timeout=60,
+                           cwd=self.dir, capture_output=True, timeout=needs.HANG,
                            env=dict(os.environ, LAST=LAST.decode(), MODEL=self.model))
         out = r.stdout.decode().splitlines()
         if not os.path.isdir(self.path("disk")) or b"mount" in r.stderr or b"unshare" in r.stderr:
@@ -395,12 +395,12 @@ rm disk/full; "$0" run -m "$MODEL" -p x -n 1 --kv ram:16M --stats disk/old >/dev
             self.assertTrue(stat.S_ISCHR(os.stat(self.path(name)).st_mode))
         reader = subprocess.Popen(["cat", self.path("pipe")], stdout=subprocess.PIPE)
         r = self.run_it(*base, "pipe")
-        self.assertEqual((r.returncode, reader.communicate(timeout=30)[0]), (0, expected))
+        self.assertEqual((r.returncode, reader.communicate(timeout=needs.HANG)[0]), (0, expected))
         self.assertTrue(stat.S_ISFIFO(os.stat(self.path("pipe")).st_mode))
         # A failure leaves the pipe, too.
         reader = subprocess.Popen(["cat", self.path("pipe")], stdout=subprocess.PIPE)
         r = self.run_it("synth", "-o", "pipe")
-        self.assertEqual((r.returncode, reader.communicate(timeout=30)[0]), (1, b""), r.stderr)
+        self.assertEqual((r.returncode, reader.communicate(timeout=needs.HANG)[0]), (1, b""), r.stderr)
         self.assertTrue(stat.S_ISFIFO(os.stat(self.path("pipe")).st_mode))
 
     def test_what_is_replaced(self):
@@ -462,7 +462,7 @@ class ClosedDescriptors(Case):
         out, err = self.path("out"), self.path("err")
         with open(self.prompt, "rb") as i, open(out, "wb") as o, open(err, "wb") as e:
             r = subprocess.run(["sh", "-c", script, "sh", INSTINFER, *map(str, args)], stdin=i,
-                               stdout=o, stderr=e, timeout=60, cwd=self.dir)
+                               stdout=o, stderr=e, timeout=needs.HANG, cwd=self.dir)
         return r.returncode, read(out), read(err)
 
     def test_all_ways_to_close(self):

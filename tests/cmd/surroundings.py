@@ -11,14 +11,14 @@ import tempfile
 import unittest
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from needs import not_tested  # noqa: E402
+from needs import HANG, not_tested  # noqa: E402
 
 INSTINFER = sys.argv[1]
 
 
 def run(*args, stdin=b"", **kwargs):
     return subprocess.run([INSTINFER, *map(str, args)], input=stdin, capture_output=True,
-                          timeout=100, **kwargs)
+                          timeout=HANG, **kwargs)
 
 
 class Surroundings(unittest.TestCase):

@@ -56,7 +56,7 @@ def instinfer(*arguments, text=None):
         [INSTINFER, *map(str, arguments)],
         input=text,
         capture_output=True,
-        timeout=60,
+        timeout=needs.HANG,
         check=False,
     )
     if result.returncode:

@@ -4,7 +4,7 @@
 
 End tokens, chat templates, files with other line ends; and numbers that no
 model has, which are refused in one line before anything is made of them. Needs
-NumPy; exit 77 without it.
+NumPy (tests/needs.py says what happens without it).
 """
 
 import contextlib
@@ -21,13 +21,15 @@ import tempfile
 import unittest
 import unittest.mock
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+import needs  # noqa: E402
+
 try:
     import numpy as np
 except ImportError:
-    print("skipped: there is no NumPy")
-    sys.exit(77)
+    sys.exit(needs.missing("NumPy (python3-numpy)"))
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools/convert/hf_to_gguf.py"
 DATA = ROOT / "tests/data/convert"
 INSTINFER = sys.argv[1]
@@ -146,7 +148,7 @@ class Kept(unittest.TestCase):
         result = subprocess.run(
             [INSTINFER, *map(str, arguments)],
             capture_output=True,
-            timeout=60,
+            timeout=needs.HANG,
             check=False,
         )
         self.assertEqual(result.returncode, 0, result.stderr)

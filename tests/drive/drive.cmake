@@ -7,15 +7,14 @@ inst_test(NAME drive/reclaim SOURCES drive_reclaim.c drive_harness.c LIBS ${DRIV
 # Ten million pages take minutes; the quick version is the same code.
 inst_test(NAME drive/churn SOURCES drive_churn.c drive_harness.c LIBS ${DRIVE_LIBS})
 add_test(NAME drive/churn_long COMMAND test_drive_churn 10000000)
-set_tests_properties(drive/churn_long PROPERTIES LABELS slow TIMEOUT 3000)
+set_tests_properties(drive/churn_long PROPERTIES LABELS slow TIMEOUT ${INST_SLOW})
 inst_test(NAME drive/sparf SOURCES drive_sparf.c sparf_scene.c drive_harness.c
           LIBS ${DRIVE_LIBS} inst_reference m)
 inst_test(NAME drive/sparf_faults SOURCES drive_sparf_faults.c sparf_scene.c drive_harness.c
           LIBS ${DRIVE_LIBS} inst_reference m)
-set_tests_properties(drive/sparf drive/sparf_faults drive/churn PROPERTIES TIMEOUT 300)
 # Everything at once, in any order: see interleave_harness.h. Longer: test_drive_interleave --seeds N.
 include(interleave.cmake)
 inst_test(NAME drive/interleave SOURCES interleave.c ${INTERLEAVE_SOURCES} LIBS ${DRIVE_LIBS} m)
 inst_test(NAME drive/interleave_faults SOURCES interleave_faults.c ${INTERLEAVE_SOURCES}
           LIBS ${DRIVE_LIBS} m)
-set_tests_properties(drive/interleave drive/interleave_faults PROPERTIES LABELS drive TIMEOUT 300)
+set_tests_properties(drive/interleave drive/interleave_faults PROPERTIES LABELS drive)

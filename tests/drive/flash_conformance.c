@@ -233,19 +233,18 @@ static void test_wait(void **state)
     struct flash *flash = kind_open(*state, g);
     unsigned char *page = pages_new(g->page_bytes);
     if (flash->ops->wait) {
-        uint64_t start = clock_ns();
-        flash->ops->wait(flash, UINT64_C(60000000000)); // nothing in flight
+        const uint64_t for_ever = UINT64_C(1000000000000000); // who is not woken hangs
+        flash->ops->wait(flash, for_ever);                    // nothing in flight
         struct flash_io io = {.op = FLASH_PROGRAM, .pages = 1, .data = page};
         flash->ops->submit(flash, &io, clock_ns());
         struct flash_io *back;
         while (!(back = flash->ops->poll(flash, clock_ns())))
-            flash->ops->wait(flash, UINT64_C(60000000000)); // woken by the completion
+            flash->ops->wait(flash, for_ever); // woken by the completion
         assert_ptr_equal(back, &io);
         struct flash_io wrong = {.op = FLASH_READ, .block = g->blocks};
         flash->ops->submit(flash, &wrong, clock_ns());
-        flash->ops->wait(flash, UINT64_C(60000000000)); // one waits to be polled
+        flash->ops->wait(flash, for_ever); // one waits to be polled
         assert_ptr_equal(flash->ops->poll(flash, clock_ns()), &wrong);
-        assert_true(clock_ns() - start < UINT64_C(10000000000));
     }
     flash_close(flash);
     free(page);

@@ -7,6 +7,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <linux/filter.h>
+#include <linux/magic.h>
 #include <linux/seccomp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +18,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -217,7 +219,6 @@ static void test_memory(void **state)
 static size_t cached_pages(struct flash *flash)
 {
     static unsigned char in[64 * 64];
-    usleep(50000); // drops go on behind the operation that asked for them
     assert_null(flash->ops->poll(flash, clock_ns()));
     int fd = flash_file_descriptor(flash);
     void *map = mmap(NULL, sizeof in * 4096, PROT_READ, MAP_SHARED, fd, 0);
@@ -230,10 +231,21 @@ static size_t cached_pages(struct flash *flash)
     return cached;
 }
 
+// Drops go on behind the operation that asked for them.
+static void wait_for_drops(struct flash *flash)
+{
+    while (cached_pages(flash) >= 256)
+        usleep(1000);
+}
+
 // Neither programs nor reads leave the cache of the system full of pages that only we use.
 static void test_page_cache(void **state)
 {
     (void)state;
+    struct statfs fs;
+    assert_int_equal(statfs(work_directory(), &fs), 0);
+    if (fs.f_type == TMPFS_MAGIC)
+        leave_out("what a drive on a file leaves in the page cache: the build lies in memory");
     for (int no_uring = 0; no_uring < 2; no_uring++) {
         struct flash *flash;
         assert_int_equal(open_file(&flash, work_directory(), no_uring, true, NULL, NULL), 0);
@@ -241,10 +253,10 @@ static void test_page_cache(void **state)
         for (uint64_t b = 0; b < 64; b++)
             assert_int_equal(run_one(flash, FLASH_PROGRAM, b, 0, 64, block), 0);
         assert_int_equal(run_one(flash, FLASH_SYNC, 0, 0, 0, NULL), 0);
-        assert_true(cached_pages(flash) < 256);
+        wait_for_drops(flash);
         for (uint64_t b = 0; b < 64; b++)
             assert_int_equal(run_one(flash, FLASH_READ, b, 0, 64, block), 0);
-        assert_true(cached_pages(flash) < 256);
+        wait_for_drops(flash);
         flash_close(flash);
         free(block);
     }

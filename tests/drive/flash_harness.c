@@ -91,13 +91,11 @@ void run_all(struct flash *flash, struct flash_io *ios, size_t n)
         ios[i].owner = &mine;
         ios[i].next = i + 1 < n ? &ios[i + 1] : NULL;
     }
-    uint64_t deadline = clock_ns() + UINT64_C(20000000000);
     flash->ops->submit(flash, ios, clock_ns());
     for (size_t back = 0; back < n;) {
         struct flash_io *list = flash->ops->poll(flash, clock_ns());
         if (!list) {
             assert_non_null(flash->ops->wait);
-            assert_true(clock_ns() < deadline);
             flash->ops->wait(flash, 1000000000);
         }
         for (; list; list = list->next) {

@@ -6,7 +6,6 @@ endforeach()
 foreach(name architectures numbers preflight sync stories sparf faults cut)
   inst_test(NAME host/engine_${name} SOURCES engine_${name}.c fake_drive.c LIBS ${ENGINE_TEST_LIBS})
 endforeach()
-set_tests_properties(host/engine_faults host/engine_cut host/engine_sparf PROPERTIES TIMEOUT 300)
 # What llama.cpp wrote is kept as JSON (CJSON_*: model.cmake).
 target_include_directories(test_host_engine_stories SYSTEM PRIVATE ${CJSON_INCLUDE})
 target_link_libraries(test_host_engine_stories PRIVATE ${CJSON_LIBRARY})

@@ -91,6 +91,16 @@ static inline int sync_tokens(struct fixture *f, size_t session, const int32_t *
     return err;
 }
 
+// What a slow disk is still writing is attended from memory: steps until something was read.
+static inline void step_until_read(struct fixture *f, const int32_t *tokens, size_t n,
+                                   struct inst_stats *stats)
+{
+    while (!inst_engine_stats(f->engine, stats, NULL) && !stats->flash_read_bytes) {
+        assert_int_equal(sync_tokens(f, 0, tokens, n - 1), 0);
+        assert_int_equal(sync_tokens(f, 0, tokens, n), 0);
+    }
+}
+
 static inline size_t logits_bytes(const struct fixture *f)
 {
     return f->engine->config.vocab * sizeof(float);

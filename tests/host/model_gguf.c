@@ -5,22 +5,15 @@
 #include "host/model/gguf_write.h"
 #include "kernels/tensor_type.h"
 #include "tests/host/model_build.h"
+#include "tests/processor_time.h"
 
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
-
-static double seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static struct gguf *open_bytes(struct build *b, struct budget *budget)
 {
@@ -157,9 +150,9 @@ static void test_many(void **state)
     build_key_array(&b, "strings", GGUF_STRING, STRINGS);
     for (int i = 0; i < STRINGS; i++)
         build_string(&b, name, (size_t)snprintf(name, sizeof name, "token %d", i));
-    double start = seconds();
+    double start = processor_seconds();
     gguf_close(open_bytes(&b, &budget));
-    double strings_only = seconds() - start;
+    double strings_only = processor_seconds() - start;
     for (uint32_t i = 0; i < KEYS; i++) {
         snprintf(name, sizeof name, "key.%u", i);
         build_key_u32(&b, name, i);
@@ -179,12 +172,12 @@ static void test_many(void **state)
         float values[8] = {(float)i, 1};
         build_put(&b, values, sizeof values);
     }
-    start = seconds();
+    start = processor_seconds();
     struct gguf *g = open_bytes(&b, &budget);
-    double took = seconds() - start;
+    double took = processor_seconds() - start;
     print_message("256k strings: %.1f ms; with 200k keys, 100k tensors: %.0f ms, index %.1f MiB\n",
                   1e3 * strings_only, 1e3 * took, (double)budget.peak / 1048576);
-    assert_true(strings_only < 1 && took < 5); // generous: sanitizers, a loaded machine
+    assert_true(strings_only < 3 && took < 10); // generous: sanitizers
     for (uint32_t i = 0; i < KEYS; i += 7) {
         uint32_t value = 0;
         snprintf(name, sizeof name, "key.%u", i);

@@ -5,11 +5,11 @@
 #include "host/model/text.h"
 #include "host/model/tokenizer_pre.h"
 #include "tests/host/model_build.h"
+#include "tests/processor_time.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <time.h>
 
 #include <cjson/cJSON.h>
 #include <cmocka.h>
@@ -414,13 +414,6 @@ static void test_pre_tokenizers(void **state)
     assert_true(compared > 1500);
 }
 
-static double seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 // A quarter of a megabyte of each kind of text that a pattern could stumble over, in little more
 // than linear time.
 static void test_long(void **state)
@@ -460,10 +453,10 @@ static void test_long(void **state)
             for (; bytes + unit < BYTES; bytes += unit)
                 memcpy(text + bytes, kinds[k].unit, unit);
             text[bytes++] = 'x'; // a run that ends with something else
-            double begin = seconds();
+            double begin = processor_seconds();
             if (tokenizer_encode(v.t, text, bytes, 0, &list, &msg))
                 fail_msg("%s, %s: %s", pres[p], kinds[k].what, msg.text);
-            double took = seconds() - begin;
+            double took = processor_seconds() - begin;
             if (k == 0 || took > 0.2)
                 print_message("%s, %s: %.0f ms/MB\n", pres[p], kinds[k].what,
                               1e3 * took / ((double)bytes / 1e6));

@@ -4,11 +4,11 @@
 // vocabularies are compared with llama.cpp's in model_tokens_golden.c.
 #include "host/model/text.h"
 #include "tests/host/model_build.h"
+#include "tests/processor_time.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <time.h>
 
 #include <cmocka.h>
 
@@ -351,13 +351,6 @@ static void test_round_trip(void **state)
     }
 }
 
-static double seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 // Megabytes: ordinary words in little memory, one endless segment, special tokens everywhere.
 static void test_long(void **state)
 {
@@ -395,9 +388,9 @@ static void test_long(void **state)
         struct inst_msg msg = {{0}};
         uint64_t bytes = kind ? BYTES / 8 : BYTES;
         v.budget.peak = before;
-        double begin = seconds();
+        double begin = processor_seconds();
         assert_int_equal(tokenizer_encode(v.t, text, bytes, 0, &list, &msg), 0);
-        double took = seconds() - begin;
+        double took = processor_seconds() - begin;
         uint64_t lists = list.capacity * 6; // the last doubling holds old and new
         print_message("%s: %.1f MB in %.0f ms, %llu ids, working memory %.2f MB\n",
                       kind ? "one letter" : "words", (double)bytes / 1e6, 1e3 * took,

@@ -12,8 +12,10 @@ import tempfile
 import threading
 import unittest
 
-TOOLS = pathlib.Path(__file__).resolve().parents[2] / "tools"
-sys.path.insert(0, str(TOOLS))
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TOOLS = ROOT / "tools"
+sys.path[:0] = [str(TOOLS), str(ROOT / "tests")]
+import needs  # noqa: E402
 import output_file  # noqa: E402
 
 OLD = "last time's"
@@ -77,7 +79,7 @@ class OutputFile(unittest.TestCase):
             p.stdout.readline()
             self.assertEqual(len(list(self.dir.glob("old.part-*"))), 1)
             p.send_signal(number)
-            p.communicate(timeout=30)
+            p.communicate(timeout=needs.HANG)
             self.assertNotEqual(p.returncode, 0)
             self.assertEqual(list(self.dir.glob("old.part-*")), [])
             self.assertEqual(self.old.read_text(), OLD)
@@ -118,7 +120,7 @@ class OutputFile(unittest.TestCase):
         os.mkfifo(self.dir / "pipe")
         reader = subprocess.Popen(["cat", self.dir / "pipe"], stdout=subprocess.PIPE)
         output_file.write_text(self.dir / "pipe", "through")
-        self.assertEqual(reader.communicate(timeout=30)[0], b"through")
+        self.assertEqual(reader.communicate(timeout=needs.HANG)[0], b"through")
         self.assertTrue((self.dir / "pipe").is_fifo())
 
     def test_a_table_of_the_documentation(self):
