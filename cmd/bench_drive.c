@@ -13,6 +13,7 @@
 #include "cmd/options.h"
 #include "cmd/output_file.h"
 #include "cmd/sparf_option.h"
+#include "host/engine/kv_place.h"
 #include "host/engine/system.h"
 
 #include <stdlib.h>
@@ -413,6 +414,19 @@ static int check_options(struct bench *bench)
     return 0;
 }
 
+// A directory can be memory, and then no disk is measured.
+static int look_at_place(const struct bench *bench)
+{
+    struct kv_place place = {0};
+    struct inst_msg msg = {0};
+    int err = bench->o.directory ? kv_place_look(&place, bench->o.directory, &msg) : 0;
+    if (err)
+        return fail(EXIT_FAILED, "%s", msg.text);
+    if (place.memory)
+        warn("%s is memory (%s): no disk is measured", bench->o.directory, place.type);
+    return 0;
+}
+
 static int measure_all(struct bench *bench)
 {
     static uint64_t contexts[] = {2048, 4096, 8192, 16384, 32768, 65536}, any = 0;
@@ -423,6 +437,9 @@ static int measure_all(struct bench *bench)
                                         : (struct option_numbers){&any, 1};
     const struct clusters_options *k = &bench->o.clusters;
     char cpu[128], sparf[64];
+    int code = look_at_place(bench);
+    if (code)
+        return code;
     measure_cpu_name(cpu, sizeof cpu);
     sparf_option_text(&bench->sparf, sparf, sizeof sparf);
     printf("# %s, %u threads; %u sequences, %u layers; %u steps; sparf %s\n"
@@ -432,7 +449,6 @@ static int measure_all(struct bench *bench)
            k->segment, k->topics, (double)k->cohesion, k->focus, (double)k->sharpness,
            (double)k->outliers, (unsigned long long)k->seed);
     fputs(header_line, stdout);
-    int code = 0;
     for (size_t s = 0; s < bench->n_shapes && !code; s++)
         for (size_t i = 0; i < c.n && !code; i++)
             for (size_t j = 0; j < p.n && !code; j++)

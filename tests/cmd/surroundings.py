@@ -109,6 +109,10 @@ class Surroundings(unittest.TestCase):
             return
         self.warns(["--kv", "/dev/shm", "--memory", "16M"],
                    "/dev/shm is memory (tmpfs): KV there, up to ")
+        r = run("bench", "drive", "--contexts", 256, "--layers", 1, "--steps", 2, "--shape", "2/1x16",
+                "--kv", "/dev/shm")
+        self.assertEqual((r.returncode, r.stderr), (0, b"instinfer: warning: /dev/shm is memory "
+                                                       b"(tmpfs): no disk is measured\n"))
 
     def test_inspect_says_what_would_be(self):
         r = run("inspect", self.model, "--kv", self.dir.name, "--memory", "16M", "-t", 2)
