@@ -283,13 +283,25 @@ static int prepare(inst_engine *e, const struct inst_options *o, struct inst_msg
     return err ? err : preflight_plan(e, o, msg);
 }
 
-static int open_into(inst_engine *e, const struct inst_options *o, struct link *link,
-                     struct inst_msg *msg)
+int engine_prepare(inst_engine **out, const struct inst_options *options, struct inst_msg *msg)
 {
-    int err = prepare(e, o, msg);
+    *out = NULL;
+    inst_engine *e = calloc(1, sizeof *e);
+    if (!e)
+        return inst_fail(msg, INST_ENOMEM, "engine: out of memory");
+    int err = prepare(e, options, msg);
+    if (err)
+        inst_engine_close(e);
+    else
+        *out = e;
+    return err;
+}
+
+// Makes what was planned.
+static int start(inst_engine *e, struct link *link, struct inst_msg *msg)
+{
     // What the budget cannot see is taken from it here, and the text's share is lent to the caller.
-    if (!err)
-        err = budget_take(&e->budget, e->plan.fixed, "fixed overhead", msg);
+    int err = budget_take(&e->budget, e->plan.fixed, "fixed overhead", msg);
     if (!err)
         err = make_buffers(e, msg);
     if (!err)
@@ -308,32 +320,14 @@ static int open_into(inst_engine *e, const struct inst_options *o, struct link *
     return configure_drive(e, msg);
 }
 
-int engine_prepare(inst_engine **out, const struct inst_options *options, struct inst_msg *msg)
-{
-    *out = NULL;
-    inst_engine *e = calloc(1, sizeof *e);
-    if (!e)
-        return inst_fail(msg, INST_ENOMEM, "engine: out of memory");
-    int err = prepare(e, options, msg);
-    if (err)
-        inst_engine_close(e);
-    else
-        *out = e;
-    return err;
-}
-
 int engine_open_on(inst_engine **out, const struct inst_options *options, struct link *link,
                    struct inst_msg *msg)
 {
-    *out = NULL;
-    inst_engine *e = calloc(1, sizeof *e);
-    if (!e)
-        return inst_fail(msg, INST_ENOMEM, "engine: out of memory");
-    int err = open_into(e, options, link, msg);
-    if (err)
-        inst_engine_close(e);
-    else
-        *out = e;
+    int err = engine_prepare(out, options, msg);
+    if (!err && (err = start(*out, link, msg))) {
+        inst_engine_close(*out);
+        *out = NULL;
+    }
     return err;
 }
 
