@@ -91,6 +91,50 @@ void *budget_alloc_pages(struct budget *budget, uint64_t bytes, const char *what
     return alloc_aligned(budget, bytes, PAGE_ALIGN, what, msg);
 }
 
+// Of a mapped block: the system moves pages, not bytes.
+static void *resize_mapped(struct budget *budget, struct header header, uint64_t before,
+                           uint64_t bytes, const char *what, struct inst_msg *msg)
+{
+    uint64_t total;
+    if (!checked_add(bytes, before, &total) || total > PTRDIFF_MAX) {
+        inst_fail(msg, INST_ENOMEM, "%s needs %llu bytes, more than can be addressed", what,
+                  (unsigned long long)bytes);
+        return NULL;
+    }
+    uint64_t more = total > header.bytes ? total - header.bytes : 0;
+    if (more && budget_take(budget, more, what, msg))
+        return NULL;
+    char *base = mremap(header.base, header.bytes, total, MREMAP_MAYMOVE);
+    if (base == MAP_FAILED) {
+        budget_give(budget, more);
+        inst_fail(msg, INST_ENOMEM, "%s: the system refused %llu bytes", what,
+                  (unsigned long long)total);
+        return NULL;
+    }
+    if (total < header.bytes)
+        budget_give(budget, header.bytes - total);
+    void *user = base + before;
+    *((struct header *)user - 1) = (struct header){.base = base, .bytes = total, .mapped = true};
+    return user;
+}
+
+void *budget_resize(struct budget *budget, void *p, uint64_t bytes, const char *what,
+                    struct inst_msg *msg)
+{
+    if (!p)
+        return budget_alloc(budget, bytes, 1, what, msg);
+    struct header header = *((struct header *)p - 1);
+    uint64_t before = (uint64_t)((char *)p - (char *)header.base);
+    if (header.mapped)
+        return resize_mapped(budget, header, before, bytes, what, msg);
+    void *other = budget_alloc(budget, bytes, 1, what, msg);
+    if (!other)
+        return NULL;
+    memcpy(other, p, min_u64(header.bytes - before, bytes));
+    budget_free(budget, p);
+    return other;
+}
+
 void budget_free(struct budget *budget, void *p)
 {
     if (!p)

@@ -30,6 +30,10 @@ void *budget_alloc(struct budget *budget, uint64_t count, uint64_t size, const c
 // The same with 4096-byte alignment whatever the size.
 void *budget_alloc_pages(struct budget *budget, uint64_t bytes, const char *what,
                          struct inst_msg *msg);
+// The block with room for `bytes`, what is in it kept as far as it fits; it may move. NULL gives a
+// new one. When it is refused the block stays as it was. Large blocks grow without being copied.
+void *budget_resize(struct budget *budget, void *p, uint64_t bytes, const char *what,
+                    struct inst_msg *msg);
 void budget_free(struct budget *budget, void *p); // NULL is fine
 
 #endif

@@ -122,12 +122,14 @@ int list_reserve(struct budget *budget, void **p, uint64_t *capacity, uint64_t u
     if (need <= *capacity)
         return 0;
     uint64_t room = max_u64(max_u64(need, *capacity * 2), 64);
-    void *bigger = budget_alloc(budget, room, size, "tokenizing", msg);
+    if (!used) {
+        budget_free(budget, *p);
+        *p = NULL;
+        *capacity = 0;
+    }
+    void *bigger = budget_resize(budget, *p, room * size, "tokenizing", msg);
     if (!bigger)
         return INST_ENOMEM;
-    if (used)
-        memcpy(bigger, *p, used * size);
-    budget_free(budget, *p);
     *p = bigger;
     *capacity = room;
     return 0;

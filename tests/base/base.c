@@ -91,13 +91,49 @@ static void test_budget(void **state)
     assert_int_equal(budget.used, 0);
 }
 
+// From small to mapped, larger, and back: what was there stays, and what is counted is what is
+// held.
+static void test_resize(void **state)
+{
+    (void)state;
+    struct budget budget;
+    struct inst_msg msg = {{0}};
+    budget_init(&budget, 1 << 20);
+    const uint64_t sizes[] = {10, 100, 60000, 70000, 500000, 900000, 500000, 70000, 10};
+    uint8_t *p = NULL;
+    uint64_t kept = 0;
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        p = budget_resize(&budget, p, sizes[i], "text", &msg);
+        assert_non_null(p);
+        assert_int_equal((uintptr_t)p % 64, 0);
+        kept = kept < sizes[i] ? kept : sizes[i];
+        for (uint64_t k = 0; k < kept; k++)
+            if (p[k] != (uint8_t)(k * 7))
+                fail_msg("byte %llu after %llu", (unsigned long long)k,
+                         (unsigned long long)sizes[i]);
+        for (uint64_t k = 0; k < sizes[i]; k++)
+            p[k] = (uint8_t)(k * 7);
+        kept = sizes[i];
+        assert_true(budget.used >= sizes[i] && budget.used < sizes[i] + 8192);
+    }
+    // 900,000 bytes grew from 500,000 without both being there.
+    assert_true(budget.peak < 910000);
+    assert_null(budget_resize(&budget, p, 1 << 21, "text", &msg));
+    assert_non_null(strstr(msg.text, "text needs"));
+    p = budget_resize(&budget, p, 100000, "text", NULL);
+    assert_null(budget_resize(&budget, p, 1 << 21, "text", NULL));
+    assert_null(budget_resize(&budget, p, UINT64_MAX, "text", NULL));
+    assert_int_equal(p[9], 63);
+    budget_free(&budget, p);
+    assert_int_equal(budget.used, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_status),
-        cmocka_unit_test(test_checked),
-        cmocka_unit_test(test_little_endian),
-        cmocka_unit_test(test_budget),
+        cmocka_unit_test(test_status),        cmocka_unit_test(test_checked),
+        cmocka_unit_test(test_little_endian), cmocka_unit_test(test_budget),
+        cmocka_unit_test(test_resize),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
