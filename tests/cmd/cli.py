@@ -276,7 +276,7 @@ class Cli(unittest.TestCase):
     def test_terminal_sees_the_bar_and_the_summary(self):
         master, slave = pty.openpty()
         text = self.path("long.txt")
-        write(text, "x y z " * 1500)
+        write(text, "x y z " * 400)
         p = subprocess.Popen([INSTINFER, "run", "-m", self.model, "-f", text, "-n", "3", "-c", "20000",
                               "--kv", "ram:64M", "--chunk", "1", "-t", "1", "--ignore-eos"],
                              stdout=subprocess.DEVNULL, stderr=slave)
