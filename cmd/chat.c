@@ -9,63 +9,33 @@
 #include <stdlib.h>
 #include <string.h>
 
-// What the user says in one turn, of one or more lines.
-struct message {
-    char *text;
-    size_t bytes, room;
-};
-
-static bool message_add(struct message *m, const char *text, size_t bytes)
-{
-    if (m->bytes + bytes > m->room) {
-        size_t room = 2 * (m->bytes + bytes);
-        char *bigger = realloc(m->text, room);
-        if (!bigger)
-            return false;
-        m->text = bigger;
-        m->room = room;
-    }
-    if (bytes)
-        memcpy(m->text + m->bytes, text, bytes);
-    m->bytes += bytes;
-    return true;
-}
-
 // Takes `end` off the message's end.
-static bool cut_end(struct message *m, const char *end)
+static bool cut_end(struct text *m, const char *end)
 {
     size_t n = strlen(end);
-    if (m->bytes < n || memcmp(m->text + m->bytes - n, end, n))
+    if (m->n < n || memcmp(m->bytes + m->n - n, end, n))
         return false;
-    m->bytes -= n;
+    m->n -= n;
     return true;
 }
 
 // Lines until the message is whole: a line goes on after a backslash at its end, and all lines
 // between """ and """ are one message. An end of the input ends the message too.
-static enum line read_message(struct lines *lines, struct message *m)
+static enum line read_message(struct lines *lines, struct text *m)
 {
     static const char quotes[] = "\"\"\"";
-    const char *text;
-    size_t bytes;
-    m->bytes = 0;
-    enum line line = lines_read(lines, "> ", &text, &bytes);
+    m->n = 0;
+    enum line line = lines_read(lines, "> ", false, m);
     if (line != LINE_TEXT)
         return line;
-    bool quoted = bytes >= 3 && !memcmp(text, quotes, 3);
-    bool ok = message_add(m, text + 3 * quoted, bytes - 3 * quoted);
-    while (ok && (quoted ? !cut_end(m, quotes) : cut_end(m, "\\"))) {
-        line = lines_read(lines, ". ", &text, &bytes);
-        if (line == LINE_END)
-            break;
-        if (line != LINE_TEXT)
-            return line;
-        ok = message_add(m, "\n", 1) && message_add(m, text, bytes);
+    bool quoted = m->n >= 3 && !memcmp(m->bytes, quotes, 3);
+    if (quoted) {
+        m->n -= 3;
+        memmove(m->bytes, m->bytes + 3, m->n);
     }
-    if (ok)
-        return LINE_TEXT;
-    fail(EXIT_FAILED, "out of memory");
-    return LINE_FAILED;
+    while (line == LINE_TEXT && (quoted ? !cut_end(m, quotes) : cut_end(m, "\\")))
+        line = lines_read(lines, ". ", true, m);
+    return line == LINE_END ? LINE_TEXT : line;
 }
 
 // Appends the turn to the conversation. 0, an exit code, or -1: it does not fit.
@@ -135,12 +105,20 @@ static bool is_full(const struct run *r)
     return true;
 }
 
+// What can still be said, in bytes and tokens.
+static struct text_room room_left(const struct run *r)
+{
+    return text_room_of_engine(r->e, r->info.context - r->n_tokens, r->info.context);
+}
+
 static int converse_in_lines(struct run *r, struct lines *lines)
 {
     bool typed = lines_typed(lines);
-    struct message m = {0};
+    struct text_room room = room_left(r);
+    struct text m = {.room = &room};
     int code = 0;
     while (!code && !is_full(r)) {
+        room = room_left(r);
         enum line line = read_message(lines, &m);
         if (line == LINE_END)
             break;
@@ -155,9 +133,9 @@ static int converse_in_lines(struct run *r, struct lines *lines)
             code = EXIT_INTERRUPTED;
             break;
         }
-        if (!m.bytes)
+        if (line == LINE_TEXT && !m.n)
             continue;
-        code = converse(r, m.text, m.bytes, true);
+        code = line == LINE_TEXT ? converse(r, m.bytes, m.n, true) : -1;
         if (code < 0) // a shorter turn may fit
             code = typed ? 0 : EXIT_FAILED;
         else if (!code && run_interrupted() && !typed)
@@ -165,17 +143,21 @@ static int converse_in_lines(struct run *r, struct lines *lines)
         else if (run_interrupted() && typed)
             fputc('\n', stderr); // behind the ^C
     }
-    free(m.text);
+    text_free(&m);
     return code;
 }
 
 static int converse_once(struct run *r)
 {
     struct input input;
-    int code = input_open(&input, "run", r->prompt, r->file);
-    if (code)
-        return code;
-    code = converse(r, input.text, input.bytes, false);
+    struct text_room room = room_left(r);
+    int code = input_open(&input, "run", r->prompt, r->file, &room);
+    if (!code && run_interrupted()) // just before a read began
+        code = EXIT_INTERRUPTED;
+    if (code == EXIT_INTERRUPTED)
+        r->result.stop_reason = "interrupt";
+    else if (!code)
+        code = converse(r, input.text, input.bytes, false);
     input_close(&input);
     return code < 0 ? EXIT_FAILED : !code && run_interrupted() ? EXIT_INTERRUPTED : code;
 }

@@ -17,8 +17,10 @@ struct lines {
     FILE *screen; // where editing shows
     const char *prompt;
     bool interrupted;
-    char *line; // of a pipe
-    size_t room;
+    // Of a pipe: what was read and not yet taken.
+    char piece[4096];
+    size_t at, end;
+    bool begun;
 };
 
 static char *show_prompt(EditLine *edit)
@@ -108,7 +110,6 @@ void lines_close(struct lines *lines)
         history_end(lines->history);
     if (lines->screen && lines->screen != stderr)
         fclose(lines->screen);
-    free(lines->line);
     free(lines);
 }
 
@@ -117,48 +118,96 @@ bool lines_typed(const struct lines *lines)
     return lines->edit;
 }
 
-static enum line read_pipe(struct lines *lines, const char **text, size_t *bytes)
+static enum line append(struct text *text, const char *bytes, size_t n)
 {
-    errno = 0; // the end leaves it as it is
-    ssize_t n = getline(&lines->line, &lines->room, stdin);
+    enum text_fate fate = text_add(text, bytes, n);
+    if (fate == TEXT_FITS)
+        return LINE_TEXT;
+    text_refused("this turn", text, fate);
+    return LINE_REFUSED;
+}
+
+// The next piece of the pipe. LINE_TEXT: there is one.
+static enum line fill(struct lines *lines)
+{
+    if (lines->at < lines->end)
+        return LINE_TEXT;
+    ssize_t n = read(STDIN_FILENO, lines->piece, sizeof lines->piece);
     if (n < 0 && errno == EINTR)
         return LINE_INTERRUPT;
-    if (n < 0 && errno) {
+    if (n < 0) {
         fail(EXIT_FAILED, "standard input: %s", strerror(errno));
         return LINE_FAILED;
     }
-    if (n < 0)
-        return LINE_END;
-    *text = lines->line;
-    *bytes = (size_t)n;
+    lines->at = 0;
+    lines->end = (size_t)n;
+    return n ? LINE_TEXT : LINE_END;
+}
+
+static enum line read_pipe(struct lines *lines, struct text *text)
+{
+    bool some = false, whole = false;
+    while (!whole) {
+        enum line line = fill(lines);
+        if (line == LINE_END && some)
+            break;
+        if (line != LINE_TEXT)
+            return line;
+        const char *start = lines->piece + lines->at;
+        const char *feed = memchr(start, '\n', lines->end - lines->at);
+        size_t n = feed ? (size_t)(feed - start) : lines->end - lines->at;
+        whole = feed;
+        some = true;
+        lines->at += n + whole;
+        line = append(text, start, n);
+        if (line != LINE_TEXT)
+            return line;
+    }
     return LINE_TEXT;
 }
 
-static enum line read_typed(struct lines *lines, const char **text, size_t *bytes)
+static enum line read_typed(struct lines *lines, struct text *text)
 {
     int n = 0;
     lines->interrupted = false;
-    *text = el_gets(lines->edit, &n);
+    const char *typed = el_gets(lines->edit, &n);
     if (lines->interrupted)
         return LINE_INTERRUPT;
-    if (!*text || n <= 0) {
+    if (!typed || n <= 0) {
         fputc('\n', lines->screen);
         fflush(lines->screen);
         return LINE_END;
     }
-    *bytes = (size_t)n;
     if (lines->history && n > 1) {
         HistEvent event;
-        history(lines->history, &event, H_ENTER, *text);
+        history(lines->history, &event, H_ENTER, typed);
     }
-    return LINE_TEXT;
+    return append(text, typed, (size_t)(n - (typed[n - 1] == '\n')));
 }
 
-enum line lines_read(struct lines *lines, const char *prompt, const char **text, size_t *bytes)
+enum line lines_read(struct lines *lines, const char *prompt, bool goes_on, struct text *text)
 {
+    size_t before = text->n;
     lines->prompt = prompt;
-    enum line line = lines->edit ? read_typed(lines, text, bytes) : read_pipe(lines, text, bytes);
-    if (line == LINE_TEXT && (*text)[*bytes - 1] == '\n')
-        --*bytes;
-    return line;
+    enum line line = append(text, "\n", goes_on);
+    if (line == LINE_TEXT)
+        line = lines->edit ? read_typed(lines, text) : read_pipe(lines, text);
+    if (line != LINE_TEXT) {
+        text->n = before;
+        return line;
+    }
+    before += goes_on;
+    size_t n = text->n - before;
+    const char *start = text->bytes + before;
+    if (!lines->begun && n && text_mark(start, n) < 0) {
+        fail(EXIT_FAILED, "standard input: %s", text_not_utf8);
+        return LINE_FAILED;
+    }
+    lines->begun = true;
+    if (n) {
+        text_trim_line(&start, &n);
+        memmove(text->bytes + before, start, n);
+        text->n = before + n;
+    }
+    return LINE_TEXT;
 }

@@ -61,7 +61,8 @@ static int read_tokens(struct logits *l)
     struct inst_msg msg = {0};
     if (l->list)
         return parse_tokens(l);
-    int code = input_open(&input, "logits", l->prompt, l->file);
+    struct text_room room = text_room_of_engine(l->e, l->info.context, l->info.context);
+    int code = input_open(&input, "logits", l->prompt, l->file, &room);
     if (code)
         return code;
     code =
@@ -126,7 +127,8 @@ int command_logits(int argc, char **argv)
     const struct option rows[] = {
         {"Text", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
         {"--prompt", 'p', OPTION_TEXT, &l.prompt, 0, 0, "TEXT", "the prompt"},
-        {"--file", 'f', OPTION_INPUT, &l.file, 0, 0, "FILE", "prompt from a file, - = stdin"},
+        {"--file", 'f', OPTION_INPUT, &l.file, 0, 0, "FILE",
+         "prompt from a file, - = stdin; UTF-8, a byte order mark is left out, CR LF stays"},
         {"--no-special", 0, OPTION_FLAG, &l.no_special, 0, 0, NULL,
          "the texts of control tokens are ordinary text"},
         {"--tokens", 0, OPTION_TEXT, &l.list, 0, 0, "1,2,3", "the prompt as ids"},

@@ -14,8 +14,9 @@ static int read_prompt(struct run *r)
     struct input input;
     struct inst_msg msg = {0};
     int32_t *tokens = NULL;
-    size_t n = 0;
-    int code = input_open(&input, "run", r->prompt, r->file);
+    size_t n = 0, n_max;
+    struct text_room room = text_room_of_engine(r->e, r->info.context, r->info.context);
+    int code = input_open(&input, "run", r->prompt, r->file, &room);
     if (code)
         return code;
     code = inst_tokenize(r->e, input.text, input.bytes,
@@ -34,8 +35,8 @@ static int read_prompt(struct run *r)
     }
     input_check_begin(r->info.begin_token, tokens, n);
     uint64_t left = r->info.context - n;
-    size_t room = n + (size_t)(r->predict < left ? r->predict : left);
-    r->tokens = realloc(tokens, room * sizeof *tokens);
+    n_max = n + (size_t)(r->predict < left ? r->predict : left);
+    r->tokens = realloc(tokens, n_max * sizeof *tokens);
     if (!r->tokens) {
         free(tokens);
         return fail(EXIT_FAILED, "out of memory");
@@ -51,6 +52,21 @@ static int check_chat(const struct run *r)
         return fail(EXIT_USAGE, "run: %s is of a conversation: it needs --chat", name);
     if (r->raw && (r->system || r->template))
         return fail(EXIT_USAGE, "run: --raw is without a template: it goes without %s", name);
+    return 0;
+}
+
+// Stop texts come from files with other ends of lines, too: `--stop "$(head -1 FILE)"`. A carriage
+// return alone is meant.
+static int check_stops(const struct option_list *stops)
+{
+    for (size_t i = 0; i < stops->n; i++) {
+        size_t n = strlen(stops->items[i]);
+        text_trim_line(&stops->items[i], &n);
+        if (!n && !stops->items[i][0])
+            return fail(EXIT_USAGE, "run: --stop needs a text that is not empty");
+        if (n)
+            ((char *)(uintptr_t)stops->items[i])[n] = 0; // of argv
+    }
     return 0;
 }
 
@@ -71,9 +87,9 @@ static int open_all(struct run *r, const struct options *options)
     int code = check_chat(r);
     if (code)
         return code;
-    for (size_t i = 0; i < r->stops.n; i++)
-        if (!*r->stops.items[i])
-            return fail(EXIT_USAGE, "run: --stop needs a text that is not empty");
+    code = check_stops(&r->stops);
+    if (code)
+        return code;
     if (!r->prompt == !r->file && (r->file || !r->chat))
         return fail(EXIT_USAGE, r->file
                                     ? "run: give either -p or -f, not both"
@@ -133,13 +149,14 @@ int command_run(int argc, char **argv)
     const struct option rows[] = {
         {"Text", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
         {"--prompt", 'p', OPTION_TEXT, &r.prompt, 0, 0, "TEXT", "the prompt"},
-        {"--file", 'f', OPTION_INPUT, &r.file, 0, 0, "FILE", "prompt from a file, - = stdin"},
+        {"--file", 'f', OPTION_INPUT, &r.file, 0, 0, "FILE",
+         "prompt from a file, - = stdin; UTF-8, a byte order mark is left out, CR LF stays"},
         {"--predict", 'n', OPTION_U64, &r.predict, 0, 1e18, "N",
          "tokens to generate; default: until an end token or the context is full"},
         {"--no-special", 0, OPTION_FLAG, &r.no_special, 0, 0, NULL,
          "the texts of control tokens are ordinary text, as they always are in a conversation"},
         {"--stop", 0, OPTION_LIST, &r.stops, 0, 0, "TEXT",
-         "ends before this text; may be given several times"},
+         "ends before this text, a CR at its end left out; may be given several times"},
         {"--ignore-eos", 0, OPTION_FLAG, &r.ignore_eos, 0, 0, NULL, "goes on after end tokens"},
         {"Conversation", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
         {"--chat", 0, OPTION_FLAG, &r.chat, 0, 0, NULL,

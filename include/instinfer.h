@@ -122,7 +122,14 @@ INST_API void inst_sampler_close(inst_sampler *sampler);
 INST_API int32_t inst_sample(inst_sampler *sampler, const inst_session *session,
                              const int32_t *tokens, size_t n_tokens);
 
-// Text. *tokens is allocated with malloc and becomes the caller's.
+// Text that the caller gathers, in memory that counts in the engine's budget: *text (NULL at first)
+// gets room for `bytes`, what is there is kept. 0 gives it back, before the engine is closed.
+INST_API int inst_text_resize(inst_engine *engine, char **text, size_t bytes, struct inst_msg *msg);
+// The most bytes that so many tokens can stand for: of a longer text it is clear before it is
+// tokenized that it does not fit. (White space that a special token swallows is not seen here.)
+INST_API uint64_t inst_text_most(const inst_engine *engine, uint64_t tokens);
+
+// Text to tokens. *tokens is allocated with malloc and becomes the caller's.
 enum { INST_TOKENIZE_NO_BOS = 1, INST_TOKENIZE_NO_SPECIAL = 2 };
 INST_API int inst_tokenize(inst_engine *engine, const char *text, size_t bytes, unsigned flags,
                            int32_t **tokens, size_t *n_tokens, struct inst_msg *msg);

@@ -459,6 +459,27 @@ int inst_engine_stats(inst_engine *e, struct inst_stats *stats, struct inst_msg 
     return 0;
 }
 
+int inst_text_resize(inst_engine *engine, char **text, size_t bytes, struct inst_msg *msg)
+{
+    if (!bytes) {
+        budget_free(&engine->budget, *text);
+        *text = NULL;
+        return 0;
+    }
+    char *other = budget_resize(&engine->budget, *text, bytes, "the text", msg);
+    if (!other)
+        return INST_ENOMEM;
+    *text = other;
+    return 0;
+}
+
+uint64_t inst_text_most(const inst_engine *engine, uint64_t tokens)
+{
+    // A character that the vocabulary does not have is one token, too.
+    uint64_t most, longest = max_u64(tokenizer_piece_room(engine->tokenizer), 4);
+    return checked_mul(tokens, longest, &most) ? most : UINT64_MAX;
+}
+
 int inst_tokenize(inst_engine *engine, const char *text, size_t bytes, unsigned flags,
                   int32_t **tokens, size_t *n_tokens, struct inst_msg *msg)
 {
