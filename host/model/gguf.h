@@ -5,7 +5,8 @@
 // wrong is one line that names the key or tensor and its offset in the file.
 // A model in parts (NAME-00001-of-0000N.gguf) is opened by its first file and looks like one.
 // Not done: version 1, big-endian files, arrays of arrays, overlapping or reordered
-// tensor data. A file that somebody truncates while it is mapped kills the process, as mmap does.
+// tensor data. A file that somebody truncates while it is mapped raises SIGBUS where it is used, as
+// mmap does; cmd/process.c turns that into a line.
 #ifndef INST_HOST_MODEL_GGUF_H
 #define INST_HOST_MODEL_GGUF_H
 

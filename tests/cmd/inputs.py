@@ -8,6 +8,7 @@ inputs.py INSTINFER"""
 import fcntl
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -266,6 +267,38 @@ class Shrinking(Case):
             os.truncate(path, 0)
             _, err = p.communicate(timeout=HANG)
             self.assertEqual((p.returncode, err), (0, b""))
+
+    def test_weights_that_shrink(self):
+        model, stats = self.path("shrinking.gguf"), self.path("stats.json")
+        shape = ("--layers 4 --width 256 --heads 8 --kv-heads 8 --head-dim 32 --ffn 1024 --type F16 "
+                 "--overwrite -c 1000000")
+        for threads, size, command in ((1, 0, "run"), (4, 0, "run"), (4, 100000, "run"),
+                                       (2, 4096, "logits")):
+            with self.subTest(threads=threads, size=size, command=command):
+                subprocess.run([INSTINFER, "synth", *shape.split(), "-o", model], check=True)
+                write(stats, b"old")
+                more = ["-p", "abc", "--ignore-eos", "--stats", stats] if command == "run" else \
+                    ["--tokens", ",".join(["5"] * 30000), "-o", stats]
+                p = self.start(command, "-m", model, "--kv", "ram:1G", "-t", threads, *more)
+                if command == "run":
+                    p.stdout.read(20)
+                while model.encode() not in read(f"/proc/{p.pid}/maps"):
+                    time.sleep(0.01)
+                os.truncate(model, size)
+                _, err = p.communicate(timeout=HANG)
+                self.assert_line(p.returncode, err, os.path.realpath(model) + ": ", "shortened")
+                self.assertEqual(read(stats), b"old")
+                self.assertEqual([n for n in os.listdir(self.tmp.name) if ".part-" in n], [])
+
+    def test_a_signal_that_is_only_sent(self):
+        if SANITIZED:
+            return  # it is the sanitizer's
+        p = self.start("run", "-m", self.wide, "-p", "abc", "--ignore-eos", "-c", 1000000, "--kv",
+                       "ram:1G", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)))
+        p.stdout.read(20)
+        p.send_signal(signal.SIGBUS)
+        _, err = p.communicate(timeout=HANG)
+        self.assertEqual((p.returncode, err), (-signal.SIGBUS, b""))
 
 
 class Lines(Case):
