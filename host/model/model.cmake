@@ -2,4 +2,4 @@
 set(INST_HOST_MODEL_SOURCES
   model/config.c model/gguf.c model/gguf_parse.c model/gguf_split.c model/gguf_write.c
   model/synth.c model/template.c model/text.c model/tokenizer.c model/tokenizer_bpe.c
-  model/tokenizer_pre.c model/tokenizer_special.c model/tokenizer_spm.c)
+  model/tokenizer_pre.c model/tokenizer_special.c model/tokenizer_spm.c model/unicode.c)

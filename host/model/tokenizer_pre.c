@@ -5,15 +5,15 @@
 // text, however long, makes the matcher recurse or try a place more than a few times.
 //
 // The rules are those of the tokenizers that the models were trained with, as llama.cpp applies
-// them, since ids are to equal its ids. Two things are not left to PCRE2: broken UTF-8, which it
-// refuses, and the classes of characters newer than its Unicode tables, which would make ids depend
-// on the library's version. Where a text has such, the patterns see a copy with stand-ins of the
-// same length and class.
+// them, since ids are to equal its ids. What class a character has is not left to PCRE2, whose
+// answer would change with the installed version: patterns see one byte for each character, itself
+// where it is ASCII and a byte that says its class (unicode.h) where it is not. They are plain
+// regular expressions over bytes.
 #include "host/model/tokenizer_pre.h"
 
 #include "base/checked.h"
-#include "host/model/text.h"
 #include "host/model/tokenizer_internal.h"
+#include "host/model/unicode.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -23,76 +23,136 @@
 
 enum { STAGES_MAX = 6, NAMES_MAX = 9 };
 
+// What patterns see of a character beyond ASCII: a byte with its class in the low bits and, of
+// pre-tokenizers that list characters, which lists it is in (MARKED_*; never white space).
+enum {
+    SEEN = 0x80,
+    MARKED_PUNCTUATION = 0x10,
+    MARKED_EAST_ASIAN = 0x20,
+    MARKED_LETTER = 0x40,
+};
+
+// Insides of bracket expressions: ASCII of a class, and the bytes from SEEN on.
+#define LETTER      "A-Za-z\\x81"
+#define NUMBER      "0-9\\x83"
+#define PUNCTUATION "!-#%-*,-/:;?@[-\\]_{}\\x84"
+#define SPACE       "\\t-\\r \\x86"
+// The same where characters may be marked.
+#define ANY_NUMBER     "0-9\\x83\\x93\\xa3\\xb3\\xc3\\xd3\\xe3\\xf3"
+#define IN_PUNCTUATION "\\x90-\\x9f\\xb0-\\xbf\\xd0-\\xdf\\xf0-\\xff"
+#define IN_EAST_ASIAN  "\\xa0-\\xbf\\xe0-\\xff"
+#define IN_LETTER      "\\xc0-\\xff"
+// Letters without the other case of ASCII; letters beyond ASCII count as both cases.
+#define UPPER "[A-Z\\x81]"
+#define LOWER "[a-z\\x81]"
+
 // Pieces that several pre-tokenizers share. Case-insensitive matching is spelled out: Unicode would
 // fold the long s onto 's'.
-#define CONTRACTION       "'s|'t|'re|'ve|'m|'ll|'d"
-#define CONTRACTION_CASE  "'[sStTmMdD]|'[rR][eE]|'[vV][eE]|'[lL][lL]"
-#define LETTERS_PREFIXED  "[^\\r\\n\\p{L}\\p{N}]?\\p{L}+"
-#define OTHERS_AND_BREAKS " ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
-#define SPACES            "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
-#define GPT2              CONTRACTION "| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
-// Letters without the other case of ASCII; letters beyond ASCII count as both cases.
-#define UPPER "[^\\P{L}a-z]"
-#define LOWER "[^\\P{L}A-Z]"
-// The letters that the deepseek-llm tokenizer lists.
-#define DEEPSEEK_LETTERS                                                                           \
-    "A-Za-z\\x{b5}\\x{c0}-\\x{d6}\\x{d8}-\\x{f6}\\x{f8}-\\x{1ba}\\x{1bc}-\\x{1bf}"                 \
-    "\\x{1c4}-\\x{293}\\x{295}-\\x{2af}\\x{370}-\\x{373}\\x{376}\\x{377}\\x{37b}-\\x{37d}"         \
-    "\\x{37f}\\x{386}\\x{388}-\\x{38a}\\x{38c}\\x{38e}-\\x{3a1}\\x{3a3}-\\x{3f5}"                  \
-    "\\x{3f7}-\\x{481}\\x{48a}-\\x{52f}\\x{531}-\\x{556}\\x{10a0}-\\x{10c5}"                       \
-    "\\x{13a0}-\\x{13f5}\\x{13f8}-\\x{13fd}\\x{1c90}-\\x{1cba}\\x{1cbd}-\\x{1cbf}"                 \
-    "\\x{1d00}-\\x{1d2b}\\x{1d6b}-\\x{1d77}\\x{1d79}-\\x{1d9a}\\x{1e00}-\\x{1f15}"                 \
-    "\\x{1f18}-\\x{1f1d}\\x{1f20}-\\x{1f45}\\x{1f48}-\\x{1f4d}\\x{1f50}-\\x{1f57}\\x{1f59}"        \
-    "\\x{1f5b}\\x{1f5d}\\x{1f5f}-\\x{1f7d}\\x{1f80}-\\x{1fb4}\\x{1fb6}-\\x{1fbc}\\x{1fbe}"         \
-    "\\x{1fc2}-\\x{1fc4}\\x{1fc6}-\\x{1fcc}\\x{1fd0}-\\x{1fd3}\\x{1fd6}-\\x{1fdb}"                 \
-    "\\x{1fe0}-\\x{1fec}\\x{1ff2}-\\x{1ff4}\\x{1ff6}-\\x{1ffc}\\x{2102}\\x{2107}"                  \
-    "\\x{210a}-\\x{2113}\\x{2115}\\x{2119}-\\x{211d}\\x{2124}\\x{2126}\\x{2128}"                   \
-    "\\x{212a}-\\x{212d}\\x{212f}-\\x{2134}\\x{2139}\\x{213c}-\\x{213f}\\x{2145}-\\x{2149}"        \
-    "\\x{214e}\\x{2183}\\x{2184}\\x{2c00}-\\x{2c7b}\\x{2c7e}-\\x{2ce4}\\x{2ceb}-\\x{2cee}"         \
-    "\\x{2cf2}\\x{2cf3}\\x{a640}-\\x{a66d}\\x{a680}-\\x{a69b}\\x{a722}-\\x{a76f}"                  \
-    "\\x{a771}-\\x{a787}\\x{a78b}-\\x{a78e}\\x{ab70}-\\x{abbf}\\x{fb00}-\\x{fb06}"                 \
-    "\\x{fb13}-\\x{fb17}\\x{ff21}-\\x{ff3a}\\x{ff41}-\\x{ff5a}\\x{10400}-\\x{1044f}"               \
-    "\\x{104b0}-\\x{104d3}\\x{104d8}-\\x{104fb}\\x{10c80}-\\x{10cb2}\\x{10cc0}-\\x{10cf2}"         \
-    "\\x{118a0}-\\x{118df}\\x{1e900}-\\x{1e943}"
+#define CONTRACTION      "'s|'t|'re|'ve|'m|'ll|'d"
+#define CONTRACTION_CASE "'[sStTmMdD]|'[rR][eE]|'[vV][eE]|'[lL][lL]"
+#define BEFORE_LETTERS   "[^\\r\\n" LETTER NUMBER "]?"
+#define LETTERS_PREFIXED BEFORE_LETTERS "[" LETTER "]+"
+#define OTHERS           " ?[^" SPACE LETTER NUMBER "]+"
+#define SPACES_LEFT      "[" SPACE "]+(?![^" SPACE "])|[" SPACE "]+"
+#define SPACES           "[" SPACE "]*[\\r\\n]+|" SPACES_LEFT
+#define GPT2             CONTRACTION "| ?[" LETTER "]+| ?[" NUMBER "]+|" OTHERS "|" SPACES_LEFT
+// Words in which the case changes at most once, from capitals to small letters.
+#define CASED(END) BEFORE_LETTERS UPPER "*" LOWER "+" END "|" BEFORE_LETTERS UPPER "+" LOWER "*" END
 
 struct pre_rule {
     const char *names[NAMES_MAX + 1];
     bool ignore_merges, add_bos;
     const char *patterns[STAGES_MAX + 1];
+    unsigned (*marks)(uint32_t point); // NULL: nothing is marked
 };
+
+// The letters that the deepseek-llm tokenizer lists.
+static const struct {
+    uint32_t first, last;
+} deepseek_letters[] = {
+    {0xb5, 0xb5},       {0xc0, 0xd6},       {0xd8, 0xf6},       {0xf8, 0x1ba},
+    {0x1bc, 0x1bf},     {0x1c4, 0x293},     {0x295, 0x2af},     {0x370, 0x373},
+    {0x376, 0x376},     {0x377, 0x377},     {0x37b, 0x37d},     {0x37f, 0x37f},
+    {0x386, 0x386},     {0x388, 0x38a},     {0x38c, 0x38c},     {0x38e, 0x3a1},
+    {0x3a3, 0x3f5},     {0x3f7, 0x481},     {0x48a, 0x52f},     {0x531, 0x556},
+    {0x10a0, 0x10c5},   {0x13a0, 0x13f5},   {0x13f8, 0x13fd},   {0x1c90, 0x1cba},
+    {0x1cbd, 0x1cbf},   {0x1d00, 0x1d2b},   {0x1d6b, 0x1d77},   {0x1d79, 0x1d9a},
+    {0x1e00, 0x1f15},   {0x1f18, 0x1f1d},   {0x1f20, 0x1f45},   {0x1f48, 0x1f4d},
+    {0x1f50, 0x1f57},   {0x1f59, 0x1f59},   {0x1f5b, 0x1f5b},   {0x1f5d, 0x1f5d},
+    {0x1f5f, 0x1f7d},   {0x1f80, 0x1fb4},   {0x1fb6, 0x1fbc},   {0x1fbe, 0x1fbe},
+    {0x1fc2, 0x1fc4},   {0x1fc6, 0x1fcc},   {0x1fd0, 0x1fd3},   {0x1fd6, 0x1fdb},
+    {0x1fe0, 0x1fec},   {0x1ff2, 0x1ff4},   {0x1ff6, 0x1ffc},   {0x2102, 0x2102},
+    {0x2107, 0x2107},   {0x210a, 0x2113},   {0x2115, 0x2115},   {0x2119, 0x211d},
+    {0x2124, 0x2124},   {0x2126, 0x2126},   {0x2128, 0x2128},   {0x212a, 0x212d},
+    {0x212f, 0x2134},   {0x2139, 0x2139},   {0x213c, 0x213f},   {0x2145, 0x2149},
+    {0x214e, 0x214e},   {0x2183, 0x2183},   {0x2184, 0x2184},   {0x2c00, 0x2c7b},
+    {0x2c7e, 0x2ce4},   {0x2ceb, 0x2cee},   {0x2cf2, 0x2cf2},   {0x2cf3, 0x2cf3},
+    {0xa640, 0xa66d},   {0xa680, 0xa69b},   {0xa722, 0xa76f},   {0xa771, 0xa787},
+    {0xa78b, 0xa78e},   {0xab70, 0xabbf},   {0xfb00, 0xfb06},   {0xfb13, 0xfb17},
+    {0xff21, 0xff3a},   {0xff41, 0xff5a},   {0x10400, 0x1044f}, {0x104b0, 0x104d3},
+    {0x104d8, 0x104fb}, {0x10c80, 0x10cb2}, {0x10cc0, 0x10cf2}, {0x118a0, 0x118df},
+    {0x1e900, 0x1e943},
+};
+
+static unsigned deepseek_marks(uint32_t point)
+{
+    size_t first = 0, end = sizeof deepseek_letters / sizeof *deepseek_letters;
+    unsigned marks = 0;
+    while (end - first > 1) {
+        size_t middle = first + (end - first) / 2;
+        if (deepseek_letters[middle].first <= point)
+            first = middle;
+        else
+            end = middle;
+    }
+    if (point >= deepseek_letters[first].first && point <= deepseek_letters[first].last)
+        marks |= MARKED_LETTER;
+    if ((point >= 0xff01 && point <= 0xff0f) || (point >= 0xff1a && point <= 0xff5e) ||
+        (point >= 0x2018 && point <= 0x201f) || point == 0x3001 || point == 0x3002)
+        marks |= MARKED_PUNCTUATION;
+    if ((point >= 0x800 && point <= 0x9fa5) || (point >= 0xac00 && point <= 0xd7ff))
+        marks |= MARKED_EAST_ASIAN;
+    return marks;
+}
 
 static const struct pre_rule rules[] = {
     {{"gpt-2", "phi-2", "mpt", "olmo", "jais", "gigachat", "mellum", "a.x-4.0"},
      false,
      false,
-     {GPT2}},
+     {GPT2},
+     NULL},
     {{"llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"},
      true,
      true,
-     {CONTRACTION_CASE "|" LETTERS_PREFIXED "|\\p{N}{1,3}|" OTHERS_AND_BREAKS "|" SPACES}},
+     {CONTRACTION_CASE "|" LETTERS_PREFIXED "|[" NUMBER "]{1,3}|" OTHERS "[\\r\\n]*|" SPACES},
+     NULL},
     {{"dbrx", "smaug-bpe"},
      false,
      false,
-     {CONTRACTION_CASE "|" LETTERS_PREFIXED "|\\p{N}{1,3}|" OTHERS_AND_BREAKS "|" SPACES}},
+     {CONTRACTION_CASE "|" LETTERS_PREFIXED "|[" NUMBER "]{1,3}|" OTHERS "[\\r\\n]*|" SPACES},
+     NULL},
     {{"qwen2", "deepseek-r1-qwen", "kormo", "stablelm2"},
      false,
      false,
-     {CONTRACTION_CASE "|" LETTERS_PREFIXED "|\\p{N}|" OTHERS_AND_BREAKS "|" SPACES}},
-    {{"smollm", "starcoder", "refact", "command-r", "codeshell"}, false, false, {"\\p{N}", GPT2}},
-    {{"tekken"},
-     true,
-     true,
-     {"[^\\r\\n\\p{L}\\p{N}]?" UPPER "*" LOWER "+|[^\\r\\n\\p{L}\\p{N}]?" UPPER "+" LOWER
-      "*|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|" SPACES}},
+     {CONTRACTION_CASE "|" LETTERS_PREFIXED "|[" NUMBER "]|" OTHERS "[\\r\\n]*|" SPACES},
+     NULL},
+    {{"smollm", "starcoder", "refact", "command-r", "codeshell"},
+     false,
+     false,
+     {"[" NUMBER "]", GPT2},
+     NULL},
+    {{"tekken"}, true, true, {CASED("") "|[" NUMBER "]|" OTHERS "[\\r\\n/]*|" SPACES}, NULL},
     {{"deepseek-llm"},
      false,
      false,
-     {"[\\r\\n]", "\\s?[" DEEPSEEK_LETTERS "]+",
-      "\\s?[!-/:-~\\x{ff01}-\\x{ff0f}\\x{ff1a}-\\x{ff5e}\\x{2018}-\\x{201f}\\x{3001}\\x{3002}]+",
-      "(?<!\\s)\\s++\\z",
-      // U+0800 to U+9FA5 and U+AC00 to U+D7FF but for white space.
-      "[^\\x{0}-\\x{7ff}\\x{9fa6}-\\x{abff}\\x{e000}-\\x{10ffff}\\s]+", "\\p{N}+"}},
-    {{"default", ""}, false, false, {"[\\p{P}$+<=>^~|]+", GPT2, "\\p{N}+", "[0-9][0-9][0-9]"}},
+     {"[\\r\\n]", "[" SPACE "]?[A-Za-z" IN_LETTER "]+", "[" SPACE "]?[!-/:-~" IN_PUNCTUATION "]+",
+      "(?<![" SPACE "])[" SPACE "]++\\z", "[" IN_EAST_ASIAN "]+", "[" ANY_NUMBER "]+"},
+     deepseek_marks},
+    {{"default", ""},
+     false,
+     false,
+     {"[" PUNCTUATION "$+<=>^~|]+", GPT2, "[" NUMBER "]+", "[0-9][0-9][0-9]"},
+     NULL},
 };
 
 struct pre {
@@ -109,9 +169,9 @@ struct pre_splitter {
     struct budget *budget;
     pcre2_general_context *memory;
     pcre2_match_data *match;
-    // Where the text cannot be used as it is: the repaired text, and what the patterns see.
-    char *text, *subject;
-    uint64_t text_capacity, subject_capacity;
+    // Where the text cannot be used as it is: what the patterns see, and the repaired text.
+    char *subject, *text;
+    uint64_t subject_capacity, text_capacity;
 };
 
 static void *pcre_alloc(PCRE2_SIZE bytes, void *budget)
@@ -150,9 +210,8 @@ static int compile(struct pre *pre, struct inst_msg *msg)
         int error;
         PCRE2_SIZE at;
         const char *pattern = pre->rule->patterns[i];
-        pre->stage[i] =
-            pcre2_compile((PCRE2_SPTR)pattern, PCRE2_ZERO_TERMINATED,
-                          PCRE2_UTF | PCRE2_UCP | PCRE2_NO_UTF_CHECK, &error, &at, context);
+        pre->stage[i] = pcre2_compile((PCRE2_SPTR)pattern, PCRE2_ZERO_TERMINATED,
+                                      PCRE2_NEVER_UTF | PCRE2_NEVER_UCP, &error, &at, context);
         if (!pre->stage[i] && error == PCRE2_ERROR_HEAP_FAILED)
             rc = no_memory(msg);
         else if (!pre->stage[i])
@@ -244,32 +303,6 @@ void pre_splitter_free(struct pre_splitter *s)
     budget_free(s->budget, s);
 }
 
-// Characters whose class the patterns shall not ask PCRE2 for, and who answers in their place: one
-// with as many bytes, of the class that Unicode 15.1 gives. Sorted.
-static const struct {
-    uint32_t first, last, stand_in;
-} stand_ins[] = {
-    {0x180e, 0x180e, 0x2060}, // PCRE2 counts this one as white space, Unicode no longer does
-    {0xd800, 0xdfff, 0xe000}, // halves of surrogate pairs, which are no UTF-8
-    {0x1123f, 0x11240, 0x20000}, {0x11b00, 0x11b09, 0x10100}, {0x11f02, 0x11f02, 0x20000},
-    {0x11f04, 0x11f10, 0x20000}, {0x11f12, 0x11f33, 0x20000}, {0x11f43, 0x11f4f, 0x10100},
-    {0x11f50, 0x11f59, 0x1d7ce}, {0x1342f, 0x1342f, 0x20000}, {0x13441, 0x13446, 0x20000},
-    {0x1b132, 0x1b132, 0x20000}, {0x1b155, 0x1b155, 0x20000}, {0x1d2c0, 0x1d2d3, 0x1d7ce},
-    {0x1df25, 0x1df2a, 0x20000}, {0x1e030, 0x1e06d, 0x20000}, {0x1e4d0, 0x1e4eb, 0x20000},
-    {0x1e4f0, 0x1e4f9, 0x1d7ce}, {0x2b739, 0x2b739, 0x20000}, {0x2ebf0, 0x2ee5d, 0x20000},
-    {0x31350, 0x323af, 0x20000},
-};
-
-static uint32_t stand_in_for(uint32_t point)
-{
-    if (point < stand_ins[0].first)
-        return point;
-    for (size_t i = 0; i < sizeof stand_ins / sizeof *stand_ins; i++)
-        if (point <= stand_ins[i].last)
-            return point >= stand_ins[i].first ? stand_ins[i].stand_in : point;
-    return point;
-}
-
 // Decodes one character as llama.cpp does: a first byte and as many continuation bytes as it asks
 // for, overlong forms and surrogates included. Anything else is one byte of U+FFFD.
 static uint32_t next_point(const unsigned char **p, const unsigned char *end)
@@ -304,77 +337,106 @@ static uint32_t put_point(char *out, uint32_t point)
     return bytes;
 }
 
-// True when PCRE2 may see the text as it is.
-static bool is_plain(const char *text, uint64_t bytes)
+// What the patterns see of a character. `run` is that of the one before, for most are alike.
+static char seen(const struct pre_rule *rule, struct unicode_run *run, uint32_t point)
 {
-    const unsigned char *p = (const unsigned char *)text, *end = p + bytes;
-    while (p < end) {
-        if (*p < 0x80) {
-            p++;
-            continue;
-        }
-        if (text_utf8_length(p, (size_t)(end - p)) < 1)
-            return false;
-        uint32_t point = next_point(&p, end);
-        if (stand_in_for(point) != point)
-            return false;
-    }
-    return true;
+    if (point < SEEN)
+        return (char)point;
+    if (point < run->first || point >= run->end)
+        *run = unicode_run_of(point);
+    unsigned marks = rule->marks && run->class != UNICODE_SPACE ? rule->marks(point) : 0;
+    return (char)(SEEN | marks | (unsigned)run->class);
 }
 
-// Makes the two copies. A byte that is no UTF-8 becomes three.
-static int repair(struct pre_splitter *s, const char *text, uint64_t bytes, uint64_t *length,
-                  struct inst_msg *msg)
+static bool is_ascii(const char *text, uint64_t bytes)
 {
-    const unsigned char *p = (const unsigned char *)text, *end = p + bytes;
-    char c[4];
-    uint64_t room = 0, n = 0;
-    while (p < end)
-        room += put_point(c, next_point(&p, end));
-    int rc = list_reserve(s->budget, (void **)&s->text, &s->text_capacity, 0, room, 1, msg);
-    if (!rc)
-        rc = list_reserve(s->budget, (void **)&s->subject, &s->subject_capacity, 0, room, 1, msg);
-    if (rc)
-        return rc;
-    for (p = (const unsigned char *)text; p < end;) {
-        uint32_t point = next_point(&p, end);
-        put_point(s->subject + n, stand_in_for(point));
-        n += put_point(s->text + n, point);
-    }
-    *length = n;
-    return 0;
+    unsigned char all = 0;
+    for (uint64_t i = 0; i < bytes; i++)
+        all |= (unsigned char)text[i];
+    return all < 0x80;
 }
 
 struct split {
     struct pre_splitter *splitter;
-    const char *text, *subject;
+    const char *subject, *text; // text: what is not yet given as words
+    bool bytes;                 // every character is one byte of the text
     int (*word)(void *context, const char *text, uint64_t bytes);
     void *context;
     struct inst_msg *msg;
 };
 
-// Cuts [at, end) by the patterns from `stage` on; at most STAGES_MAX deep.
-static int cut(const struct split *s, uint32_t stage, uint64_t at, uint64_t end)
+// Makes what the patterns see of a text and, where bytes are no UTF-8, the text in which each of
+// them is three.
+static int look(struct split *s, uint64_t bytes, uint64_t *characters)
+{
+    struct pre_splitter *p = s->splitter;
+    const unsigned char *start = (const unsigned char *)s->text, *end = start + bytes;
+    struct unicode_run run = {0};
+    uint64_t n = 0, room = 0;
+    bool whole = true;
+    char c[4];
+    for (const unsigned char *at = start; at < end; n++) {
+        const unsigned char *from = at;
+        uint32_t length = put_point(c, next_point(&at, end));
+        whole = whole && length == at - from;
+        room += length;
+    }
+    int rc = list_reserve(p->budget, (void **)&p->subject, &p->subject_capacity, 0, n, 1, s->msg);
+    if (!rc && !whole)
+        rc = list_reserve(p->budget, (void **)&p->text, &p->text_capacity, 0, room, 1, s->msg);
+    if (rc)
+        return rc;
+    n = room = 0;
+    for (const unsigned char *at = start; at < end; n++) {
+        uint32_t point = next_point(&at, end);
+        p->subject[n] = seen(p->pre->rule, &run, point);
+        if (!whole)
+            room += put_point(p->text + room, point);
+    }
+    s->subject = p->subject;
+    if (!whole)
+        s->text = p->text;
+    *characters = n;
+    return 0;
+}
+
+// Gives the next n characters of the text as a word.
+static int give(struct split *s, uint64_t n)
+{
+    const char *word = s->text;
+    if (s->bytes) {
+        s->text += n;
+    } else {
+        for (; n > 0; n--) {
+            unsigned char first = (unsigned char)*s->text;
+            s->text += first < 0x80 ? 1 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : 4;
+        }
+    }
+    return s->word(s->context, word, (uint64_t)(s->text - word));
+}
+
+// Cuts characters [at, end) by the patterns from `stage` on; at most STAGES_MAX deep.
+static int cut(struct split *s, uint32_t stage, uint64_t at, uint64_t end)
 {
     const struct pre *pre = s->splitter->pre;
     pcre2_match_data *match = s->splitter->match;
     if (stage == pre->stages)
-        return s->word(s->context, s->text + at, end - at);
+        return give(s, end - at);
     const char *subject = s->subject + at;
-    uint64_t bytes = end - at, done = 0;
+    uint64_t length = end - at, done = 0;
     int rc = 0;
-    while (!rc && done < bytes) {
-        int found = pcre2_match(pre->stage[stage], (PCRE2_SPTR)subject, bytes, done,
-                                PCRE2_NO_UTF_CHECK, match, pre->limits);
+    while (!rc && done < length) {
+        int found = pcre2_match(pre->stage[stage], (PCRE2_SPTR)subject, length, done, 0, match,
+                                pre->limits);
         if (found < 0 && found != PCRE2_ERROR_NOMATCH)
             return found == PCRE2_ERROR_HEAPLIMIT || found == PCRE2_ERROR_NOMEMORY
                        ? no_memory(s->msg)
                        : inst_fail(s->msg, INST_EINVAL,
-                                   "pre-tokenizer '%s' gives up at byte %" PRIu64
+                                   "pre-tokenizer '%s' gives up at character %" PRIu64
                                    " of the text (PCRE2 error %d)",
                                    pre->rule->names[0], at + done, found);
         const PCRE2_SIZE *range = pcre2_get_ovector_pointer(match);
-        uint64_t start = found < 0 ? bytes : range[0], stop = found < 0 ? bytes : range[1];
+        uint64_t start = found < 0 ? length : range[0], stop = found < 0 ? length : range[1];
         if (start > done)
             rc = cut(s, stage + 1, at + done, at + start);
         if (!rc && stop > start)
@@ -388,13 +450,7 @@ int pre_split(struct pre_splitter *splitter, const char *text, uint64_t bytes,
               int (*word)(void *context, const char *text, uint64_t bytes), void *context,
               struct inst_msg *msg)
 {
-    struct split s = {splitter, text, text, word, context, msg};
-    if (!is_plain(text, bytes)) {
-        int rc = repair(splitter, text, bytes, &bytes, msg);
-        if (rc)
-            return rc;
-        s.text = splitter->text;
-        s.subject = splitter->subject;
-    }
-    return cut(&s, 0, 0, bytes);
+    struct split s = {splitter, text, text, is_ascii(text, bytes), word, context, msg};
+    int rc = s.bytes ? 0 : look(&s, bytes, &bytes);
+    return rc ? rc : cut(&s, 0, 0, bytes);
 }

@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Token ids of llama.cpp's llama-tokenize for hard texts, as golden values of our tokenizer.
 
-    make_token_goldens.py LLAMA_TOKENIZE MODELS_FOLDER tests/data
+    make_token_goldens.py LLAMA_TOKENIZE MODELS_FOLDER tests/data [NAME...]
 
 Writes tokens_llama_spm.json and tokens_bpe.json (real vocabularies: those of the tree, and those
-in MODELS_FOLDER, whose licences keep them out of it) and tokens_pre.json (one made here: every byte, and merges of strings taken from the
-texts without regard to words, so that a word cut elsewhere gives other ids; encoded with each
-pre-tokenizer; 0 where the ids are those of the first).
+in MODELS_FOLDER, whose licences keep them out of it), tokens_pre.json (one made here: every byte,
+and merges of strings taken from the texts without regard to words, so that a word cut elsewhere
+gives other ids; encoded with each pre-tokenizer; 0 where the ids are those of the first) and
+tokens_points.json (every code point with neighbours on both sides, a checksum of the ids for each
+4,096 of them and each pre-tokenizer). With names, only these: tokens_pre, say.
 
 The texts are generated here (fixed seed). Each is encoded with and without parsing special tokens
 in it, and some with the special tokens of the model at the ends; where parsing makes no difference
@@ -26,6 +28,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import zlib
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.append(os.path.join(ROOT, "tools"))
@@ -325,16 +328,45 @@ def pre_tokenizers(binary, texts):
     return out
 
 
+def point_text(point):
+    c = chr(point).encode("utf-8", "surrogatepass")
+    return b"".join(before + c for before in (b"a", b"1", b"!", b"\xe4\xb8\x80", b"A", b"'", b"x")) + b"\n"
+
+
+def every_code_point(binary):
+    """A merge of each two bytes that may meet where one character ends and the other begins tells
+    whether both are in one word."""
+    tails, heads = range(0xc0), [*range(0x80), *range(0xc2, 0xf5)]
+    pairs = [(tail, head) for head in b"x1!\xe4A'\n" for tail in tails]
+    pairs += [(tail, head) for tail in b"a1!\x80A'x" for head in heads]
+    pairs = list(dict.fromkeys((visible([tail]), visible([head])) for tail, head in pairs))
+    tokens = [visible([b]) for b in range(256)] + [a + b for a, b in pairs]
+    out = {"pre": []}
+    for pre in PRE:
+        with tempfile.NamedTemporaryFile(suffix=".gguf") as f:
+            write_vocabulary(f.name, pre, tokens + ["<|endoftext|>"], [a + " " + b for a, b in pairs])
+            sums = []
+            for first in range(0, 0x110000, 4096):
+                text = b"".join(map(point_text, range(first, first + 4096)))
+                ids = tokenize(binary, f.name, text, False, False)
+                sums.append("%08x" % zlib.crc32(struct.pack("<%dI" % len(ids), *ids)))
+        out["pre"].append({"name": pre, "crc": sums})
+    return out
+
+
 def main():
-    binary, folder, out = sys.argv[1:]
+    binary, folder, out, *wanted = sys.argv[1:]
     texts = corpus()
     for name, content in [("tokens_pre", lambda: pre_tokenizers(binary, texts)),
+                          ("tokens_points", lambda: every_code_point(binary)),
                           ("tokens_bpe", lambda: real_vocabularies(binary, folder, BPE, texts)),
                           ("tokens_llama_spm", lambda: real_vocabularies(binary, folder, SPM, texts))]:
+        if wanted and name not in wanted:
+            continue
         with output_file.writing(os.path.join(out, name + ".json")) as f:
             json.dump(content(), f, separators=(",", ":"))
             f.write("\n")
-        print(name, len(texts), "texts")
+        print(name)
 
 
 main()
