@@ -211,7 +211,7 @@ static void test_every_code_point(void **state)
     cJSON_Delete(root);
     print_message("%d blocks of code points compared with llama.cpp, %d wrong\n", compared, wrong);
     assert_int_equal(wrong, 0);
-    assert_int_equal(pres, 7);
+    assert_int_equal(pres, 8);
     assert_true(compiled > pres);
 }
 

@@ -41,7 +41,7 @@ SPM = {"vocab/ggml-vocab-llama-spm.gguf": "</s>", "stories260K.gguf": "</s>", "r
 BPE = {"vocab/ggml-vocab-gpt-2.gguf": "<|endoftext|>",
        "vocab/ggml-vocab-llama-bpe.gguf": "<|reserved_special_token_200|>",
        "vocab/ggml-vocab-qwen2.gguf": "<|endoftext|>"}
-PRE = ["gpt-2", "llama-bpe", "qwen2", "smollm", "tekken", "deepseek-llm", "default"]
+PRE = ["gpt-2", "llama-bpe", "qwen2", "smollm", "tekken", "gpt-4o", "deepseek-llm", "default"]
 
 
 def fixed_texts():
