@@ -100,7 +100,12 @@ static int open_drive(struct attend_bench *b, struct inst_msg *msg)
     struct flash_file_options file = {.directory = o->directory, .geometry = b->geometry};
     err = o->directory ? flash_file_open(&b->flash, &file, msg)
                        : flash_ram_open(&b->flash, &b->geometry, 0, msg);
-    struct drive_limits limits = {.dram_bytes = b->dram, .pool = b->pool};
+    struct drive_limits limits = {
+        .dram_bytes = b->dram,
+        .pool = b->pool,
+        .row_cache = o->row_cache,
+        .no_row_cache = !o->row_cache,
+    };
     if (!err)
         err = drive_open(&b->drive, b->flash, &limits, msg);
     if (!err)

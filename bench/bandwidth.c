@@ -20,6 +20,7 @@ struct options {
     uint32_t layers, kv_heads, q_heads, head_dim, group, sequences;
     unsigned threads, rounds;
     double seconds;
+    bool row_cache; // else everything is read
 };
 
 struct bench {
@@ -76,7 +77,8 @@ static void open_drive(struct bench *b)
     if (o->kv ? flash_file_open(&b->flash, &file, &msg)
               : flash_ram_open(&b->flash, &geometry, 0, &msg))
         die("flash", &msg);
-    struct drive_limits limits = {.dram_bytes = o->dram, .pool = b->pool};
+    struct drive_limits limits = {
+        .dram_bytes = o->dram, .pool = b->pool, .no_row_cache = !o->row_cache};
     if (drive_open(&b->drive, b->flash, &limits, &msg) ||
         link_local_open(&b->link, b->drive, b->flash, &msg))
         die("drive", &msg);
@@ -265,21 +267,16 @@ static struct options parse(int argc, char **argv)
                         .threads = 2,
                         .rounds = 5,
                         .seconds = 2};
-    static const struct option names[] = {{"kv", 1, 0, 'k'},
-                                          {"bytes", 1, 0, 'b'},
-                                          {"dram", 1, 0, 'd'},
-                                          {"layers", 1, 0, 'l'},
-                                          {"kv-heads", 1, 0, 'h'},
-                                          {"q-heads", 1, 0, 'q'},
-                                          {"head-dim", 1, 0, 'e'},
-                                          {"group", 1, 0, 'g'},
-                                          {"sequences", 1, 0, 's'},
-                                          {"threads", 1, 0, 't'},
-                                          {"rounds", 1, 0, 'r'},
-                                          {"seconds", 1, 0, 'S'},
-                                          {0}};
+    static const struct option names[] = {{"kv", 1, 0, 'k'},        {"bytes", 1, 0, 'b'},
+                                          {"dram", 1, 0, 'd'},      {"layers", 1, 0, 'l'},
+                                          {"kv-heads", 1, 0, 'h'},  {"q-heads", 1, 0, 'q'},
+                                          {"head-dim", 1, 0, 'e'},  {"group", 1, 0, 'g'},
+                                          {"sequences", 1, 0, 's'}, {"threads", 1, 0, 't'},
+                                          {"rounds", 1, 0, 'r'},    {"seconds", 1, 0, 'S'},
+                                          {"row-cache", 0, 0, 'c'}, {0}};
     for (int c; (c = getopt_long(argc, argv, "", names, NULL)) != -1;) {
-        uint32_t n = c == 'k' || c == 'S' || c == '?' ? 0 : (uint32_t)strtoul(optarg, NULL, 10);
+        uint32_t n =
+            c == 'k' || c == 'S' || c == 'c' || c == '?' ? 0 : (uint32_t)strtoul(optarg, NULL, 10);
         switch (c) {
         case 'k':
             o.kv = optarg;
@@ -316,6 +313,9 @@ static struct options parse(int argc, char **argv)
             break;
         case 'S':
             o.seconds = strtod(optarg, NULL);
+            break;
+        case 'c':
+            o.row_cache = true;
             break;
         default:
             fputs(usage, stderr);

@@ -12,6 +12,19 @@ int failed(int code, const struct inst_msg *msg)
     return fail(EXIT_FAILED, "%s%s", msg->text[0] ? msg->text : inst_status_text(code), hint);
 }
 
+static int row_cache_read(struct engine_options *options, const char *command)
+{
+    const char *text = options->row_cache, *what;
+    if (!text)
+        return 0;
+    if (!strcmp(text, "off")) {
+        options->engine.row_cache = INST_NO_ROW_CACHE;
+        return 0;
+    }
+    what = option_size(text, &options->engine.row_cache);
+    return what ? fail(EXIT_USAGE, "%s: --row-cache: '%s' %s, nor off", command, text, what) : 0;
+}
+
 int engine_options_read(struct engine_options *options, const char *command)
 {
     struct inst_options *o = &options->engine;
@@ -30,6 +43,8 @@ int engine_options_read(struct engine_options *options, const char *command)
         return fail(EXIT_USAGE, "%s: --page-channels: '%u' is not a power of two", command,
                     o->page_channels);
     int wrong = sparf_option_read(&options->sparf, command);
+    if (!wrong)
+        wrong = row_cache_read(options, command);
     if (wrong)
         return wrong;
     o->sparf_channels = options->sparf.channels;

@@ -10,6 +10,7 @@ struct engine_options {
     struct inst_options engine;
     struct option_list kv;
     struct sparf_option sparf;
+    const char *row_cache;
     float audit;
     bool warned;
 };
@@ -54,6 +55,14 @@ struct engine_options {
          0,                                                                                        \
          "SIZE",                                                                                   \
          "what KV may grow to; default: what the context needs"},                                  \
+        {"--row-cache",                                                                            \
+         0,                                                                                        \
+         OPTION_TEXT,                                                                              \
+         &(E).row_cache,                                                                           \
+         0,                                                                                        \
+         0,                                                                                        \
+         "SIZE",                                                                                   \
+         "rows of KV kept in --memory, or off; default: as many as fit"},                          \
         {"--group",  0,                                                                            \
          OPTION_U32, &(E).engine.group,                                                            \
          16,         1024,                                                                         \

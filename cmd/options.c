@@ -78,7 +78,7 @@ static const char *parse_float(const char *text, double min, double max, float *
 }
 
 // "64M", and "2.6M" as messages and summaries print it.
-static const char *parse_size(const char *text, uint64_t *out)
+const char *option_size(const char *text, uint64_t *out)
 {
     static const char what[] = "is not a size (a number with K, M, G or T, for example 512M)";
     size_t n = strspn(text, "0123456789");
@@ -161,7 +161,7 @@ static const char *store(const struct option *o, const char *text, char why[96])
     case OPTION_F32:
         return parse_float(text, o->min, o->max, o->value, why);
     case OPTION_SIZE:
-        return parse_size(text, o->value);
+        return option_size(text, o->value);
     case OPTION_U32:
     case OPTION_U64:
     case OPTION_I32:

@@ -216,7 +216,11 @@ bool attend_layout(struct attend_layout *layout, uint32_t count, uint32_t q_head
     X(captured_sum, "of these, the sum of captured mass, in millionths")                           \
     X(captured_worst, "of these, the least captured mass, in millionths")                          \
     X(sparf_dram_bytes, "DRAM that sparf adds: page buffers, scores, sums of V")                   \
-    X(dead_bytes, "of allocated_bytes: nobody refers to it, it waits for being erased")
+    X(dead_bytes, "of allocated_bytes: nobody refers to it, it waits for being erased")            \
+    X(cache_hit_bytes, "found in the row cache instead of being read")                             \
+    X(cached_bytes, "of the row cache, now")                                                       \
+    X(bridged_bytes, "gaps that were read as they cost less than a request")                       \
+    X(replaced_rows, "rows placed again as their program failed")
 
 #define COUNTER_FIELD(name, text) uint64_t name;
 struct drive_identity {

@@ -12,12 +12,19 @@
 #include "kernels/kernels.h"
 
 struct drive;
+struct engine;
+struct method;
 
 struct drive_limits {
     uint64_t dram_bytes;           // everything the drive allocates comes from here
     struct pool *pool;             // its scratch memory is reserved at CONFIG and ATTEND
     const struct kernels *kernels; // NULL: kernels_best()
-    bool no_read_ahead;            // for measurements
+    struct engine *engine;         // NULL: the pool; stays the caller's
+    // Methods beside those that the drive brings, NULL behind the last one. NULL: none.
+    const struct method *const *methods;
+    uint64_t row_cache; // unused rows and pages that are remembered, in bytes; 0: as many as fit
+    bool no_row_cache;  // for measurements
+    bool no_read_ahead; // for measurements
 };
 
 // The flash stays the caller's and must outlive the drive.
@@ -48,13 +55,10 @@ struct drive_plan {
     uint32_t page_channels;   // 0 without METHOD_SPARF
     uint64_t row_bytes;       // padded to pages
     uint64_t min_dram_bytes;  // with the least read window that works
-    uint64_t good_dram_bytes; // with a read window that keeps the device busy
+    uint64_t good_dram_bytes; // with a read window that keeps the device busy, and no row cache
     uint64_t flash_bytes;     // for max_sequences x max_tokens, summaries included
     uint64_t full_bytes;      // of these, what they take when each token is written once
-    // How DRAM is divided: other_bytes + frames * frame_bytes + what METHOD_SPARF needs
-    uint64_t frame_bytes, other_bytes;
-    uint64_t min_frames, good_frames;
-    uint64_t min_sparf_bytes, good_sparf_bytes;
+    uint64_t full_dram_bytes; // with all of max_sequences x max_tokens in the row cache
 };
 // config->group_tokens 0: the largest group whose buffers fit in dram_bytes (0 = do not care) and
 // whose rows are no larger than the device's best read.

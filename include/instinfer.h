@@ -30,12 +30,16 @@ typedef struct inst_session inst_session;
 // (the call then fails with INST_ECANCELLED and what was synced stays).
 typedef bool inst_progress_fn(void *user, uint64_t done, uint64_t total);
 
+#define INST_NO_ROW_CACHE UINT64_MAX
+
 // Zero-initialise, set what differs.
 struct inst_options {
     const char *model;     // path of a GGUF file; required
     const char *const *kv; // where KV lives: a directory, "ram:SIZE[@RATE]" or "null:"
     size_t n_kv;           // 0: a directory under $XDG_CACHE_HOME
     uint64_t kv_limit;     // bytes the store may grow to; 0: what the context needs
+    uint64_t row_cache;    // bytes of `memory` in which the drive keeps rows that it has read or
+                           // written; 0: all that nothing else needs; INST_NO_ROW_CACHE: none
     uint64_t memory;       // bytes for everything but mapped weights and "ram:" drives;
                            // 0: a quarter of what is available to the process
     uint64_t context;      // tokens per session; 0: the model's trained length

@@ -1,351 +1,351 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention on rows that are in DRAM. Tiles of 64 absolute positions are computed for whatever
-// spans are ready, in any order and by any worker; their partials are merged in ascending order
-// (contract point 8), so the bits do not depend on arrival, threads or the token group.
-#include "drive/attend/sparf.h"
+// Dense attention: exact, over all tokens, and READ, which brings the same rows back as they are.
+// Tiles of 64 absolute positions are computed for whatever pieces are ready, in any order and by
+// any worker; their partials are merged in ascending order (contract point 8), so the bits do not
+// depend on arrival, threads or the token group.
+#include "drive/attend/walk.h"
 #include "base/checked.h"
 
 #include <math.h>
 #include <string.h>
 
-struct batch {
-    struct drive *drive;
-    struct job *job;
-    struct span *spans[SPANS_MAX];
-    size_t n_spans;
-    uint32_t heads_per_item; // whole rows where there are enough of them, else single heads
-    struct frame *verify[SPANS_MAX * SPAN_ROWS_MAX];
-    bool bad[SPANS_MAX * SPAN_ROWS_MAX];
-    size_t n_verify;
-    struct {
-        uint32_t first, count; // of spans of one item
-    } runs[SPANS_MAX];
-    size_t n_runs;
+enum {
+    PIECES_LEAST = 4,
+    PIECES_MOST = 256,
+    PIECES_LEVEL = 8, // doubled by every level
 };
 
-int attention_open(struct drive *drive, struct inst_msg *msg)
+struct method_state {
+    struct space *space;
+    struct attend_env *env;
+    struct pieces pieces;
+    float *partials;  // [pieces][tiles][q_heads], dense only
+    uint32_t q_heads; // planned
+    uint64_t attended, from_flash;
+};
+
+static uint32_t planned_q_heads(const struct space_config *config)
 {
-    drive->batch = budget_alloc(&drive->budget, 1, sizeof *drive->batch, "attention", msg);
-    return drive->batch ? 0 : INST_ENOMEM;
+    return config->q_heads ? config->q_heads : 8 * config->kv_heads;
 }
 
-int attention_prepare(struct drive *drive, struct job *job, struct inst_msg *msg)
+static uint32_t pieces_at(unsigned level)
 {
-    const struct space *space = job->space;
-    if (job_is_sparf(job))
-        return 0; // CONFIG made what it needs
-    uint64_t tiles = span_tokens(&space->config) / ATTENTION_TILE, floats;
-    job->span_floats = tiles * job->header.q_heads * partial_stride(space->config.head_dim);
-    floats = job->span_floats * space->span_limit;
-    int status = pool_reserve_scratch(drive->pool, KERNEL_SCRATCH_BYTES, msg);
-    if (status || floats <= drive->span_partial_floats)
-        return status;
-    if (drive->active)
-        return 1; // its spans point into the memory that would move
-    budget_free(&drive->budget, drive->span_partials);
-    drive->span_partial_floats = 0;
-    drive->span_partials =
-        budget_alloc(&drive->budget, floats, sizeof(float), "attention partials", msg);
-    if (!drive->span_partials)
-        return INST_ENOMEM;
-    drive->span_partial_floats = floats;
+    return level ? (uint32_t)min_u64(PIECES_MOST, (uint64_t)PIECES_LEVEL << level) : PIECES_LEAST;
+}
+
+static uint64_t partial_floats(const struct space_config *config)
+{
+    return div_round_up(span_tokens(config), ATTENTION_TILE) * planned_q_heads(config) *
+           partial_stride(config->head_dim);
+}
+
+static int copy_plan(struct method_plan *plan, const struct flash_geometry *geometry,
+                     const struct space_config *config, const struct stream *streams,
+                     unsigned level, struct inst_msg *msg)
+{
+    (void)geometry, (void)streams, (void)msg;
+    *plan = (struct method_plan){
+        .rows = span_rows(config), .pieces = pieces_at(level), .frames = span_rows(config)};
+    plan->bytes =
+        sizeof(struct method_state) + 4096 + 64 + pieces_bytes(plan->pieces, span_rows(config), 0);
     return 0;
 }
 
-static void verify_frame(void *arg, size_t index, unsigned worker)
+static int dense_plan(struct method_plan *plan, const struct flash_geometry *geometry,
+                      const struct space_config *config, const struct stream *streams,
+                      unsigned level, struct inst_msg *msg)
 {
-    struct batch *batch = arg;
-    (void)worker;
-    batch->bad[index] = !frame_verify(batch->job->space->frames, batch->verify[index]);
+    uint64_t floats;
+    copy_plan(plan, geometry, config, streams, level, msg);
+    plan->scratch = KERNEL_SCRATCH_BYTES;
+    if (!checked_mul(partial_floats(config), plan->pieces * sizeof(float), &floats) ||
+        floats > INT64_MAX / 4)
+        return inst_fail(msg, INST_EINVAL, "CONFIG: %u query heads overflow", config->q_heads);
+    plan->bytes += floats + 4096 + 64;
+    return 0;
 }
 
-// K and V of `head` for the tokens of the span from its token `at` on, up to a tile of them.
-static void gather_tile(const struct space *space, const struct span *span, uint32_t head,
+static int copy_open(struct method_state **out, struct walk *walk, unsigned level,
+                     struct inst_msg *msg)
+{
+    struct space *space = walk->space;
+    struct method_state *s = budget_alloc(space->budget, 1, sizeof *s, "attention", msg);
+    *out = s;
+    if (!s)
+        return INST_ENOMEM;
+    s->space = space;
+    s->env = walk->env;
+    return pieces_open(&s->pieces, space, pieces_at(level), span_rows(&space->config), 0, msg);
+}
+
+static int dense_open(struct method_state **out, struct walk *walk, unsigned level,
+                      struct inst_msg *msg)
+{
+    int status = copy_open(out, walk, level, msg);
+    struct method_state *s = *out;
+    if (status)
+        return status;
+    uint64_t floats = partial_floats(&s->space->config);
+    s->q_heads = planned_q_heads(&s->space->config);
+    s->partials = budget_alloc(s->space->budget, s->pieces.count, floats * sizeof(float),
+                               "attention partials", msg);
+    for (uint32_t i = 0; s->partials && i < s->pieces.count; i++)
+        s->pieces.all[i].partials = s->partials + i * floats;
+    return s->partials ? 0 : INST_ENOMEM;
+}
+
+static void dense_close(struct method_state *s)
+{
+    struct budget *budget = s->space->budget;
+    pieces_close(&s->pieces);
+    budget_free(budget, s->partials);
+    budget_free(budget, s);
+}
+
+static int dense_check(struct method_state *s, struct table_header *header,
+                       const struct table_item *item, struct inst_msg *msg)
+{
+    (void)item;
+    if (header->q_heads > s->q_heads)
+        return inst_fail(msg, INST_ENORESOURCE, "ATTEND: the space was planned for %u query heads",
+                         s->q_heads);
+    return 0;
+}
+
+// ---- pieces ------------------------------------------------------------------------------------
+
+static bool begin(struct unit *u)
+{
+    u->kind = UNIT_READS;
+    u->cursor = u->job->items[u->item].first;
+    u->wanted = u->cursor == u->job->items[u->item].end;
+    return true;
+}
+
+// The next max(T, 64) tokens, whole rows.
+static struct piece *want(struct unit *u)
+{
+    struct piece *piece = piece_get(&u->state->pieces);
+    if (!piece)
+        return NULL;
+    const struct space_config *config = &u->job->space->config;
+    uint64_t row_tokens = config->group_tokens, length = span_tokens(config);
+    uint64_t end = min_u64(u->cursor / length * length + length, u->job->items[u->item].end);
+    piece->stream = STREAM_KV;
+    piece->first = u->cursor;
+    piece->tokens = (uint32_t)(end - u->cursor);
+    for (uint64_t group = u->cursor / row_tokens; group * row_tokens < end; group++)
+        piece_add_row(piece, (uint32_t)group);
+    u->cursor = end;
+    u->wanted = end == u->job->items[u->item].end;
+    return piece;
+}
+
+static void computed(struct unit *u, const struct piece *piece)
+{
+    struct job_item *item = &u->job->items[u->item];
+    uint64_t row_tokens = u->job->space->config.group_tokens;
+    uint64_t start = max_u64(piece->first, item->window);
+    uint64_t stop = max_u64(start, piece->first + piece->tokens);
+    if (u->job->opcode != OP_ATTEND)
+        return;
+    item->attended += (stop - start) * u->n_heads;
+    for (uint32_t r = 0; r < piece->n_rows; r++) {
+        const struct piece_row *row = &piece->rows[r];
+        uint64_t first = max_u64(start, row->index * row_tokens);
+        uint64_t end = max_u64(first, min_u64(stop, (row->index + 1) * row_tokens));
+        item->from_flash += row->on_flash ? (end - first) * u->n_heads : 0;
+        item->programming += row->programming ? (end - first) * u->n_heads : 0;
+    }
+}
+
+// ---- attention ---------------------------------------------------------------------------------
+
+// K and V of `head` for the tokens of the piece from its token `at` on, up to a tile of them.
+static void gather_tile(const struct space *space, const struct piece *piece, uint32_t head,
                         uint64_t at, struct attention_tile *tile)
 {
     const struct stream *kv = &space->streams[STREAM_KV];
-    uint64_t first_group = span->first / kv->row_tokens, first = span->first + at;
-    tile->tokens = (uint32_t)min_u64(ATTENTION_TILE, span->tokens - at);
+    uint64_t first_group = piece->first / kv->row_tokens, first = piece->first + at;
+    tile->tokens = (uint32_t)min_u64(ATTENTION_TILE, piece->tokens - at);
     for (uint32_t t = 0; t < tile->tokens;) {
-        const uint8_t *row = span->rows[(first + t) / kv->row_tokens - first_group];
+        const uint8_t *row = piece->rows[(first + t) / kv->row_tokens - first_group].data;
         t += slot_tile(&kv->slot, row + head * kv->slot_bytes, (first + t) % kv->row_tokens, tile,
                        t);
     }
 }
 
-// One span and one KV head: the partials of its tiles for the group's query heads.
-static void compute_span(const struct batch *batch, const struct span *span, uint32_t head,
-                         unsigned worker)
+// One piece and one KV head: the partials of its tiles for the group's query heads.
+static void compute_head(const struct unit *u, const struct piece *piece, uint32_t head,
+                         uint8_t *scratch)
 {
-    const struct job *job = batch->job;
+    const struct job *job = u->job;
     const struct space *space = job->space;
-    uint32_t dim = space->config.head_dim, group = job->header.q_heads / space->config.kv_heads;
-    uint8_t *scratch = pool_scratch(batch->drive->pool, worker);
-    const float *q = job->q + ((uint64_t)span->item * job->header.q_heads + head * group) * dim;
+    uint32_t dim = space->config.head_dim, group = u->group;
+    const float *q = job->q + ((uint64_t)u->item * job->header.q_heads + head * group) * dim;
     struct attention_tile tile[2];
     for (int i = 0; i < 2; i++)
         tile[i] = (struct attention_tile){
             .head_dim = dim, .scale = job->header.scale, .softcap = job->header.softcap};
     // Only the first tile of an item can hold tokens before its window.
-    uint64_t window = job->items[span->item].window;
+    uint64_t window = job->items[u->item].window;
     uint32_t first[MAX_GROUP_HEADS];
-    uint32_t skipped = window > span->first ? (uint32_t)(window - span->first) : 0;
+    uint32_t skipped = window > piece->first ? (uint32_t)(window - piece->first) : 0;
     for (uint32_t i = 0; skipped && i < group; i++)
         first[i] = skipped;
-    gather_tile(space, span, head, 0, &tile[0]);
-    for (uint64_t t = 0; t < span->tokens; t += ATTENTION_TILE) {
+    gather_tile(space, piece, head, 0, &tile[0]);
+    for (uint64_t t = 0; t < piece->tokens; t += ATTENTION_TILE) {
         uint64_t index = t / ATTENTION_TILE;
         struct attention_tile *this = &tile[index & 1], *next = &tile[~index & 1];
-        // Next comes the span's next tile or, as a rule, the next head's first one.
-        bool last = t + ATTENTION_TILE >= span->tokens;
+        // Next comes the piece's next tile or, as a rule, the next head's first one.
+        bool last = t + ATTENTION_TILE >= piece->tokens;
         if (!last || head + 1 < space->config.kv_heads)
-            gather_tile(space, span, head + last, last ? 0 : t + ATTENTION_TILE, next);
+            gather_tile(space, piece, head + last, last ? 0 : t + ATTENTION_TILE, next);
         else
             next = NULL;
         this->next = next;
         this->first = skipped && !t ? first : NULL;
-        batch->drive->kernels->attention_tile(
+        u->state->env->kernels->attention_tile(
             this, q, dim, group, NULL,
-            (float *)partial_at(span->partials, index * job->header.q_heads + head * group, dim), 0,
-            scratch);
+            (float *)partial_at(piece->partials, index * job->header.q_heads + head * group, dim),
+            0, scratch);
     }
 }
 
-static void compute_item(void *arg, size_t index, unsigned worker)
+static void dense_compute(const struct unit_task *task, uint8_t *scratch)
 {
-    struct batch *batch = arg;
-    uint32_t heads = batch->heads_per_item;
-    uint32_t parts = batch->job->space->config.kv_heads / heads;
-    const struct span *span = batch->spans[index / parts];
-    uint32_t first = (uint32_t)(index % parts) * heads;
-    for (uint32_t head = first; head < first + heads; head++)
-        compute_span(batch, span, head, worker);
+    for (uint32_t head = task->head; head < task->head + task->heads; head++)
+        compute_head(task->unit, task->piece, task->unit->head_first + head, scratch);
 }
 
-// Merges the partials of one item's run of spans, one KV head.
-static void fold_run(void *arg, size_t index, unsigned worker)
+static bool folds(const struct piece *piece)
 {
-    struct batch *batch = arg;
-    const struct job *job = batch->job;
-    uint32_t kv_heads = job->space->config.kv_heads, dim = job->space->config.head_dim;
-    uint32_t q_heads = job->header.q_heads, group = q_heads / kv_heads;
-    size_t run = index / kv_heads;
-    uint32_t first_head = (uint32_t)(index % kv_heads) * group;
-    (void)worker;
-    for (uint32_t s = 0; s < batch->runs[run].count; s++) {
-        const struct span *span = batch->spans[batch->runs[run].first + s];
-        uint64_t tiles = div_round_up(span->tokens, ATTENTION_TILE);
-        for (uint64_t t = 0; t < tiles; t++) {
-            for (uint32_t h = first_head; h < first_head + group; h++)
-                batch->drive->kernels->partial_merge(
-                    partial_at(job->partials, (uint64_t)span->item * q_heads + h, dim),
-                    partial_at(span->partials, t * q_heads + h, dim), dim);
-        }
-    }
+    (void)piece;
+    return true;
 }
 
-// READ: one row of one span to the destination slab.
-static void copy_row(void *arg, size_t index, unsigned worker)
+static void dense_fold(const struct unit_task *task)
 {
-    struct batch *batch = arg;
-    const struct job *job = batch->job;
-    const struct space *space = job->space;
-    const struct stream *kv = &space->streams[STREAM_KV];
-    const struct span *span = batch->spans[index];
-    const struct job_item *item = &job->items[span->item];
-    uint64_t dim = space->config.head_dim, n = item->end - item->first;
-    (void)worker;
-    for (uint32_t r = 0; r < span->n_rows; r++) {
-        uint64_t group = span->first / kv->row_tokens + r;
-        uint64_t begin = max_u64(span->first, group * kv->row_tokens);
-        uint64_t end = min_u64(span->first + span->tokens, (group + 1) * kv->row_tokens);
-        for (uint32_t h = 0; h < job->header.head_count; h++) {
-            const uint8_t *slot = span->rows[r] + (job->header.head_first + h) * kv->slot_bytes;
-            uint16_t *k =
-                (uint16_t *)(job->dest + item->offset) + (2 * h * n + begin - item->first) * dim;
-            slot_get(&kv->slot, slot, begin % kv->row_tokens, end - begin, k, k + n * dim);
-        }
-    }
-}
-
-static void collect_ready(struct batch *batch)
-{
-    struct drive *drive = batch->drive;
-    // A long batch would leave the device without requests meanwhile.
-    size_t most = drive->views ? drive->max_spans : max_u64(4, drive->max_spans / 4);
-    for (uint32_t i = 0; i < drive->n_spans && batch->n_spans < most; i++) {
-        struct span *span = ring_span(drive, i);
-        if (span->computed || span->status || !span_ready(span))
-            continue;
-        batch->spans[batch->n_spans++] = span;
-        for (uint32_t r = 0; r < span->n_rows; r++) {
-            struct frame *frame = span->frames[r];
-            if (frame && frame->verify) {
-                frame->verify = false;
-                batch->verify[batch->n_verify++] = frame;
-            }
-        }
-    }
-}
-
-// Spans whose rows failed are taken out of the batch; their item fails, others are unharmed.
-static void drop_failed(struct batch *batch)
-{
-    struct drive *drive = batch->drive;
-    for (size_t i = 0; i < batch->n_verify; i++) {
-        if (batch->bad[i] && !batch->verify[i]->status) {
-            batch->verify[i]->status = INST_ECORRUPT;
-            drive->checksum_errors++;
-        }
-    }
-    size_t kept = 0;
-    for (size_t i = 0; i < batch->n_spans; i++) {
-        struct span *span = batch->spans[i];
-        for (uint32_t r = 0; r < span->n_rows && !span->status; r++) {
-            struct frame *frame = span->frames[r];
-            if (!frame || !frame->status || !frame->read)
-                continue;
-            span->status = frame->status;
-            item_failed(batch->job, span->item, frame->status, STREAM_KV, frame->identity.group);
-        }
-        if (span->status)
-            fetch_release(drive, span);
-        else
-            batch->spans[kept++] = span;
-    }
-    batch->n_spans = kept;
-}
-
-static void compute_spans(struct batch *batch)
-{
-    struct pool *pool = batch->drive->pool;
-    uint32_t kv_heads = batch->job->space->config.kv_heads;
-    bool whole = batch->n_spans >= 4 * (size_t)pool_threads(pool);
-    batch->heads_per_item = whole ? kv_heads : 1;
-    pool_run(pool, compute_item, batch, batch->n_spans * (kv_heads / batch->heads_per_item));
-}
-
-static void compute_ready(struct batch *batch)
-{
-    struct drive *drive = batch->drive;
-    struct job *job = batch->job;
-    collect_ready(batch);
-    if (!batch->n_spans)
-        return;
-    pool_run(drive->pool, verify_frame, batch, batch->n_verify);
-    drop_failed(batch);
-    if (job->opcode == OP_READ)
-        pool_run(drive->pool, copy_row, batch, batch->n_spans);
-    else
-        compute_spans(batch);
-    for (size_t i = 0; i < batch->n_spans; i++) {
-        struct span *span = batch->spans[i];
-        span->computed = true;
-        if (job->opcode == OP_ATTEND) {
-            uint64_t window = job->items[span->item].window;
-            drive->attended += span->tokens - (window > span->first ? window - span->first : 0);
-            drive->attended_from_flash += span->from_flash;
-            drive->attended_programming += span->programming;
-        }
-        fetch_release(drive, span);
-    }
-}
-
-// Takes the spans off the ring that are settled from its front on.
-static bool fold_front(struct batch *batch)
-{
-    struct drive *drive = batch->drive;
-    struct job *job = batch->job;
-    batch->n_spans = batch->n_runs = 0;
-    bool moved = false;
-    while (drive->n_spans) {
-        struct span *span = ring_span(drive, 0);
-        if (!span->computed && !span->status)
-            break;
-        if (!span->status && !job->items[span->item].status) {
-            size_t n = batch->n_spans;
-            if (n && batch->spans[n - 1]->item == span->item) {
-                batch->runs[batch->n_runs - 1].count++;
-            } else {
-                batch->runs[batch->n_runs].first = (uint32_t)n;
-                batch->runs[batch->n_runs++].count = 1;
-            }
-            batch->spans[batch->n_spans++] = span;
-        }
-        drive->first_span = (drive->first_span + 1) % drive->max_spans;
-        drive->n_spans--;
-        moved = true;
-    }
-    if (job->opcode == OP_ATTEND)
-        pool_run(drive->pool, fold_run, batch, batch->n_runs * job->space->config.kv_heads);
-    return moved;
-}
-
-static void finish_attend(struct drive *drive, struct job *job)
-{
+    const struct unit *u = task->unit;
+    const struct job *job = u->job;
     uint32_t dim = job->space->config.head_dim, q_heads = job->header.q_heads;
+    uint32_t first = (u->head_first + task->head) * u->group;
+    for (const struct piece *p = u->pieces; p && p->computed; p = p->next) {
+        uint64_t tiles = div_round_up(p->tokens, ATTENTION_TILE);
+        for (uint64_t t = 0; t < tiles; t++) {
+            for (uint32_t h = first; h < first + task->heads * u->group; h++)
+                u->state->env->kernels->partial_merge(
+                    partial_at(job->partials, (uint64_t)u->item * q_heads + h, dim),
+                    partial_at(p->partials, t * q_heads + h, dim), dim);
+        }
+    }
+}
+
+static void dense_think(const struct unit_task *task, uint8_t *scratch)
+{
+    const struct unit *u = task->unit;
+    const struct job *job = u->job;
+    uint32_t dim = job->space->config.head_dim;
+    uint64_t at = (uint64_t)u->item * job->header.q_heads + (u->head_first + task->head) * u->group;
     float *out = (float *)(job->result + job->layout.out);
     float *lse = (float *)(job->result + job->layout.lse);
     float *captured = (float *)(job->result + job->layout.captured);
-    uint32_t *status = (uint32_t *)(job->result + job->layout.status);
-    for (uint32_t i = 0; i < job->count; i++) {
-        status[i] = inst_status_to_nvme(job->items[i].status);
-        if (job_is_sparf(job) && !job->items[i].status)
-            continue; // its units have done it
-        for (uint32_t h = 0; h < q_heads; h++) {
-            uint64_t at = (uint64_t)i * q_heads + h;
-            struct partial *partial = partial_at(job->partials, at, dim);
-            if (job->items[i].status)
-                partial_clear(partial);
-            drive->kernels->partial_output(partial, out + at * dim, dim);
-            lse[at] = partial->sum > 0 ? partial->max + logf(partial->sum) : -INFINITY;
-            captured[at] = partial->sum > 0 ? 1.0f : 0.0f;
+    (void)scratch;
+    for (uint64_t end = at + task->heads * u->group; at < end; at++) {
+        const struct partial *partial = partial_at(job->partials, at, dim);
+        u->state->env->kernels->partial_output(partial, out + at * dim, dim);
+        lse[at] = partial->sum > 0 ? partial->max + logf(partial->sum) : -INFINITY;
+        captured[at] = partial->sum > 0 ? 1.0f : 0.0f;
+    }
+}
+
+static void dense_advance(struct unit *u)
+{
+    u->kind = u->kind == UNIT_READS ? UNIT_THINKS : UNIT_ENDED;
+}
+
+static void end(struct unit *u)
+{
+    (void)u;
+}
+
+static void stats(const struct method_state *s, struct drive_stats *out)
+{
+    (void)s, (void)out;
+}
+
+const struct method method_dense = {
+    .id = METHOD_DENSE,
+    .name = "dense",
+    .use = USE_SCAN,
+    .plan = dense_plan,
+    .open = dense_open,
+    .close = dense_close,
+    .check = dense_check,
+    .begin = begin,
+    .want = want,
+    .compute = dense_compute,
+    .computed = computed,
+    .folds = folds,
+    .fold = dense_fold,
+    .think = dense_think,
+    .advance = dense_advance,
+    .end = end,
+    .stats = stats,
+};
+
+// ---- READ --------------------------------------------------------------------------------------
+
+// The rows of a piece, some heads of them, to the destination slab.
+static void copy_compute(const struct unit_task *task, uint8_t *scratch)
+{
+    const struct piece *piece = task->piece;
+    const struct job *job = task->unit->job;
+    const struct stream *kv = &job->space->streams[STREAM_KV];
+    const struct job_item *item = &job->items[task->unit->item];
+    uint64_t dim = job->space->config.head_dim, n = item->end - item->first;
+    uint32_t first = (uint32_t)max_u64(task->head, job->header.head_first);
+    uint32_t last = (uint32_t)min_u64(task->head + task->heads,
+                                      job->header.head_first + job->header.head_count);
+    (void)scratch;
+    for (uint32_t r = 0; r < piece->n_rows; r++) {
+        uint64_t group = piece->rows[r].index;
+        uint64_t begin = max_u64(piece->first, group * kv->row_tokens);
+        uint64_t stop = min_u64(piece->first + piece->tokens, (group + 1) * kv->row_tokens);
+        for (uint32_t head = first; head < last; head++) {
+            const uint8_t *slot = piece->rows[r].data + head * kv->slot_bytes;
+            uint16_t *k = (uint16_t *)(job->dest + item->offset) +
+                          (2 * (head - job->header.head_first) * n + begin - item->first) * dim;
+            slot_get(&kv->slot, slot, begin % kv->row_tokens, stop - begin, k, k + n * dim);
         }
     }
 }
 
-static void finish_job(struct drive *drive, struct job *job)
+static bool copy_folds(const struct piece *piece)
 {
-    if (job->opcode == OP_ATTEND)
-        finish_attend(drive, job);
-    for (uint32_t i = 0; i < job->count; i++) {
-        if (job->items[i].status && !job->status)
-            job->status = job->items[i].status;
-        if (job->items[i].sequence)
-            job->items[i].sequence->jobs--;
-        job->items[i].sequence = NULL;
-    }
-    job->state = JOB_DONE;
-    struct job **link = &drive->first_job;
-    while (*link != job)
-        link = &(*link)->next;
-    *link = job->next;
-    if (!job->next)
-        drive->last_job = link;
-    drive->active = NULL;
+    (void)piece;
+    return false;
 }
 
-bool attention_step(struct drive *drive)
+static void copy_advance(struct unit *u)
 {
-    struct job *job = drive->active;
-    if (!job)
-        return false;
-    if (job_is_sparf(job)) {
-        bool done, moved = sparf_compute(drive, &done);
-        if (done)
-            finish_job(drive, job);
-        return moved;
-    }
-    struct batch *batch = drive->batch;
-    batch->drive = drive;
-    batch->job = job;
-    batch->n_spans = batch->n_verify = 0;
-    compute_ready(batch);
-    bool moved = batch->n_spans != 0;
-    moved |= fold_front(batch);
-    if (!drive->n_spans && job->fetch_item >= job->count) {
-        finish_job(drive, job);
-        return true;
-    }
-    return moved;
+    u->kind = UNIT_ENDED;
 }
+
+const struct method method_copy = {
+    .id = UINT32_MAX, // no ATTEND can name it
+    .name = "read",
+    .use = USE_SCAN,
+    .plan = copy_plan,
+    .open = copy_open,
+    .close = dense_close,
+    .begin = begin,
+    .want = want,
+    .compute = copy_compute,
+    .computed = computed,
+    .folds = copy_folds,
+    .advance = copy_advance,
+    .end = end,
+    .stats = stats,
+};

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// SparF attention, Algorithm 1 of the paper, as a state machine over single pages. The work on one
-// item and one bundle of KV heads is a *unit*; several are under way, so that the reads of one
-// overlap the arithmetic of another:
+// SparF attention, Algorithm 1 of the paper, as a method over single pages:
 //
 //   prepare  the r channels with the largest |q| (summed over the group's query heads)
 //   rank     scores of all S tokens from these channels: from channel rows, by pages that hold a
@@ -11,51 +9,91 @@
 //   tokens   exact attention over the chosen tokens, by pages that hold one of them
 //   finish   out = alpha * attention + (1 - alpha) * mean V
 //
-// Orders are fixed (kernels.h; tiles of 64 absolute positions, ascending), so that results depend
-// on neither page size, page_channels, T, threads, nor on where data lies.
+// A unit is a bundle of KV heads whose slots fill whole pages. Orders are fixed (kernels.h; tiles
+// of 64 absolute positions, ascending), so that results depend on neither page size, page_channels,
+// T, threads, nor on where data lies. Shared by sparf.c (what is read when) and sparf_math.c (the
+// arithmetic, in the engine's workers); nobody else includes this.
 #ifndef INST_DRIVE_ATTEND_SPARF_H
 #define INST_DRIVE_ATTEND_SPARF_H
 
+#include "drive/attend/walk.h"
 #include "drive/ftl/channels.h"
-#include "drive/control/internal.h"
 
-// How large things are for METHOD_SPARF; level 0 is the least that works, SPARF_LEVELS - 1 as much
-// as is of use.
-enum { SPARF_LEVELS = 6 };
+enum sparf_phase { SPARF_PREPARE, SPARF_RANK, SPARF_SELECT, SPARF_TOKENS, SPARF_FINISH };
+
+enum sparf_piece {
+    PIECE_CHANNELS, // scores from the channel rows of a channel group
+    PIECE_TAIL,     // scores from token-indexed K
+    PIECE_MEAN,     // V of tokens that the sums of V lack
+    PIECE_TOKENS,   // attention over chosen tokens
+};
+
+// Arrays over heads are indexed from the unit's first, arrays over queries are [heads][group].
+struct sparf_unit {
+    struct sparf_unit *next; // free
+    void *memory;
+    uint32_t n_channels;
+    bool all, audit;           // all: k == S
+    uint64_t tokens, k, local; // S
+    uint64_t mean_at, mean_end;
+    uint64_t redo;          // rank again from this token on; UINT64_MAX: no need
+    uint32_t means_waiting; // pieces that add to the same sums: one at a time
+    float *scores;         // [heads][group + 1][size.tokens]: exponentials, then their weighted sum
+    uint64_t *chosen;      // [heads] bits
+    uint32_t *channels;    // [heads][head_dim], n_channels of them used
+    float *q_kept;         // [queries][head_dim], n_channels of them used
+    float *factor;         // [queries] of scores from channels
+    float *alpha;          // [queries]
+    float *captured;       // [queries]
+    float *dense;          // [queries] partials, audit only
+    uint64_t *means;       // [heads][head_dim], less the gap
+    uint64_t *gap_sums;    // [heads][head_dim]
+    struct mean_gap *gaps; // [heads]
+};
+
+// How large things are; see METHOD_LEVELS.
 struct sparf_size {
-    struct channels_size channels;
+    uint32_t bundle;         // KV heads of a unit
     uint32_t group;          // query heads per KV head
     uint64_t tokens;         // S at most; multiple of the tile
     uint32_t units;          // under way
-    uint32_t steps;          // under way, of all units
+    uint32_t pieces;         // under way, of all units
     uint32_t span;           // tokens of one, at most
-    uint32_t step_rows;      // of one
-    uint32_t step_pages;     // at most
-    uint32_t pages;          // page frames for reads, builds included
-    uint64_t partial_floats; // of a step
+    uint32_t piece_rows;     // of one
+    uint32_t piece_pages;    // at most
+    uint64_t partial_floats; // of a piece
     uint64_t unit_bytes;
-    uint64_t bytes; // of everything, channels.bytes included
 };
-int sparf_size(struct sparf_size *size, const struct flash_geometry *geometry,
-               const struct space_config *config, const struct stream *streams, unsigned level,
-               struct inst_msg *msg);
 
-int sparf_open(struct space *space, const struct sparf_size *size, struct inst_msg *msg);
-void sparf_close(struct sparf *sparf);
-struct frames *sparf_pages(const struct sparf *sparf);
-uint64_t sparf_bytes(const struct sparf *sparf);
-bool sparf_idle(const struct sparf *sparf);
+struct method_state {
+    struct space *space;
+    struct attend_env *env;
+    struct sparf_size size;
+    uint64_t bytes;
+    struct pieces pieces;
+    struct sparf_unit *units, *free_units;
+    float *partials; // [pieces][2: chosen, audit][tiles][bundle][group]
+    // Of STAT
+    uint64_t steps, dense_pages, channel_pages, channel_kept_bytes, token_pages, token_kept_bytes,
+        tail_bytes, mean_bytes, audit_pages, audits, captured_sum, captured_worst;
+};
 
-// Refuses an ATTEND that the space was not planned for, and fills in what its header leaves to
-// defaults.
-int sparf_check(const struct space *space, struct table_header *header, struct inst_msg *msg);
-uint64_t sparf_max_tokens(const struct space *space);
+// Where channel c begins in a channel row.
+static inline uint64_t sparf_channel_offset(const struct space *space, uint32_t c)
+{
+    uint32_t per_page = space->config.page_channels;
+    return (uint64_t)(c / per_page) * space->flash->geometry.page_bytes +
+           2ull * (c % per_page) * space->streams[STREAM_CHANNELS].row_tokens;
+}
 
-void sparf_begin(struct drive *drive, struct job *job); // it has become the active one
-bool sparf_fetch(struct drive *drive);                  // true when something moved
-// Computes what is ready. *done: the job's last unit has ended.
-bool sparf_compute(struct drive *drive, bool *done);
-// Reads on behalf of channel rows come from here, too.
-struct step_source sparf_source(struct drive *drive, struct space *space);
+// Bytes of scratch that each worker needs.
+static inline size_t sparf_scratch(uint32_t head_dim)
+{
+    return KERNEL_SCRATCH_BYTES + 2 * sizeof(uint16_t) * ATTENTION_TILE * head_dim;
+}
+
+void sparf_compute(const struct unit_task *task, uint8_t *scratch);
+void sparf_fold(const struct unit_task *task);
+void sparf_think(const struct unit_task *task, uint8_t *scratch);
 
 #endif

@@ -1,40 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0
 // The arithmetic of SparF on pages that are there. Every function works on one KV head of one unit.
 #include "drive/attend/select.h"
-#include "drive/attend/sparf_unit.h"
+#include "drive/attend/sparf.h"
 #include "base/checked.h"
 
 #include <math.h>
 #include <string.h>
 
 struct view { // what all functions need
-    const struct sparf *s;
+    const struct method_state *s;
     const struct kernels *k;
     const struct job *job;
-    struct unit *u;
+    const struct unit *unit;
+    struct sparf_unit *u;
     uint32_t head, dim, group;
     const float *q; // [group][dim]
     float *scores;  // [group + 1][size.tokens]
     uint64_t *chosen;
 };
 
-static struct view view_of(const struct sparf *s, const struct task *task)
+static struct view view_of(const struct unit *unit, uint32_t head)
 {
-    struct unit *u = task->unit;
+    const struct method_state *s = unit->state;
+    struct sparf_unit *u = unit->own;
     struct view v = {
         .s = s,
-        .k = s->drive->kernels,
-        .job = s->job,
+        .k = s->env->kernels,
+        .job = unit->job,
+        .unit = unit,
         .u = u,
-        .head = task->head,
+        .head = head,
         .dim = s->space->config.head_dim,
-        .group = u->group,
+        .group = unit->group,
     };
-    uint64_t q_head =
-        (uint64_t)u->item * s->job->header.q_heads + (uint64_t)(u->head_first + v.head) * v.group;
-    v.q = s->job->q + q_head * v.dim;
-    v.scores = u->scores + v.head * (v.group + 1) * s->size.tokens;
-    v.chosen = u->chosen + v.head * (s->size.tokens / 64);
+    uint64_t q_head = (uint64_t)unit->item * unit->job->header.q_heads +
+                      (uint64_t)(unit->head_first + head) * v.group;
+    v.q = unit->job->q + q_head * v.dim;
+    v.scores = u->scores + head * (v.group + 1) * s->size.tokens;
+    v.chosen = u->chosen + head * (s->size.tokens / 64);
     return v;
 }
 
@@ -45,7 +48,7 @@ static struct view view_of(const struct sparf *s, const struct task *task)
 // channels takes the scale as it is.
 static void prepare(const struct view *v)
 {
-    struct unit *u = v->u;
+    struct sparf_unit *u = v->u;
     double weight[KERNEL_HEAD_DIM_MAX] = {0};
     uint32_t *channels = u->channels + v->head * v->dim, r = u->n_channels;
     for (uint32_t i = 0; i < v->group; i++) {
@@ -73,7 +76,7 @@ static void prepare(const struct view *v)
 // Scores of n tokens from position `first` on; channels[c][t] are the chosen ones.
 static void score(const struct view *v, const uint16_t *const *channels, uint64_t first, uint64_t n)
 {
-    const struct unit *u = v->u;
+    const struct sparf_unit *u = v->u;
     uint64_t stride = v->s->size.tokens;
     v->k->channel_scores(channels, u->n_channels, n, u->q_kept + v->head * v->group * v->dim,
                          v->dim, v->group, v->scores + first, stride);
@@ -85,47 +88,48 @@ static void score(const struct view *v, const uint16_t *const *channels, uint64_
     }
 }
 
-static void rank_channels(const struct view *v, const struct step *step)
+static void rank_channels(const struct view *v, const struct piece *piece)
 {
     const struct space *space = v->s->space;
     const uint16_t *channels[KERNEL_HEAD_DIM_MAX];
     const uint32_t *list = v->u->channels + v->head * v->dim;
     for (uint32_t c = 0; c < v->u->n_channels; c++)
-        channels[c] =
-            step_at(space, step, v->head, sparf_channel_offset(space, list[c]), 2 * step->tokens);
-    score(v, channels, step->first, step->tokens);
+        channels[c] = piece_at(space, piece, v->head, sparf_channel_offset(space, list[c]),
+                               2 * piece->tokens);
+    score(v, channels, piece->first, piece->tokens);
 }
 
 // Bytes of the head's slot in the token group of token t: in place where they do not straddle
 // pages, else NULL.
-static const uint16_t *slot_at(const struct view *v, const struct step *step, uint64_t t,
+static const uint16_t *slot_at(const struct view *v, const struct piece *piece, uint64_t t,
                                uint64_t offset, uint64_t bytes)
 {
     const struct stream *kv = &v->s->space->streams[STREAM_KV];
-    uint64_t row = t / kv->row_tokens - step->first / kv->row_tokens;
-    return step_at(v->s->space, step, (uint32_t)row,
-                   (v->u->head_first + v->head) * kv->slot_bytes + offset, bytes);
+    uint64_t row = t / kv->row_tokens - piece->first / kv->row_tokens;
+    return piece_at(v->s->space, piece, (uint32_t)row,
+                    (v->unit->head_first + v->head) * kv->slot_bytes + offset, bytes);
 }
 
-static void slot_copy(const struct view *v, const struct step *step, uint64_t t, uint64_t offset,
+static void slot_copy(const struct view *v, const struct piece *piece, uint64_t t, uint64_t offset,
                       uint64_t bytes, uint16_t *out)
 {
     const struct stream *kv = &v->s->space->streams[STREAM_KV];
-    uint64_t row = t / kv->row_tokens - step->first / kv->row_tokens;
-    step_copy(v->s->space, step, (uint32_t)row,
-              (v->u->head_first + v->head) * kv->slot_bytes + offset, bytes, out);
+    uint64_t row = t / kv->row_tokens - piece->first / kv->row_tokens;
+    piece_copy(v->s->space, piece, (uint32_t)row,
+               (v->unit->head_first + v->head) * kv->slot_bytes + offset, bytes, out);
 }
 
-static void rank_tail(const struct view *v, const struct step *step)
+static void rank_tail(const struct view *v, const struct piece *piece)
 {
     const struct slot *slot = &v->s->space->streams[STREAM_KV].slot;
     const uint16_t *channels[KERNEL_HEAD_DIM_MAX];
     const uint32_t *list = v->u->channels + v->head * v->dim;
-    uint64_t end = step->first + step->tokens, n;
-    for (uint64_t t = step->first; t < end; t += n) {
+    uint64_t end = piece->first + piece->tokens, n;
+    for (uint64_t t = piece->first; t < end; t += n) {
         n = min_u64(slot->k_tokens - t % slot->k_tokens, end - t);
         for (uint32_t c = 0; c < v->u->n_channels; c++)
-            channels[c] = slot_at(v, step, t, slot_channel(slot, t % slot->tokens, list[c]), 2 * n);
+            channels[c] =
+                slot_at(v, piece, t, slot_channel(slot, t % slot->tokens, list[c]), 2 * n);
         score(v, channels, t, n);
     }
 }
@@ -178,20 +182,20 @@ static void choose(const struct view *v)
 // ---- tokens ------------------------------------------------------------------------------------
 
 // V of the tokens first + i, i < n, whose bits are set, in their places from `stage` on.
-static void copy_values(const struct view *v, const struct step *step, uint64_t first,
+static void copy_values(const struct view *v, const struct piece *piece, uint64_t first,
                         uint64_t bits, uint64_t n, uint16_t *stage)
 {
     const struct slot *slot = &v->s->space->streams[STREAM_KV].slot;
     for (uint64_t i = 0; i < n; i++) {
         struct slot_range row = slot_v(slot, (first + i) % slot->tokens, 1);
         if (bits >> i & 1)
-            slot_copy(v, step, first + i, row.offset, row.bytes, stage + i * v->dim);
+            slot_copy(v, piece, first + i, row.offset, row.bytes, stage + i * v->dim);
     }
 }
 
 // K and V of a tile's tokens whose bits are set: in place where a part lies in one page, else
 // copied to `stage`.
-static void gather(const struct view *v, const struct step *step, uint64_t first, uint64_t bits,
+static void gather(const struct view *v, const struct piece *piece, uint64_t first, uint64_t bits,
                    uint16_t *stage, struct attention_tile *tile)
 {
     const struct slot *slot = &v->s->space->streams[STREAM_KV].slot;
@@ -206,28 +210,28 @@ static void gather(const struct view *v, const struct step *step, uint64_t first
         struct slot_range values = slot_v(slot, at % slot->tokens, w);
         if (!part)
             continue;
-        tile->k[t / w] = slot_at(v, step, at, k.offset, k.bytes);
+        tile->k[t / w] = slot_at(v, piece, at, k.offset, k.bytes);
         if (!tile->k[t / w]) {
             tile->k[t / w] = stage + t * v->dim;
-            slot_copy(v, step, at, k.offset, k.bytes, stage + t * v->dim);
+            slot_copy(v, piece, at, k.offset, k.bytes, stage + t * v->dim);
         }
-        tile->v[t / w] = slot_at(v, step, at, values.offset, values.bytes);
+        tile->v[t / w] = slot_at(v, piece, at, values.offset, values.bytes);
         if (!tile->v[t / w]) {
             tile->v[t / w] = stage + (ATTENTION_TILE + t) * v->dim;
-            copy_values(v, step, at, part, w, stage + (ATTENTION_TILE + t) * v->dim);
+            copy_values(v, piece, at, part, w, stage + (ATTENTION_TILE + t) * v->dim);
         }
     }
 }
 
-static float *step_partials(const struct view *v, const struct step *step, bool audit,
-                            uint64_t tile)
+static float *piece_partials(const struct view *v, const struct piece *piece, bool audit,
+                             uint64_t tile)
 {
     uint64_t tiles = v->s->size.span / ATTENTION_TILE;
-    uint64_t index = (((audit ? tiles : 0) + tile) * v->u->n_heads + v->head) * v->group;
-    return (float *)partial_at(step->partials, index, v->dim);
+    uint64_t index = (((audit ? tiles : 0) + tile) * v->unit->n_heads + v->head) * v->group;
+    return (float *)partial_at(piece->partials, index, v->dim);
 }
 
-static void attend_tile(const struct view *v, const struct step *step, uint64_t first,
+static void attend_tile(const struct view *v, const struct piece *piece, uint64_t first,
                         uint64_t bits, float *out, uint8_t *scratch)
 {
     struct attention_tile tile = {
@@ -237,82 +241,86 @@ static void attend_tile(const struct view *v, const struct step *step, uint64_t 
             partial_clear(partial_at(out, i, v->dim));
         return;
     }
-    gather(v, step, first, bits, (uint16_t *)(scratch + KERNEL_SCRATCH_BYTES), &tile);
+    gather(v, piece, first, bits, (uint16_t *)(scratch + KERNEL_SCRATCH_BYTES), &tile);
     v->k->attention_tile(&tile, v->q, v->dim, v->group, NULL, out, 0, scratch);
 }
 
-static void attend_step(const struct view *v, const struct step *step, uint8_t *scratch)
+static void attend_piece(const struct view *v, const struct piece *piece, uint8_t *scratch)
 {
-    uint64_t end = step->first + step->tokens;
-    for (uint64_t t = step->first; t < end; t += ATTENTION_TILE) {
-        uint64_t n = min_u64(ATTENTION_TILE, end - t), tile = (t - step->first) / ATTENTION_TILE;
+    uint64_t end = piece->first + piece->tokens;
+    for (uint64_t t = piece->first; t < end; t += ATTENTION_TILE) {
+        uint64_t n = min_u64(ATTENTION_TILE, end - t), tile = (t - piece->first) / ATTENTION_TILE;
         uint64_t every = n == 64 ? ~0ull : (1ull << n) - 1, bits = v->chosen[t / 64] & every;
-        attend_tile(v, step, t, bits, step_partials(v, step, false, tile), scratch);
+        attend_tile(v, piece, t, bits, piece_partials(v, piece, false, tile), scratch);
         if (v->u->audit)
-            attend_tile(v, step, t, every, step_partials(v, step, true, tile), scratch);
+            attend_tile(v, piece, t, every, piece_partials(v, piece, true, tile), scratch);
     }
 }
 
-static void add_gap(const struct view *v, const struct step *step, uint16_t *copy)
+static void add_gap(const struct view *v, const struct piece *piece, uint16_t *copy)
 {
     const struct mean_gap *gap = &v->u->gaps[v->head];
-    uint64_t end = min_u64(step->first + step->tokens, gap->end);
+    uint64_t end = min_u64(piece->first + piece->tokens, gap->end);
     const struct slot *slot = &v->s->space->streams[STREAM_KV].slot;
-    for (uint64_t t = max_u64(step->first, gap->first); t < end; t++) {
+    for (uint64_t t = max_u64(piece->first, gap->first); t < end; t++) {
         struct slot_range row = slot_v(slot, t % slot->tokens, 1);
-        slot_copy(v, step, t, row.offset, row.bytes, copy);
+        slot_copy(v, piece, t, row.offset, row.bytes, copy);
         means_add(v->u->gap_sums + v->head * v->dim, copy, 1, v->dim);
     }
 }
 
-void sparf_step(void *arg, size_t index, unsigned worker)
+void sparf_compute(const struct unit_task *task, uint8_t *scratch)
 {
-    const struct sparf *s = arg;
-    const struct task *task = &s->tasks[index];
-    const struct view v = view_of(s, task);
-    uint8_t *scratch = pool_scratch(s->drive->pool, worker);
     uint16_t *stage = (uint16_t *)(scratch + KERNEL_SCRATCH_BYTES);
-    switch ((enum step_kind)task->step->kind) {
-    case STEP_CHANNELS:
-        rank_channels(&v, task->step);
-        break;
-    case STEP_TAIL:
-        rank_tail(&v, task->step);
-        break;
-    case STEP_MEAN:
-        add_gap(&v, task->step, stage);
-        break;
-    case STEP_TOKENS:
-        attend_step(&v, task->step, scratch);
-        break;
+    for (uint32_t head = task->head; head < task->head + task->heads; head++) {
+        const struct view v = view_of(task->unit, head);
+        switch ((enum sparf_piece)task->piece->kind) {
+        case PIECE_CHANNELS:
+            rank_channels(&v, task->piece);
+            break;
+        case PIECE_TAIL:
+            rank_tail(&v, task->piece);
+            break;
+        case PIECE_MEAN:
+            add_gap(&v, task->piece, stage);
+            break;
+        case PIECE_TOKENS:
+            attend_piece(&v, task->piece, scratch);
+            break;
+        }
     }
 }
 
 static float *job_partials(const struct view *v)
 {
-    uint64_t index = (uint64_t)v->u->item * v->job->header.q_heads +
-                     (uint64_t)(v->u->head_first + v->head) * v->group;
+    uint64_t index = (uint64_t)v->unit->item * v->job->header.q_heads +
+                     (uint64_t)(v->unit->head_first + v->head) * v->group;
     return (float *)partial_at(v->job->partials, index, v->dim);
 }
 
-void sparf_fold(void *arg, size_t index, unsigned worker)
+static void fold_head(const struct view *v)
 {
-    const struct sparf *s = arg;
-    const struct view v = view_of(s, &s->tasks[index]);
-    float *dense = (float *)partial_at(v.u->dense, v.head * v.group, v.dim);
-    (void)worker;
-    for (const struct step *step = v.u->steps; step && step->computed; step = step->next) {
-        uint64_t tiles = div_round_up(step->tokens, ATTENTION_TILE);
+    float *dense = (float *)partial_at(v->u->dense, v->head * v->group, v->dim);
+    for (const struct piece *p = v->unit->pieces; p && p->computed; p = p->next) {
+        uint64_t tiles = div_round_up(p->tokens, ATTENTION_TILE);
         for (uint64_t t = 0; t < tiles; t++) {
-            const float *next = step_partials(&v, step, false, t);
-            for (uint32_t i = 0; i < v.group; i++)
-                v.k->partial_merge(partial_at(job_partials(&v), i, v.dim),
-                                   partial_at((float *)next, i, v.dim), v.dim);
-            next = step_partials(&v, step, true, t);
-            for (uint32_t i = 0; v.u->audit && i < v.group; i++)
-                v.k->partial_merge(partial_at(dense, i, v.dim), partial_at((float *)next, i, v.dim),
-                                   v.dim);
+            float *next = piece_partials(v, p, false, t);
+            for (uint32_t i = 0; i < v->group; i++)
+                v->k->partial_merge(partial_at(job_partials(v), i, v->dim),
+                                    partial_at(next, i, v->dim), v->dim);
+            next = piece_partials(v, p, true, t);
+            for (uint32_t i = 0; v->u->audit && i < v->group; i++)
+                v->k->partial_merge(partial_at(dense, i, v->dim), partial_at(next, i, v->dim),
+                                    v->dim);
         }
+    }
+}
+
+void sparf_fold(const struct unit_task *task)
+{
+    for (uint32_t head = task->head; head < task->head + task->heads; head++) {
+        const struct view v = view_of(task->unit, head);
+        fold_head(&v);
     }
 }
 
@@ -320,10 +328,10 @@ void sparf_fold(void *arg, size_t index, unsigned worker)
 
 static void finish(const struct view *v)
 {
-    const struct unit *u = v->u;
+    const struct sparf_unit *u = v->u;
     const struct job *job = v->job;
-    uint64_t first =
-        (uint64_t)u->item * job->header.q_heads + (uint64_t)(u->head_first + v->head) * v->group;
+    uint64_t first = (uint64_t)v->unit->item * job->header.q_heads +
+                     (uint64_t)(v->unit->head_first + v->head) * v->group;
     float *lse = (float *)(job->result + job->layout.lse);
     float *captured = (float *)(job->result + job->layout.captured);
     for (uint32_t i = 0; i < v->group; i++) {
@@ -345,16 +353,16 @@ static void finish(const struct view *v)
     }
 }
 
-void sparf_phase(void *arg, size_t index, unsigned worker)
+void sparf_think(const struct unit_task *task, uint8_t *scratch)
 {
-    const struct sparf *s = arg;
-    const struct task *task = &s->tasks[index];
-    const struct view v = view_of(s, task);
-    (void)worker;
-    if (task->unit->phase == UNIT_PREPARE)
-        prepare(&v);
-    else if (task->unit->phase == UNIT_SELECT)
-        choose(&v);
-    else
-        finish(&v);
+    (void)scratch;
+    for (uint32_t head = task->head; head < task->head + task->heads; head++) {
+        const struct view v = view_of(task->unit, head);
+        if (task->unit->phase == SPARF_PREPARE)
+            prepare(&v);
+        else if (task->unit->phase == SPARF_SELECT)
+            choose(&v);
+        else
+            finish(&v);
+    }
 }

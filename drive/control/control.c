@@ -4,17 +4,16 @@
 // short. READ and ATTEND then live on as jobs under their ticket; COLLECT, STAT and IDENTIFY never
 // queue. Every field is checked as if it came from an enemy; a command that is refused changes
 // nothing (a command that fails half-way leaves a prefix, which positions make visible).
-#include "drive/attend/sparf_unit.h"
+#include "drive/control/internal.h"
 #include "base/checked.h"
+#include "drive/attend/ahead.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-enum {
-    WAIT = 1,          // of the command handlers: not now
-    IDLE_NS = 5000000, // without commands and jobs: erases disturb nobody
-};
+// Command handlers return 0, an error, or WAIT: not now.
+enum { IDLE_NS = 5000000 }; // without commands and jobs: erases disturb nobody
 
 // The text is this command's own, NULL: none.
 static void complete(struct drive *drive, uint32_t owner, const struct command *command, int status,
@@ -46,16 +45,6 @@ static struct job *find_job(struct drive *drive, uint32_t owner, uint32_t ticket
     return NULL;
 }
 
-static void forget_segment(void *arg, uint32_t segment)
-{
-    struct drive *drive = arg;
-    for (struct space *space = drive->spaces; space; space = space->next) {
-        struct frames *const *sets = space_frames(space);
-        for (; *sets; sets++)
-            frames_forget(*sets, segment);
-    }
-}
-
 int drive_open(struct drive **out, struct flash *flash, const struct drive_limits *limits,
                struct inst_msg *msg)
 {
@@ -72,18 +61,28 @@ int drive_open(struct drive **out, struct flash *flash, const struct drive_limit
     drive->budget = budget; // with the drive itself accounted for
     drive->flash = flash;
     drive->pool = limits->pool;
-    drive->kernels = limits->kernels ? limits->kernels : kernels_best();
-    drive->views = flash->ops->view && flash->geometry.dies == 1;
-    drive->read_ahead = !limits->no_read_ahead && !drive->views;
+    drive->env = (struct attend_env){
+        .engine = limits->engine,
+        .pool = limits->pool,
+        .kernels = limits->kernels ? limits->kernels : kernels_best(),
+        .budget = &drive->budget,
+        .views = flash->ops->view && flash->geometry.dies == 1,
+    };
+    control_methods(&drive->env, limits->methods);
+    drive->read_ahead = !limits->no_read_ahead && !drive->env.views;
+    drive->row_cache = limits->row_cache ? limits->row_cache : UINT64_MAX;
+    if (limits->no_row_cache || drive->env.views) // in place it is as near as in a cache
+        drive->row_cache = 0;
     drive->last_job = &drive->first_job;
     status = segments_open(&drive->segments, flash, &drive->budget, msg);
-    if (!status)
-        status = attention_open(drive, msg);
+    if (!status && !limits->engine)
+        status = engine_pool_open(&drive->own_engine, limits->pool, msg);
     if (status) {
         drive_close(drive);
         return status;
     }
-    segments_on_erase(drive->segments, forget_segment, drive);
+    if (!limits->engine)
+        drive->env.engine = drive->own_engine;
     drive->own_bytes = drive->budget.used;
     *out = drive;
     return 0;
@@ -93,11 +92,8 @@ int drive_open(struct drive **out, struct flash *flash, const struct drive_limit
 static bool flash_busy(const struct drive *drive)
 {
     for (const struct space *space = drive->spaces; space; space = space->next) {
-        struct frames *const *sets = space_frames(space);
-        for (; *sets; sets++) {
-            if (frames_in_flight(*sets))
-                return true;
-        }
+        if (frames_in_flight(space->frames))
+            return true;
     }
     return segments_in_flight(drive->segments) || drive->syncing;
 }
@@ -108,6 +104,7 @@ void drive_close(struct drive *drive)
 {
     if (!drive)
         return;
+    drive->closing = true;
     while (drive->segments && flash_busy(drive)) {
         if (drive->flash->ops->wait)
             drive->flash->ops->wait(drive->flash, 1000000);
@@ -117,15 +114,14 @@ void drive_close(struct drive *drive)
     struct space *next, *space = drive->spaces;
     for (; space; space = next) {
         next = space->next;
+        walk_close(space->walk);
         space_close(space);
     }
     segments_close(drive->segments);
+    engine_close(drive->own_engine);
     struct budget budget = drive->budget; // the block of the drive itself outlives its account
     for (int i = 0; i < MAX_TICKETS; i++)
         budget_free(&budget, drive->jobs[i].memory);
-    budget_free(&budget, drive->prediction.items);
-    budget_free(&budget, drive->span_partials);
-    budget_free(&budget, drive->batch);
     budget_free(&budget, drive);
 }
 
@@ -134,16 +130,8 @@ void drive_close(struct drive *drive)
 static void frame_finished(struct drive *drive, struct frame *frame)
 {
     drive->runnable = true;
-    if (frame->status && frame->owner)
-        sequence_lost(frame->owner, frame->status, &frame->identity);
-    frame->owner = NULL;
-    if (!frame->status || frame->read)
-        return;
-    struct space *space = find_space(drive, frame->identity.space);
-    if (frame->identity.stream == STREAM_CHANNELS)
-        channels_lost(space, frame->place, &frame->identity);
-    else
-        space_lost(space, frame->place, frame->status, &frame->identity);
+    if (frame->state == FRAME_PROGRAM && !drive->closing)
+        space_program_failed(find_space(drive, frame->identity.space), frame);
 }
 
 static void take_back(struct drive *drive, uint64_t now_ns)
@@ -167,47 +155,76 @@ static void take_back(struct drive *drive, uint64_t now_ns)
 
 // ---- CONFIG ------------------------------------------------------------------------------------
 
+static int open_space(struct drive *drive, uint32_t id, const struct space_config *config,
+                      const struct control_plan *plan, struct space **out)
+{
+    struct inst_msg *msg = &drive->msg;
+    struct space *space;
+    struct walk *walk;
+    int status = pool_reserve_scratch(drive->env.pool, plan->scratch, msg);
+    if (!status)
+        status = space_open(&space, id, config, plan->streams, drive->flash, drive->segments,
+                            &drive->budget, msg);
+    if (status)
+        return status;
+    space->views = drive->env.views;
+    status = space_open_frames(space, &plan->frames, plan->reserve, plan->level, msg);
+    if (!status)
+        status = walk_open(&walk, &drive->env, space, plan->level, msg);
+    if (status) {
+        space_close(space);
+        return status;
+    }
+    frames_set_window(space->frames, plan->ahead);
+    space->walk = walk;
+    *out = space;
+    return 0;
+}
+
 static int do_config(struct drive *drive, struct pending *pending, uint64_t *result)
 {
     struct inst_msg *msg = &drive->msg;
     struct space_config config;
-    struct drive_plan plan;
+    struct drive_plan chosen;
+    struct control_plan plan;
     struct space *space;
     if (space_config_decode(&config, pending->table, pending->table_bytes))
         return inst_fail(msg, INST_EINVAL, "CONFIG: malformed table");
     if (find_space(drive, pending->command.space))
         return inst_fail(msg, INST_EEXIST, "CONFIG: space %u exists", pending->command.space);
-    // Plans count the drive's own structures, which are in use already.
-    uint64_t left = drive->budget.limit - (drive->budget.used - drive->own_bytes);
-    int status = drive_plan(&plan, &drive->flash->geometry, &config, left, msg);
-    if (status)
-        return status;
-    config.group_tokens = plan.group_tokens;
-    config.page_channels = plan.page_channels;
-    if (config.method == METHOD_SPARF)
-        status = pool_reserve_scratch(drive->pool, sparf_scratch(config.head_dim), msg);
-    if (status)
-        return status;
-    status = space_open(&space, pending->command.space, &config, drive->flash, drive->segments,
-                        &drive->budget, msg);
-    if (status)
-        return status;
-    status = space_open_frames(space, &plan, left, msg);
-    if (status) {
-        space_close(space);
-        return status;
+    // What other spaces were promised is theirs, used or not yet. Plans count the drive's own
+    // structures, which are in use already.
+    uint64_t left = drive->budget.limit;
+    for (const struct space *other = drive->spaces; other; other = other->next)
+        left -= min_u64(left, other->promised);
+    int status = 0;
+    if (!config.group_tokens) {
+        status = drive_plan(&chosen, &drive->flash->geometry, &config, left, msg);
+        config.group_tokens = chosen.group_tokens;
     }
+    if (!status)
+        status = control_plan(&plan, &drive->env, &drive->flash->geometry, &config, left,
+                              drive->row_cache != 0, msg);
+    if (!status && plan.min_bytes > left)
+        status = inst_fail(msg, INST_ENOMEM,
+                           "CONFIG: %llu bytes of DRAM are left, this space needs at least %llu",
+                           (unsigned long long)left, (unsigned long long)plan.min_bytes);
+    plan.frames.cache_bytes = drive->row_cache;
+    if (!status)
+        status = open_space(drive, pending->command.space, &config, &plan, &space);
+    if (status)
+        return status;
+    space->promised = plan.bytes;
     space->next = drive->spaces;
     drive->spaces = space;
     *result = config.group_tokens;
     return 0;
 }
 
-// ---- WRITE -------------------------------------------------------------------------------------
+// ---- what commands have in common ---------------------------------------------------------------
 
-// Checks what WRITE, READ, ATTEND, FORK and RECLAIM have in common.
-static int check_table(struct drive *drive, const struct pending *pending, struct space **space,
-                       struct table_header *header)
+int check_table(struct drive *drive, const struct pending *pending, struct space **space,
+                struct table_header *header)
 {
     const struct command *c = &pending->command;
     const char *name = opcode_name(c->opcode);
@@ -232,166 +249,14 @@ static int check_table(struct drive *drive, const struct pending *pending, struc
     return 0;
 }
 
-// Adds the item's slab to *end; false when sizes overflow or tokens do not fit in 32-bit groups.
-static bool item_slab(const struct space *space, const struct table_header *header,
-                      const struct table_item *item, uint64_t *end)
+bool item_slab(const struct space *space, const struct table_header *header,
+               const struct table_item *item, uint64_t *end)
 {
     uint64_t bytes, last;
     return checked_add(item->pos, item->n_tokens, &last) &&
            last / space->config.group_tokens < UINT32_MAX &&
            slab_bytes(header->head_count, item->n_tokens, space->config.head_dim, &bytes) &&
            checked_round_up(bytes, 64, &bytes) && checked_add(*end, bytes, end);
-}
-
-// Everything that can be refused before state changes.
-static int check_write(struct drive *drive, struct pending *pending, struct space *space,
-                       const struct table_header *header)
-{
-    uint64_t end = 0;
-    for (uint32_t i = 0; i < pending->command.count; i++) {
-        struct table_item item;
-        struct sequence *sequence;
-        table_get_item(&item, pending->table, i);
-        if (!item.n_tokens || !item_slab(space, header, &item, &end) ||
-            end > pending->command.length)
-            return inst_fail(&drive->msg, INST_EINVAL,
-                             "WRITE: item %u of %llu tokens does not fit in the %u bytes of data",
-                             i, (unsigned long long)item.n_tokens, pending->command.length);
-        int status = space_lookup(space, &item, &sequence, &drive->msg);
-        if (status)
-            return status;
-        for (uint32_t h = 0; h < header->head_count; h++) {
-            const uint64_t *tokens =
-                sequence ? sequence->layers[pending->command.layer].head_tokens : NULL;
-            uint64_t have = tokens ? tokens[header->head_first + h] : 0;
-            if (item.pos > have)
-                return inst_fail(&drive->msg, INST_ESEQUENCE,
-                                 "WRITE: sequence %u has %llu tokens in layer %u, not %llu",
-                                 item.seq, (unsigned long long)have, pending->command.layer,
-                                 (unsigned long long)item.pos);
-        }
-    }
-    return 0;
-}
-
-static uint64_t least_head_tokens(const struct layer_state *layer,
-                                  const struct table_header *header)
-{
-    uint64_t least = UINT64_MAX;
-    for (uint32_t h = 0; h < header->head_count; h++)
-        least = min_u64(least, layer->head_tokens[header->head_first + h]);
-    return least;
-}
-
-static uint64_t most_head_tokens(const struct layer_state *layer, const struct table_header *header)
-{
-    uint64_t most = 0;
-    for (uint32_t h = 0; h < header->head_count; h++)
-        most = max_u64(most, layer->head_tokens[header->head_first + h]);
-    return most;
-}
-
-// The channel group that ends at `pos`, where the WRITE brought all of it: what it only repeats may
-// differ from what is stored.
-static int write_channels(struct drive *drive, const struct pending *pending, struct space *space,
-                          struct sequence *sequence, const struct table_header *header,
-                          const struct table_item *item, const uint8_t *slab, uint64_t pos)
-{
-    uint64_t tokens = space->streams[STREAM_CHANNELS].row_tokens, dim = space->config.head_dim;
-    if (!space_is_sparf(space) || pos % tokens ||
-        pos < max_u64(item->pos, pending->stored) + tokens)
-        return 0;
-    return channels_write(space, drive->pool, sequence, pending->command.layer, pos / tokens - 1,
-                          header->head_first, header->head_count,
-                          (const uint16_t *)slab + (pos - tokens - item->pos) * dim,
-                          2 * item->n_tokens * dim);
-}
-
-// Stores as much of one item as group buffers allow. 0 when it is done.
-static int write_rows(struct drive *drive, struct pending *pending, struct space *space,
-                      struct sequence *sequence, const struct table_header *header,
-                      const struct table_item *item, const uint8_t *slab)
-{
-    uint32_t layer = pending->command.layer;
-    size_t dim = space->config.head_dim, n = item->n_tokens;
-    for (;;) {
-        uint64_t pos = item->pos + pending->done;
-        int status = write_channels(drive, pending, space, sequence, header, item, slab, pos);
-        if (status)
-            return status;
-        if (pending->done == n)
-            return 0;
-        uint64_t stored = least_head_tokens(&sequence->layers[layer], header);
-        if (stored > pos) {
-            pending->done = min_u64(stored - item->pos, n);
-            continue;
-        }
-        status = sequence_prepare_append(space, sequence, layer, &drive->msg);
-        if (status)
-            return status;
-        const uint16_t *k = (const uint16_t *)slab + pending->done * dim;
-        struct append_source source = {
-            .head_first = header->head_first,
-            .head_count = header->head_count,
-            .k = k,
-            .v = k + n * dim,
-            .k_head_stride = 2 * n * dim,
-            .v_head_stride = 2 * n * dim,
-        };
-        uint64_t settled = sequence_append(space, sequence, layer, &source, pos, n - pending->done);
-        if (!settled)
-            return inst_fail(&drive->msg, INST_ESEQUENCE,
-                             "WRITE: sequence %u layer %u: heads run ahead of others by more than "
-                             "a token group",
-                             item->seq, layer);
-        pending->done += settled;
-    }
-}
-
-static int write_item(struct drive *drive, struct pending *pending, struct space *space,
-                      const struct table_header *header, const struct table_item *item,
-                      const uint8_t *slab)
-{
-    struct sequence *sequence;
-    int status = space_lookup(space, item, &sequence, &drive->msg);
-    if (!status && !sequence)
-        status = space_create(space, item, &sequence, &drive->msg);
-    if (status)
-        return status;
-    struct layer_state *layer = &sequence->layers[pending->command.layer];
-    if (!pending->done)
-        pending->stored = most_head_tokens(layer, header);
-    status = write_rows(drive, pending, space, sequence, header, item, slab);
-    if (status <= 0 && space_is_sparf(space))
-        channels_appended(space, layer); // also what was stored before it failed
-    return status;
-}
-
-static int do_write(struct drive *drive, struct pending *pending)
-{
-    struct space *space;
-    struct table_header header;
-    int status = check_table(drive, pending, &space, &header);
-    if (!status && !pending->begun)
-        status = check_write(drive, pending, space, &header);
-    pending->begun = true;
-    uint64_t offset = 0;
-    for (uint32_t i = 0; !status && i < pending->command.count; i++) {
-        struct table_item item;
-        uint64_t end = offset;
-        table_get_item(&item, pending->table, i);
-        if (!item_slab(space, &header, &item, &end))
-            return INST_EINTERNAL;
-        if (i >= pending->item) {
-            status = write_item(drive, pending, space, &header, &item, pending->data + offset);
-            if (!status) {
-                pending->item++;
-                pending->done = 0;
-            }
-        }
-        offset = end;
-    }
-    return status;
 }
 
 // ---- READ and ATTEND ---------------------------------------------------------------------------
@@ -479,6 +344,8 @@ static int do_read(struct drive *drive, struct pending *pending)
         status = new_job(drive, pending, space, &header, &job);
     if (!status)
         status = job_memory(drive, job, 0, 0, 0);
+    if (!status)
+        job->method = &method_copy;
     uint64_t end = 0;
     for (uint32_t i = 0; !status && i < job->count; i++) {
         struct table_item item;
@@ -527,12 +394,15 @@ static int check_attend(struct drive *drive, struct pending *pending, struct spa
                              "ATTEND: item %u: a window from %llu on at "
                              "%llu",
                              i, (unsigned long long)item.window, (unsigned long long)item.pos);
-        if (item.window && header->method == METHOD_SPARF)
-            return inst_fail(&drive->msg, INST_ENOTSUP, "ATTEND: item %u: sparf with a window", i);
         append |= item.n_tokens == 1;
     }
-    if (header->method > METHOD_SPARF)
+    const struct method *method = attend_method(&drive->env, header->method);
+    if (!method)
         return inst_fail(&drive->msg, INST_ENOTSUP, "ATTEND: unknown method %u", header->method);
+    struct method_state *state = walk_state(space->walk, method);
+    if (!state)
+        return inst_fail(&drive->msg, INST_ENOTSUP, "ATTEND: space %u was not made for %s",
+                         space->id, method->name);
     if (!header->q_heads || header->q_heads % space->config.kv_heads ||
         header->q_heads / space->config.kv_heads > MAX_GROUP_HEADS)
         return inst_fail(&drive->msg, INST_EINVAL, "ATTEND: %u query heads over %u KV heads",
@@ -546,7 +416,16 @@ static int check_attend(struct drive *drive, struct pending *pending, struct spa
         layout->in_bytes > c->length)
         return inst_fail(&drive->msg, INST_EINVAL, "ATTEND: %u bytes of data are too few",
                          c->length);
-    return header->method == METHOD_SPARF ? sparf_check(space, header, &drive->msg) : 0;
+    if (!method->check)
+        return 0;
+    for (uint32_t i = 0; i < c->count; i++) {
+        struct table_item item;
+        table_get_item(&item, pending->table, i);
+        int status = method->check(state, header, &item, &drive->msg);
+        if (status)
+            return status;
+    }
+    return 0;
 }
 
 static int begin_attend(struct drive *drive, struct pending *pending, struct space *space,
@@ -561,11 +440,10 @@ static int begin_attend(struct drive *drive, struct pending *pending, struct spa
         return status;
     uint64_t heads = (uint64_t)job->count * header->q_heads, dim = space->config.head_dim;
     status = job_memory(drive, job, heads * dim, heads * partial_stride(dim), layout.out_bytes);
-    if (!status)
-        status = attention_prepare(drive, job, &drive->msg);
     if (status)
         return status;
     job->layout = layout;
+    job->method = attend_method(&drive->env, header->method);
     memcpy(job->q, pending->data + layout.q, heads * dim * sizeof(float));
     for (uint64_t i = 0; i < heads; i++)
         partial_clear(partial_at(job->partials, i, dim));
@@ -592,10 +470,12 @@ static int attend_item(struct drive *drive, struct pending *pending, uint32_t in
     if (status)
         return status;
     struct layer_state *layer = &sequence->layers[job->layer];
-    if (job_is_sparf(job) && item.pos + item.n_tokens > sparf_max_tokens(space))
-        return inst_fail(&drive->msg, INST_ENORESOURCE,
-                         "ATTEND: sequence %u: sparf was planned for %llu tokens", item.seq,
-                         (unsigned long long)sparf_max_tokens(space));
+    const struct method *method = job->method;
+    status = method->check_item
+                 ? method->check_item(walk_state(space->walk, method), &item, &drive->msg)
+                 : 0;
+    if (status)
+        return status;
     if (item.pos > layer->tokens)
         return inst_fail(&drive->msg, INST_ESEQUENCE,
                          "ATTEND: sequence %u has %llu tokens in layer %u, not %llu", item.seq,
@@ -614,8 +494,7 @@ static int attend_item(struct drive *drive, struct pending *pending, uint32_t in
             .v_head_stride = dim,
         };
         sequence_append(space, sequence, job->layer, &source, item.pos, 1);
-        if (space_is_sparf(space))
-            channels_appended(space, layer);
+        sequence_appended(space, layer);
         if (sequence->failed)
             return sequence_refuse(sequence, &drive->msg);
     }
@@ -623,7 +502,6 @@ static int attend_item(struct drive *drive, struct pending *pending, uint32_t in
     job->items[index].window = item.window;
     job->items[index].first = item.window / ATTENTION_TILE * ATTENTION_TILE; // tiles are absolute
     job->items[index].end = item.pos + item.n_tokens;
-    layer->ahead_first = job->items[index].first;
     return 0;
 }
 
@@ -649,7 +527,7 @@ static int do_attend(struct drive *drive, struct pending *pending)
         drive->msg.text[0] = 0;
     }
     enqueue_job(drive, job);
-    predict_next(drive, job);
+    ahead_expect(job->space, job, job->method->use == USE_SCAN);
     return 0;
 }
 
@@ -660,7 +538,7 @@ static int do_fork(struct drive *drive, struct pending *pending)
     struct space *space;
     struct table_header header;
     int status = check_table(drive, pending, &space, &header);
-    for (; !status && pending->item < pending->command.count; pending->item++) {
+    while (!status && pending->item < pending->command.count) {
         struct table_item item, parent_item;
         struct sequence *parent, *child;
         table_get_item(&item, pending->table, pending->item);
@@ -671,6 +549,7 @@ static int do_fork(struct drive *drive, struct pending *pending)
             status = inst_fail(&drive->msg, INST_EEXIST, "FORK: sequence %u exists", item.seq);
         if (!status)
             status = sequence_fork(space, parent, &item, &child, &drive->msg);
+        pending->item += status == 0; // one that has to wait comes again
     }
     return status;
 }
@@ -695,9 +574,11 @@ static int do_flush(struct drive *drive, struct pending *pending, uint64_t now_n
         for (struct space *space = drive->spaces; space; space = space->next) {
             if (frames_programming(space->frames))
                 return WAIT;
-            if (space_is_sparf(space) && (channels_building(space->channels) ||
-                                          frames_programming(channels_programs(space->channels))))
-                return WAIT;
+            for (uint32_t i = 1; i < STREAM_MAX; i++) {
+                const struct stream_ops *ops = space->streams[i].ops;
+                if (ops && ops->working(space))
+                    return WAIT;
+            }
         }
         if (segments_busy(drive->segments)) {
             segments_press(drive->segments);
@@ -846,7 +727,7 @@ static int run_command(struct drive *drive, struct pending *pending, uint64_t no
     case OP_CONFIG:
         return do_config(drive, pending, result);
     case OP_WRITE:
-        return do_write(drive, pending);
+        return command_write(drive, pending);
     case OP_READ:
         return do_read(drive, pending);
     case OP_ATTEND:
@@ -888,11 +769,8 @@ static bool admit(struct drive *drive, uint64_t now_ns)
 
 static void submit_flash(struct drive *drive, uint64_t now_ns)
 {
-    for (struct space *space = drive->spaces; space; space = space->next) {
-        struct frames *const *sets = space_frames(space);
-        for (; *sets; sets++)
-            frames_submit(*sets, now_ns);
-    }
+    for (struct space *space = drive->spaces; space; space = space->next)
+        frames_submit(space->frames, now_ns);
     // Short pauses, as between the layers of a token, are not for erasing.
     bool busy = drive->n_pending || drive->first_job || drive->syncing;
     if (busy)
@@ -900,16 +778,87 @@ static void submit_flash(struct drive *drive, uint64_t now_ns)
     segments_pump(drive->segments, now_ns, !busy && now_ns - drive->busy_ns >= IDLE_NS);
 }
 
-static bool build_channels(struct drive *drive)
+// A READ runs only when somebody waits for its data, so that it cannot hold frames for ever.
+static bool job_runnable(const struct job *job)
+{
+    return job->opcode == OP_ATTEND || job->dest;
+}
+
+static void finish_job(struct drive *drive, struct job *job)
+{
+    uint32_t q_heads = job->header.q_heads;
+    uint64_t dim = job->space->config.head_dim;
+    for (uint32_t i = 0; i < job->count; i++) {
+        struct job_item *item = &job->items[i];
+        if (item->status && !job->status)
+            job->status = item->status;
+        if (item->sequence)
+            item->sequence->jobs--;
+        item->sequence = NULL;
+        if (job->opcode != OP_ATTEND)
+            continue;
+        ((uint32_t *)(job->result + job->layout.status))[i] = inst_status_to_nvme(item->status);
+        uint64_t at = (uint64_t)i * q_heads;
+        if (!item->status)
+            continue; // its method has filled these in
+        memset((float *)(job->result + job->layout.out) + at * dim, 0,
+               q_heads * dim * sizeof(float));
+        for (uint64_t h = at; h < at + q_heads; h++) {
+            ((float *)(job->result + job->layout.lse))[h] = -INFINITY;
+            ((float *)(job->result + job->layout.captured))[h] = 0;
+        }
+    }
+    job->state = JOB_DONE;
+    struct job **link = &drive->first_job;
+    while (*link != job)
+        link = &(*link)->next;
+    *link = job->next;
+    if (!job->next)
+        drive->last_job = link;
+}
+
+static bool finish_jobs(struct drive *drive)
 {
     bool moved = false;
-    for (struct space *space = drive->spaces; space; space = space->next) {
-        if (!space_is_sparf(space))
+    for (struct job *next, *job = drive->first_job; job; job = next) {
+        next = job->next;
+        if (!job_ended(job))
             continue;
-        const struct step_source source = sparf_source(drive, space);
-        moved |= channels_build(space, drive->pool, &source);
+        finish_job(drive, job);
+        moved = true;
     }
     return moved;
+}
+
+// Frames go to jobs, the oldest first, then to what derived streams do in the background, then to
+// reading ahead.
+static bool fetch(struct drive *drive)
+{
+    bool moved = false;
+    for (struct job *job = drive->first_job; job; job = job->next) {
+        if (job_runnable(job))
+            moved |= walk_start(job->space->walk, job);
+    }
+    for (struct space *space = drive->spaces; space; space = space->next) {
+        moved |= space->stranded && space_retry(space);
+        moved |= walk_fetch(space->walk);
+        for (uint32_t i = 1; i < STREAM_MAX; i++) {
+            if (space->streams[i].ops)
+                moved |= space->streams[i].ops->work(space, drive->env.pool);
+        }
+        if (drive->read_ahead && !walk_wants(space->walk))
+            ahead_fetch(space);
+    }
+    return moved;
+}
+
+static void take_tasks(struct drive *drive, uint64_t now_ns)
+{
+    struct engine_task *next, *task = drive->env.engine->ops->poll(drive->env.engine, now_ns);
+    for (; task; task = next) {
+        next = task->next;
+        walk_done(task->owner);
+    }
 }
 
 size_t drive_step(struct drive *drive, uint64_t now_ns, struct completion *out, size_t max)
@@ -917,11 +866,12 @@ size_t drive_step(struct drive *drive, uint64_t now_ns, struct completion *out, 
     drive->runnable = false;
     take_back(drive, now_ns);
     bool moved = admit(drive, now_ns);
-    moved |= fetch_demand(drive);
-    moved |= build_channels(drive);
-    fetch_ahead(drive);
+    moved |= fetch(drive);
     submit_flash(drive, now_ns); // before computing: the device works meanwhile
-    moved |= attention_step(drive);
+    take_tasks(drive, now_ns);
+    for (struct space *space = drive->spaces; space; space = space->next)
+        moved |= walk_compute(space->walk, now_ns);
+    moved |= finish_jobs(drive);
     for (int i = 0; i < MAX_TICKETS; i++) {
         if (drive->collects[i].used)
             serve_collect(drive, &drive->collects[i], now_ns);

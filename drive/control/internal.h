@@ -1,89 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the parts of the drive share: the controller (control.c: commands, tickets), fetch.c
-// (rows into DRAM) and dense.c (the mathematics on rows that are there).
-//
-// A job is a READ or an ATTEND from its admission to its COLLECT. One job at a time is active; its
-// tokens are cut into spans of max(T, 64), which are fetched in ascending order into a ring, used
-// as soon as their rows are there, in any order, and folded in ascending order.
+// What the files of control/ share: the state machine of the drive (control.c: commands, tickets),
+// its plan of memory, and how ranges are given up.
 #ifndef INST_DRIVE_CONTROL_INTERNAL_H
 #define INST_DRIVE_CONTROL_INTERNAL_H
 
+#include "drive/attend/walk.h"
 #include "drive/drive.h"
-#include "drive/ftl/space.h"
 
 enum {
     MAX_TICKETS = 64,
     MAX_PENDING = 128,
     MAX_ITEMS = 4096,
-    MAX_GROUP_HEADS = 256, // query heads of one KV head
-    SPANS_MAX = SPAN_LIMIT_MAX,
-    SPAN_ROWS_MAX = ATTENTION_TILE / GROUP_MIN,
 };
 
-struct job_item {
-    struct sequence *sequence; // NULL once the job lets go of it
-    uint64_t first, end;       // tokens wanted
-    uint64_t window;           // ATTEND: the first one that counts, in the tile of `first`
-    uint64_t offset;           // READ: of the item's slab in the destination
-    uint32_t units;            // sparf: those that have not ended
-    uint64_t flash_tokens, programming_tokens; // sparf: chosen, summed over KV heads
-    int status;
-};
-
-enum job_state { JOB_FREE, JOB_ADMITTED, JOB_DONE };
-
-struct job {
-    enum job_state state;
-    uint8_t opcode; // OP_READ or OP_ATTEND
-    uint32_t owner, ticket;
-    struct space *space;
-    uint32_t layer, count;
-    struct table_header header;
-    struct job_item *items;
-    struct attend_layout layout; // ATTEND
-    float *q;                    // ATTEND: [count][q_heads][head_dim]
-    float *partials;             // ATTEND: [count][q_heads]
-    uint64_t span_floats;        // ATTEND: partials of one span
-    uint8_t *result;             // ATTEND: layout.out_bytes
-    uint8_t *dest;               // READ: where COLLECT wants it, NULL = no COLLECT yet
-    int status;                  // READ: of the whole
-    struct inst_msg error;       // of the first item that failed
-    uint32_t fetch_item;         // next span to fetch
-    uint64_t fetch_token;
-    uint32_t ahead_item; // next row to read ahead while the job is not active
-    uint64_t ahead_group;
-    struct job *next; // FIFO of jobs that are not done
-    void *memory;     // items .. result; kept for the next job
-    uint64_t memory_bytes;
-};
-
-struct span {
-    uint32_t item;
-    uint32_t tokens, n_rows;
-    uint64_t first;                      // token
-    uint32_t have;                       // rows acquired
-    uint32_t from_flash, programming;    // tokens: in rows on flash; of these, on their way there
-    struct frame *frames[SPAN_ROWS_MAX]; // NULL: viewed in place
-    struct place places[SPAN_ROWS_MAX];
-    const uint8_t *rows[SPAN_ROWS_MAX];
-    bool computed;
-    int status;
-    float *partials; // [tiles][q_heads]
-};
-
-// Decode visits the layers in turn with the same sequences, and dense reads do not depend on q: so
-// the rows of the next layers can be read before their ATTEND comes.
-struct prediction {
-    bool valid;
-    struct space *space;
-    uint32_t layer;    // of the last ATTEND
-    uint32_t distance; // layers ahead of it that are being read, 1 to layers
-    uint32_t count, capacity;
-    uint32_t item;
-    uint64_t group;
-    struct prediction_item {
-        uint32_t seq, epoch;
-    } * items;
+// How the DRAM of a space is divided.
+struct control_plan {
+    struct stream streams[STREAM_MAX];
+    unsigned level;
+    uint64_t tables;      // of the flash's segments
+    uint64_t fixed;       // all but the pool, tables included
+    uint64_t flash_bytes; // for max_sequences x max_tokens
+    uint64_t once_bytes;  // of these, what they take when each token is written once
+    uint32_t open;        // group buffers
+    uint32_t reserve;     // slabs that appends leave to others
+    uint32_t ahead;       // that may be read ahead
+    bool single_pages;
+    uint64_t window; // bytes of the pieces that all methods may have under way
+    size_t scratch;  // of each worker
+    struct frames_size frames;
+    uint64_t bytes; // as it was made
+    uint64_t min_bytes, good_bytes, full_bytes;
 };
 
 struct pending {
@@ -115,7 +61,10 @@ struct drive {
     const struct kernels *kernels;
     struct budget budget;
     uint64_t own_bytes; // of the budget, before any space
-    bool views, read_ahead;
+    uint64_t row_cache; // bytes
+    bool read_ahead;
+    struct attend_env env;
+    struct engine *own_engine; // NULL: the caller's
     struct segments *segments;
     struct space *spaces;
     struct pending pending[MAX_PENDING]; // ring
@@ -123,33 +72,34 @@ struct drive {
     struct collect collects[MAX_TICKETS];
     struct job jobs[MAX_TICKETS];
     struct job *first_job, **last_job;
-    struct job *active;
-    struct span spans[SPANS_MAX]; // ring
-    uint32_t first_span, n_spans, max_spans;
-    float *span_partials; // of the active job's spans
-    uint64_t span_partial_floats;
-    struct batch *batch; // dense.c
-    struct prediction prediction;
     struct flash_io sync_io;
     bool syncing;
     struct completion done[MAX_PENDING + MAX_TICKETS]; // ring
     uint32_t first_done, n_done;
-    uint64_t view_bytes, attended, attended_from_flash, attended_programming, checksum_errors,
-        write_wait_ns;
+    uint64_t write_wait_ns;
     struct inst_msg msg; // of the command at work
     uint64_t busy_ns;    // when a command or a job was last there
-    bool runnable;
+    bool runnable, closing;
 };
 
-// fetch.c
-// Picks the active job and acquires rows for its spans; true when something moved.
-bool fetch_demand(struct drive *drive);
-void fetch_ahead(struct drive *drive);
-void fetch_release(struct drive *drive, struct span *span);
-// Ends an item of a job because of a group of a stream; what went wrong first is kept.
-void item_failed(struct job *job, uint32_t item, int status, uint32_t stream, uint64_t group);
-void predict_next(struct drive *drive, const struct job *job);
-bool span_ready(const struct span *span);
+// plan.c
+void control_methods(struct attend_env *env, const struct method *const *extra);
+// *config: what it leaves to the drive (but the token group) is filled in. dram 0: only the
+// figures, no pool.
+int control_plan(struct control_plan *plan, const struct attend_env *env,
+                 const struct flash_geometry *geometry, struct space_config *config, uint64_t dram,
+                 bool cache, struct inst_msg *msg);
+
+// control.c
+// Checks what WRITE, READ, ATTEND, FORK and RECLAIM have in common.
+int check_table(struct drive *drive, const struct pending *pending, struct space **space,
+                struct table_header *header);
+// Adds the item's slab to *end; false when sizes overflow or tokens do not fit in 32-bit groups.
+bool item_slab(const struct space *space, const struct table_header *header,
+               const struct table_item *item, uint64_t *end);
+
+// write.c: as all command handlers, 0, an error, or WAIT: not now.
+int command_write(struct drive *drive, struct pending *pending);
 
 // reclaim.c
 // Gives up the range of a RECLAIM item. 1: wait for jobs that look at it; asking again is harmless.
@@ -158,23 +108,5 @@ int reclaim_range(struct drive *drive, struct space *space, const struct table_i
 // counters.c
 int counters_stat(struct drive *drive, const struct command *command, uint8_t *data);
 int counters_identify(struct drive *drive, const struct command *command, uint8_t *data);
-
-// dense.c
-// Verifies, computes and folds what is ready; true when something moved. A finished job becomes
-// JOB_DONE.
-bool attention_step(struct drive *drive);
-int attention_open(struct drive *drive, struct inst_msg *msg);
-// Memory for an ATTEND of this shape. 1: wait until the active job is done.
-int attention_prepare(struct drive *drive, struct job *job, struct inst_msg *msg);
-
-static inline bool job_is_sparf(const struct job *job)
-{
-    return job->opcode == OP_ATTEND && job->header.method == METHOD_SPARF;
-}
-
-static inline struct span *ring_span(struct drive *drive, uint32_t i)
-{
-    return &drive->spans[(drive->first_span + i) % drive->max_spans];
-}
 
 #endif

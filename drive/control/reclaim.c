@@ -3,13 +3,13 @@
 // is the business of segment.c.
 #include "drive/control/internal.h"
 #include "base/checked.h"
+#include "drive/attend/ahead.h"
 
 // READs that nobody collects must not keep a sequence alive.
 static void cancel_reads(struct drive *drive, const struct sequence *sequence)
 {
     for (struct job *job = drive->first_job; job; job = job->next) {
-        for (uint32_t i = 0; job->opcode == OP_READ && job != drive->active && i < job->count;
-             i++) {
+        for (uint32_t i = 0; job->opcode == OP_READ && !job->dest && i < job->count; i++) {
             struct job_item *item = &job->items[i];
             if (item->sequence != sequence)
                 continue;
@@ -31,6 +31,7 @@ static int reclaim_sequence(struct drive *drive, struct space *space, struct seq
         return 1;
     bool to_end = item->n_tokens == UINT64_MAX;
     if (to_end && !item->pos && item->layer_count == space->config.layers) {
+        ahead_forget(space, sequence);
         space_remove(space, sequence);
         return 0;
     }

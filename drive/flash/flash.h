@@ -22,6 +22,9 @@ struct flash_geometry {
     uint32_t channels;   // flash channels; die d sits on flash channel d % channels
     uint32_t read_bytes; // the size from which a read costs little more per request than per byte
     bool no_data;        // null back end: what is read is not what was programmed
+    // A request costs as much as reading so many bytes: gaps up to this size are cheaper read than
+    // left out. 0: not known.
+    uint32_t request_bytes;
 };
 
 enum flash_op { FLASH_READ, FLASH_PROGRAM, FLASH_ERASE, FLASH_SYNC };

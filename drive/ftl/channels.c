@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "drive/ftl/channels.h"
 #include "base/checked.h"
+#include "drive/ftl/piece.h"
 #include "kernels/kernels.h"
 
 #include <string.h>
@@ -10,39 +11,69 @@ enum {
     COVER_MIN = 256, // tokens that a page covers where the drive chooses
     COVER_MAX = 1024,
     COVER_SHARE = 8, // but no more than this part of the context
-    STEPS_MAX = 8,
-    PROGRAM_BYTES = 1 << 20, // on their way to flash, doubled by every level
+    PIECES_MAX = 8,
 };
 
 // The one group that is being built, for one bundle of heads.
 struct build {
-    struct layer_state *layer; // NULL: none
-    uint64_t group, next;      // next: token to read
+    struct channel_layer *layer; // NULL: none
+    uint64_t group, next;        // next: token to read
     uint32_t head_first, n_heads;
-    uint32_t waiting;           // steps that are not computed
-    struct step *steps, **last; // oldest first; only the last can be partly acquired
-    struct frame **out;         // [bundle][row_pages]
+    uint32_t waiting;             // pieces that are not computed
+    struct piece *pieces, **last; // oldest first; only the last can be partly acquired
+    struct frame **out;           // [bundle][row_pages]
     bool failed;
 };
 
+// Of a layer of a sequence.
+struct channel_layer {
+    struct layer_state *layer;
+    struct row_map rows; // [channel group][kv_heads]; PLACE_NONE: there is no such row
+    uint64_t groups;     // before this one all are built or given up
+    struct means means;
+    struct channel_layer *next; // in the queue of layers with groups to be built
+    bool queued;
+};
+
+// Of a space.
 struct channels {
     struct space *space;
-    struct channels_size size;
-    struct frames *programs;
-    struct steps steps;
+    uint32_t bundle;
+    struct pieces pieces;
     struct build build;
-    struct frame **unverified;
-    struct step **ready;
+    struct frame **unchecked;
+    struct piece **ready;
     size_t n_ready;
-    struct layer_state *first, **last; // queue
-    struct channel_counters counters;
+    struct channel_layer *first, **last; // queue
+    uint64_t build_read_bytes, program_bytes, lost_rows;
 };
+
+struct channels_size {
+    uint32_t pieces;      // reads of a build under way
+    uint32_t piece_rows;  // token groups
+    uint32_t piece_pages; // at most
+};
+
+static struct channels *channels_of(const struct space *space)
+{
+    return space->derived[STREAM_CHANNELS];
+}
+
+static struct channel_layer *state_of(const struct layer_state *layer)
+{
+    return layer->derived[STREAM_CHANNELS];
+}
+
+struct means *channels_means(const struct layer_state *layer)
+{
+    return &state_of(layer)->means;
+}
 
 // ---- layout ------------------------------------------------------------------------------------
 
-void channels_choose(struct space_config *c, const struct flash_geometry *g)
+static void channels_choose(struct space_config *c, const struct flash_geometry *g)
 {
-    if (c->method != METHOD_SPARF || c->page_channels)
+    if (c->page_channels)
         return;
     uint64_t cover = c->max_tokens / COVER_SHARE;
     cover = min_u64(max_u64(cover, max_u64(COVER_MIN, c->group_tokens)), COVER_MAX);
@@ -53,14 +84,15 @@ void channels_choose(struct space_config *c, const struct flash_geometry *g)
         c->page_channels /= 2;
 }
 
-int channels_layout(struct stream *stream, const struct flash_geometry *g,
-                    const struct space_config *c, struct inst_msg *msg)
+static int channels_layout(struct stream *stream, const struct flash_geometry *g,
+                           const struct space_config *c, struct inst_msg *msg)
 {
     if (!is_power_of_two(c->page_channels) || c->page_channels > PAGE_CHANNELS_MAX)
         return inst_fail(msg, INST_EINVAL,
                          "CONFIG: %u channels in a page, must be a power of two up to %u",
                          c->page_channels, PAGE_CHANNELS_MAX);
     stream->row_tokens = g->page_bytes / (2 * c->page_channels);
+    stream->group_rows = c->kv_heads;
     if (stream->row_tokens < c->group_tokens)
         return inst_fail(msg, INST_EINVAL,
                          "CONFIG: %u channels in a page of %u bytes cover %u tokens, less than a "
@@ -76,76 +108,114 @@ int channels_layout(struct stream *stream, const struct flash_geometry *g,
     return 0;
 }
 
-void channels_size(struct channels_size *s, const struct flash_geometry *g,
-                   const struct space_config *c, const struct stream *streams, unsigned level)
+uint32_t channels_bundle(const struct flash_geometry *g, const struct space_config *c,
+                         const struct stream *kv)
 {
-    const struct stream *kv = &streams[STREAM_KV], *channels = &streams[STREAM_CHANNELS];
-    uint64_t unit = kv->slot_bytes, page = g->page_bytes, rest;
-    uint64_t a = unit, b = page;
+    uint64_t a = kv->slot_bytes, b = g->page_bytes, rest;
     while (b) { // greatest common divisor
         rest = a % b;
         a = b;
         b = rest;
     }
-    *s = (struct channels_size){.bundle = (uint32_t)min_u64(page / a, c->kv_heads)};
-    s->steps = (uint32_t)min_u64(1u << level, STEPS_MAX);
-    s->step_rows = span_rows(c);
-    s->step_pages = s->step_rows * (uint32_t)(div_round_up(s->bundle * unit, page) + 1);
-    uint64_t bundle_pages = (uint64_t)s->bundle * channels->row_pages;
-    uint64_t most = 2ull * c->kv_heads * channels->row_pages;
-    uint64_t room = level ? ((uint64_t)PROGRAM_BYTES << level) / page : 0;
-    s->programs = (uint32_t)max_u64(bundle_pages, min_u64(most, room));
-    s->bytes = sizeof(struct channels) + steps_bytes(s->steps, s->step_rows, s->step_pages) +
-               s->programs * frames_bytes_each(g, 1) +
-               s->steps * (sizeof(struct step *) + s->step_pages * sizeof(struct frame *)) +
-               bundle_pages * sizeof(struct frame *) + 12 * (4096 + 64);
+    return (uint32_t)min_u64(g->page_bytes / a, c->kv_heads);
 }
 
-int channels_open(struct space *space, const struct channels_size *size, struct inst_msg *msg)
+static struct channels_size size_of(const struct flash_geometry *g, const struct space_config *c,
+                                    const struct stream *kv, unsigned level)
 {
+    uint64_t slots = channels_bundle(g, c, kv) * kv->slot_bytes;
+    return (struct channels_size){
+        .pieces = (uint32_t)min_u64(1u << level, PIECES_MAX),
+        .piece_rows = span_rows(c),
+        .piece_pages = span_rows(c) * (uint32_t)(div_round_up(slots, g->page_bytes) + 1),
+    };
+}
+
+static uint64_t channels_rows(const struct space_config *c, const struct stream *streams)
+{
+    return c->max_tokens / streams[STREAM_CHANNELS].row_tokens * (uint64_t)c->kv_heads * c->layers;
+}
+
+static int channels_plan(struct stream_plan *plan, const struct flash_geometry *g,
+                         const struct space_config *c, const struct stream *streams, unsigned level,
+                         struct inst_msg *msg)
+{
+    const struct stream *own = &streams[STREAM_CHANNELS];
+    struct channels_size s = size_of(g, c, &streams[STREAM_KV], level);
+    uint64_t sequences = max_u64(c->max_sequences, 1), rows, map, means;
+    uint64_t groups = c->max_tokens / own->row_tokens + 16;
+    if (!checked_mul(c->layers * sequences, groups * c->kv_heads, &rows) ||
+        !checked_mul(rows, row_map_bytes(own) + 8, &map) || map > INT64_MAX / 4 ||
+        !checked_mul(c->layers * sequences, means_bytes(c->kv_heads, c->head_dim, c->max_tokens),
+                     &means) ||
+        means > INT64_MAX / 4)
+        return inst_fail(msg, INST_EINVAL, "CONFIG: %llu tokens in %llu sequences overflow",
+                         (unsigned long long)c->max_tokens, (unsigned long long)sequences);
+    // A row being put together, the reads for it, and a row on its way to flash.
+    uint32_t row_pages = channels_bundle(g, c, &streams[STREAM_KV]) * own->row_pages;
+    plan->pages = 2 * row_pages + s.piece_pages;
+    plan->scratch = 2 * sizeof(uint16_t) * ATTENTION_TILE * c->head_dim;
+    plan->bytes = map + means + sequences * c->layers * (sizeof(struct channel_layer) + 128) +
+                  sizeof(struct channels) + pieces_bytes(s.pieces, s.piece_rows, s.piece_pages) +
+                  s.pieces * (sizeof(void *) + s.piece_pages * sizeof(void *)) +
+                  row_pages * sizeof(struct frame *) + 4 * (4096 + 64);
+    return 0;
+}
+
+static int channels_open(struct space *space, unsigned level, struct inst_msg *msg)
+{
+    const struct stream *kv = &space->streams[STREAM_KV];
+    struct channels_size size = size_of(&space->flash->geometry, &space->config, kv, level);
     struct channels *c = budget_alloc(space->budget, 1, sizeof *c, "channel rows", msg);
     if (!c)
         return INST_ENOMEM;
-    space->channels = c;
+    space->derived[STREAM_CHANNELS] = c;
     c->space = space;
-    c->size = *size;
+    c->bundle = channels_bundle(&space->flash->geometry, &space->config, kv);
     c->last = &c->first;
-    c->build.last = &c->build.steps;
-    c->build.out = budget_alloc(space->budget, size->bundle,
+    c->build.last = &c->build.pieces;
+    c->build.out = budget_alloc(space->budget, c->bundle,
                                 space->streams[STREAM_CHANNELS].row_pages * sizeof *c->build.out,
                                 "channel rows", msg);
-    c->ready = budget_alloc(space->budget, size->steps, sizeof *c->ready, "channel rows", msg);
-    c->unverified = budget_alloc(space->budget, (uint64_t)size->steps * size->step_pages,
-                                 sizeof *c->unverified, "channel rows", msg);
-    if (!c->build.out || !c->ready || !c->unverified)
+    c->ready = budget_alloc(space->budget, size.pieces, sizeof *c->ready, "channel rows", msg);
+    c->unchecked = budget_alloc(space->budget, (uint64_t)size.pieces * size.piece_pages,
+                                sizeof *c->unchecked, "channel rows", msg);
+    if (!c->build.out || !c->ready || !c->unchecked)
         return INST_ENOMEM;
-    int status = steps_open(&c->steps, space, size->steps, size->step_rows, size->step_pages, msg);
-    return status ? status
-                  : frames_open(&c->programs, space->flash, space->segments, space->budget,
-                                size->programs, 1, msg);
+    return pieces_open(&c->pieces, space, size.pieces, size.piece_rows, size.piece_pages, msg);
 }
 
-void channels_close(struct channels *c)
+static void channels_close(struct space *space)
 {
+    struct channels *c = channels_of(space);
     if (!c)
         return;
-    struct budget *budget = c->space->budget;
-    steps_close(&c->steps);
-    frames_close(c->programs);
-    budget_free(budget, c->build.out);
-    budget_free(budget, c->ready);
-    budget_free(budget, c->unverified);
-    budget_free(budget, c);
+    pieces_close(&c->pieces);
+    budget_free(space->budget, c->build.out);
+    budget_free(space->budget, c->ready);
+    budget_free(space->budget, c->unchecked);
+    budget_free(space->budget, c);
 }
 
-struct frames *channels_programs(const struct channels *c)
+static int channels_layer_open(struct space *space, struct layer_state *layer, struct inst_msg *msg)
 {
-    return c->programs;
+    struct channel_layer *own = budget_alloc(space->budget, 1, sizeof *own, "channel rows", msg);
+    layer->derived[STREAM_CHANNELS] = own;
+    if (!own)
+        return INST_ENOMEM;
+    own->layer = layer;
+    return means_open(&own->means, space->config.kv_heads, space->config.head_dim, space->budget,
+                      msg);
 }
 
-const struct channel_counters *channels_counters(const struct channels *c)
+static void channels_layer_close(struct space *space, struct layer_state *layer)
 {
-    return &c->counters;
+    struct channel_layer *own = state_of(layer);
+    if (!own)
+        return;
+    row_map_free(space, &own->rows);
+    means_close(&own->means, space->budget);
+    budget_free(space->budget, own);
 }
 
 // ---- map ---------------------------------------------------------------------------------------
@@ -160,21 +230,25 @@ static uint32_t group_tokens(const struct space *space)
     return space->streams[STREAM_CHANNELS].row_tokens;
 }
 
+static struct row *channels_entry(const struct space *space, const struct layer_state *layer,
+                                  uint64_t i)
+{
+    const struct row_map *map = &state_of(layer)->rows;
+    return i < map->n ? row_map_at(space, STREAM_CHANNELS, map, i) : NULL;
+}
+
 struct row *channels_row(const struct space *space, const struct layer_state *layer, uint64_t group,
                          uint32_t head)
 {
-    uint64_t i = index_of(space, group, head);
-    if (i >= layer->channels.n)
-        return NULL;
-    struct row *row = row_map_at(space, STREAM_CHANNELS, &layer->channels, i);
-    return row_placed(row) ? row : NULL;
+    struct row *row = channels_entry(space, layer, index_of(space, group, head));
+    return row && row_placed(row) ? row : NULL;
 }
 
 // Makes the entries of all groups up to this one exist.
 static int ensure_group(struct space *space, struct layer_state *layer, uint64_t group,
                         struct inst_msg *msg)
 {
-    struct row_map *map = &layer->channels;
+    struct row_map *map = &state_of(layer)->rows;
     while (map->n < index_of(space, group + 1, 0)) {
         int status = row_map_ensure(space, STREAM_CHANNELS, map, map->n, msg);
         if (status)
@@ -189,13 +263,15 @@ static int ensure_group(struct space *space, struct layer_state *layer, uint64_t
 static bool program_row(struct space *space, struct layer_state *layer, uint64_t group,
                         uint32_t head, struct frame **pages)
 {
-    struct channels *c = space->channels;
+    struct channels *c = channels_of(space);
     struct sequence *sequence = layer->sequence;
     const struct stream *stream = &space->streams[STREAM_CHANNELS];
     struct frontier *frontier = &sequence->lifetime->frontiers[STREAM_CHANNELS];
     struct place place;
     bool wait;
     int status = ensure_group(space, layer, group, NULL);
+    if (!status && !frames_can_program(space->frames, 0, stream->row_pages))
+        status = INST_ENORESOURCE;
     if (!status)
         status = segments_reserve(space->segments, frontier, &wait);
     if (!status) {
@@ -205,23 +281,19 @@ static bool program_row(struct space *space, struct layer_state *layer, uint64_t
     }
     if (status) {
         for (uint32_t page = 0; page < stream->row_pages; page++)
-            frames_free_open(c->programs, pages[page]);
+            frames_give(space->frames, pages[page]);
         return false;
     }
-    struct row *row =
-        row_map_at(space, STREAM_CHANNELS, &layer->channels, index_of(space, group, head));
+    struct row *row = channels_entry(space, layer, index_of(space, group, head));
     row->place = place;
     row->seq = sequence->id;
     row->epoch = sequence->epoch;
     struct page_identity identity;
-    row_identity(space, row, (uint32_t)(layer - sequence->layers), STREAM_CHANNELS, group,
-                 &identity);
-    identity.page = head * stream->row_pages;
-    for (uint32_t page = 0; page < stream->row_pages; page++, identity.page++) {
-        frames_program(c->programs, pages[page], place, page, &identity);
-        row->sums[page] = pages[page]->sums[0];
-    }
-    c->counters.program_bytes += stream->row_bytes;
+    stream_identity(space, row, (uint32_t)(layer - sequence->layers), STREAM_CHANNELS,
+                    index_of(space, group, head), &identity);
+    for (uint32_t page = 0; page < stream->row_pages; page++, identity.page++)
+        frames_program(space->frames, pages[page], place, page, &identity, &row->sums[page]);
+    c->program_bytes += stream->row_bytes;
     space->stream_bytes += stream->data_bytes;
     return true;
 }
@@ -229,10 +301,11 @@ static bool program_row(struct space *space, struct layer_state *layer, uint64_t
 // A complete group is not settled.
 static bool pending(const struct space *space, const struct layer_state *layer)
 {
-    return layer->tokens >= (layer->channel_groups + 1) * group_tokens(space);
+    return layer->tokens >= (state_of(layer)->groups + 1) * group_tokens(space);
 }
 
-void channels_lost(struct space *space, struct place place, const struct page_identity *identity)
+static void channels_lost(struct space *space, struct place place,
+                          const struct page_identity *identity)
 {
     const struct stream *stream = &space->streams[STREAM_CHANNELS];
     bool any = false;
@@ -241,14 +314,14 @@ void channels_lost(struct space *space, struct place place, const struct page_id
                                        identity->page / stream->row_pages);
         if (!row || row->place.segment != place.segment || row->place.row != place.row)
             continue;
-        row_drop(space, row);
+        row_drop(space, STREAM_CHANNELS, row);
         any = true;
         // Not tried again and again: the group is settled without it.
         struct layer_state *layer = &s->layers[identity->layer];
-        if (layer->channel_groups == identity->group && pending(space, layer))
-            layer->channel_groups++;
+        if (state_of(layer)->groups == identity->group && pending(space, layer))
+            state_of(layer)->groups++;
     }
-    space->channels->counters.lost_rows += any;
+    channels_of(space)->lost_rows += any;
 }
 
 // ---- transposing -------------------------------------------------------------------------------
@@ -276,12 +349,15 @@ static void put_tokens(const struct space *space, struct frame **pages, uint64_t
 static bool take_rows(const struct space *space, struct frame **out, uint32_t rows)
 {
     const struct stream *stream = &space->streams[STREAM_CHANNELS];
-    struct frames *set = space->channels->programs;
     uint32_t dim = space->config.head_dim, per_page = space->config.page_channels;
-    if (frames_free(set) < rows * stream->row_pages)
-        return false;
-    for (uint32_t i = 0; i < rows * stream->row_pages; i++) {
-        out[i] = frames_take(set, false);
+    uint32_t pages = rows * stream->row_pages;
+    for (uint32_t i = 0; i < pages; i++) {
+        out[i] = frames_take_page(space->frames);
+        if (!out[i]) {
+            while (i--)
+                frames_give(space->frames, out[i]);
+            return false;
+        }
         uint64_t used =
             2ull * stream->row_tokens * min_u64(dim - i % stream->row_pages * per_page, per_page);
         memset(out[i]->data + used, 0, space->flash->geometry.page_bytes - used);
@@ -304,38 +380,52 @@ static void put_payload(void *arg, size_t index, unsigned worker)
                p->k + index * p->stride, group_tokens(p->space), pool_scratch(p->pool, worker));
 }
 
-int channels_write(struct space *space, struct pool *pool, struct sequence *sequence,
-                   uint32_t layer_index, uint64_t group, uint32_t head_first, uint32_t count,
-                   const uint16_t *k, size_t stride)
+// The channel groups that a WRITE brought as a whole are transposed from its payload.
+static int write_group(struct space *space, struct pool *pool, struct sequence *sequence,
+                       const struct stream_slab *slab, uint64_t group)
 {
     enum { HEADS = 16, PAGES = 256 };
-    struct layer_state *layer = &sequence->layers[layer_index];
+    struct layer_state *layer = &sequence->layers[slab->layer];
     uint32_t row_pages = space->streams[STREAM_CHANNELS].row_pages;
+    const uint16_t *k =
+        slab->k + (group * group_tokens(space) - slab->from) * space->config.head_dim;
     struct frame *out[PAGES];
-    if (group < layer->channel_groups || row_pages > PAGES)
+    if (group < state_of(layer)->groups || row_pages > PAGES)
         return 0; // given up; or rows so long that they are built from flash
-    for (uint32_t i = 0; i < count;) {
-        uint32_t n = 0;
-        for (; i < count && channels_row(space, layer, group, head_first + i); i++)
+    for (uint32_t i = 0; i < slab->head_count;) {
+        uint32_t n = 0, first = slab->head_first;
+        for (; i < slab->head_count && channels_row(space, layer, group, first + i); i++)
             ;
-        while (i + n < count && n < HEADS && (n + 1) * row_pages <= PAGES &&
-               !channels_row(space, layer, group, head_first + i + n))
+        while (i + n < slab->head_count && n < HEADS && (n + 1) * row_pages <= PAGES &&
+               !channels_row(space, layer, group, first + i + n))
             n++;
-        while (n && frames_free(space->channels->programs) < n * row_pages)
+        while (n && (frames_free_pages(space->frames) < n * row_pages ||
+                     !frames_can_program(space->frames, 0, n * row_pages)))
             n--;
-        if (!n && i < count)
+        if (i == slab->head_count)
+            break;
+        if (!n || !take_rows(space, out, n))
             return 1;
-        struct payload payload = {space, out, k + i * stride, stride, pool};
-        take_rows(space, out, n);
+        struct payload payload = {space, out, k + i * slab->stride, slab->stride, pool};
         pool_run(pool, put_payload, &payload, n);
         bool placed = true;
         for (uint32_t j = 0; j < n; j++)
-            placed &= program_row(space, layer, group, head_first + i + j, out + j * row_pages);
+            placed &= program_row(space, layer, group, first + i + j, out + j * row_pages);
         if (!placed)
             return 0;
         i += n;
     }
     return 0;
+}
+
+static int channels_take_slab(struct space *space, struct pool *pool, struct sequence *sequence,
+                              const struct stream_slab *slab)
+{
+    uint64_t tokens = group_tokens(space);
+    // Only the one that ends where the WRITE has come to: it calls after every row.
+    if (slab->pos % tokens || slab->pos < slab->from + tokens)
+        return 0;
+    return write_group(space, pool, sequence, slab, slab->pos / tokens - 1);
 }
 
 // ---- building in the background ----------------------------------------------------------------
@@ -350,51 +440,52 @@ static uint32_t missing_head(const struct space *space, const struct layer_state
     return head;
 }
 
-static void unqueue(struct channels *c, struct layer_state *layer)
+static void unqueue(struct channels *c, struct channel_layer *own)
 {
-    struct layer_state **link = &c->first;
-    if (!layer->build_queued)
+    struct channel_layer **link = &c->first;
+    if (!own->queued)
         return;
-    while (*link != layer)
-        link = &(*link)->build_next;
-    *link = layer->build_next;
+    while (*link != own)
+        link = &(*link)->next;
+    *link = own->next;
     if (!*link)
         c->last = link;
-    layer->build_queued = false;
+    own->queued = false;
 }
 
-void channels_appended(struct space *space, struct layer_state *layer)
+static void channels_appended(struct space *space, struct layer_state *layer)
 {
-    struct channels *c = space->channels;
+    struct channels *c = channels_of(space);
+    struct channel_layer *own = state_of(layer);
     while (pending(space, layer) &&
-           missing_head(space, layer, layer->channel_groups) == space->config.kv_heads)
-        layer->channel_groups++;
-    if (layer->build_queued || !pending(space, layer))
+           missing_head(space, layer, own->groups) == space->config.kv_heads)
+        own->groups++;
+    if (own->queued || !pending(space, layer))
         return;
-    layer->build_queued = true;
-    layer->build_next = NULL;
-    *c->last = layer;
-    c->last = &layer->build_next;
+    own->queued = true;
+    own->next = NULL;
+    *c->last = own;
+    c->last = &own->next;
 }
 
 static bool build_start(struct space *space)
 {
-    struct channels *c = space->channels;
+    struct channels *c = channels_of(space);
     struct build *b = &c->build;
     while (c->first) {
-        struct layer_state *layer = c->first;
-        uint64_t group = layer->channel_groups;
-        if (!pending(space, layer)) {
+        struct channel_layer *layer = c->first;
+        uint64_t group = layer->groups;
+        if (!pending(space, layer->layer)) {
             unqueue(c, layer);
             continue;
         }
-        uint32_t head = missing_head(space, layer, group);
+        uint32_t head = missing_head(space, layer->layer, group);
         if (head == space->config.kv_heads) {
-            layer->channel_groups++;
+            layer->groups++;
             continue;
         }
-        b->head_first = head / c->size.bundle * c->size.bundle;
-        b->n_heads = (uint32_t)min_u64(c->size.bundle, space->config.kv_heads - b->head_first);
+        b->head_first = head / c->bundle * c->bundle;
+        b->n_heads = (uint32_t)min_u64(c->bundle, space->config.kv_heads - b->head_first);
         if (!take_rows(space, b->out, b->n_heads))
             return false;
         b->layer = layer;
@@ -406,123 +497,131 @@ static bool build_start(struct space *space)
     return false;
 }
 
-// A step for the next tokens, with the bundle's K wanted.
-static struct step *build_step(struct space *space)
+// A piece for the next tokens, with the bundle's K wanted.
+static struct piece *build_piece(struct space *space)
 {
-    struct channels *c = space->channels;
+    struct channels *c = channels_of(space);
     struct build *b = &c->build;
     const struct stream *kv = &space->streams[STREAM_KV];
     uint64_t end = (b->group + 1) * group_tokens(space), page = space->flash->geometry.page_bytes;
-    struct step *step = b->next < end ? step_get(&c->steps) : NULL;
-    if (!step)
+    struct piece *piece = b->next < end ? piece_get(&c->pieces) : NULL;
+    if (!piece)
         return NULL;
-    step->stream = STREAM_KV;
-    step->first = b->next;
-    step->tokens = (uint32_t)min_u64(span_tokens(&space->config), end - b->next);
-    b->next += step->tokens;
+    piece->stream = STREAM_KV;
+    piece->first = b->next;
+    piece->tokens = (uint32_t)min_u64(span_tokens(&space->config), end - b->next);
+    b->next += piece->tokens;
     uint64_t slots = b->head_first * kv->slot_bytes;
     uint32_t first_page = (uint32_t)(slots / page);
     uint32_t n_pages =
         (uint32_t)(div_round_up(slots + b->n_heads * kv->slot_bytes, page) - first_page);
-    for (uint64_t t = step->first; t < step->first + step->tokens; t += kv->row_tokens) {
-        step_add_row(step, (uint32_t)(t / kv->row_tokens), first_page, n_pages);
+    for (uint64_t t = piece->first; t < piece->first + piece->tokens; t += kv->row_tokens) {
+        piece_add_pages(piece, (uint32_t)(t / kv->row_tokens), first_page, n_pages);
         struct slot_range k = slot_k(&kv->slot, 0, kv->row_tokens);
         for (uint32_t h = 0; h < b->n_heads; h++)
-            step_want(space, step, step->n_rows - 1, slots + h * kv->slot_bytes + k.offset, k.bytes,
-                      false);
+            piece_want(space, piece, piece->n_rows - 1, slots + h * kv->slot_bytes + k.offset,
+                       k.bytes, false);
     }
-    *b->last = step;
-    b->last = &step->next;
-    step->next = NULL;
+    *b->last = piece;
+    b->last = &piece->next;
+    piece->next = NULL;
     b->waiting++;
-    return step;
+    return piece;
 }
 
-static bool build_acquire(struct space *space, const struct step_source *source)
+static bool build_acquire(struct space *space)
 {
-    struct build *b = &space->channels->build;
-    const struct sequence *sequence = b->layer->sequence;
-    uint32_t layer = (uint32_t)(b->layer - sequence->layers);
+    struct channels *c = channels_of(space);
+    struct build *b = &c->build;
+    const struct sequence *sequence = b->layer->layer->sequence;
+    uint32_t layer = (uint32_t)(b->layer->layer - sequence->layers);
     bool moved = false;
     while (!b->failed) {
-        struct step *step = b->steps;
-        while (step && (step->acquired || step->computed))
-            step = step->next;
-        if (!step)
-            step = build_step(space);
-        if (!step)
+        struct piece *piece = b->pieces;
+        while (piece && (piece->acquired || piece->computed))
+            piece = piece->next;
+        if (!piece)
+            piece = build_piece(space);
+        if (!piece)
             break;
-        enum step_result result = step_acquire(source, sequence, layer, step);
-        space->channels->counters.build_read_bytes +=
-            (uint64_t)step->read_pages * space->flash->geometry.page_bytes;
-        step->read_pages = 0;
-        if (result == STEP_NO_FRAME)
+        enum progress progress = piece_acquire(space, sequence, layer, piece);
+        c->build_read_bytes += (uint64_t)piece->read_pages * space->flash->geometry.page_bytes;
+        piece->read_pages = 0;
+        if (progress == WAIT)
             break;
         moved = true;
-        b->failed |= result == STEP_FAILED;
+        b->failed |= progress == FAILED;
     }
     return moved;
 }
 
-// One step, one head of the bundle.
-static void put_step(void *arg, size_t index, unsigned worker)
+// One piece, one head of the bundle.
+static void put_piece(void *arg, size_t index, unsigned worker)
 {
     const struct payload *p = arg;
     const struct space *space = p->space;
-    const struct channels *c = space->channels;
+    const struct channels *c = channels_of(space);
     const struct build *b = &c->build;
     const struct stream *kv = &space->streams[STREAM_KV];
-    const struct step *step = c->ready[index / b->n_heads];
+    const struct piece *piece = c->ready[index / b->n_heads];
     uint32_t h = (uint32_t)(index % b->n_heads), dim = space->config.head_dim;
     uint32_t per_page = space->config.page_channels;
     struct frame **out = b->out + h * space->streams[STREAM_CHANNELS].row_pages;
     uint64_t base = (b->head_first + h) * kv->slot_bytes, bytes = 2ull * kv->slot.k_tokens;
     (void)worker;
-    for (uint32_t r = 0; r < step->n_rows; r++) {
-        uint64_t at = step->first + (uint64_t)r * kv->row_tokens - b->group * group_tokens(space);
+    for (uint32_t r = 0; r < piece->n_rows; r++) {
+        uint64_t at = piece->first + (uint64_t)r * kv->row_tokens - b->group * group_tokens(space);
         for (uint32_t c = 0; c < dim; c++) {
             uint16_t *channel =
                 (uint16_t *)out[c / per_page]->data + c % per_page * group_tokens(space) + at;
             for (uint64_t t = 0; t < kv->row_tokens; t += kv->slot.k_tokens)
                 memcpy(channel + t,
-                       step_at(space, step, r, base + slot_channel(&kv->slot, t, c), bytes), bytes);
+                       piece_at(space, piece, r, base + slot_channel(&kv->slot, t, c), bytes),
+                       bytes);
         }
     }
 }
 
-static bool build_compute(struct space *space, struct pool *pool, const struct step_source *source)
+static void check_frame(void *arg, size_t index, unsigned worker)
 {
-    struct channels *c = space->channels;
+    (void)worker;
+    piece_check_frame(arg, index);
+}
+
+static bool build_compute(struct space *space, struct pool *pool)
+{
+    struct channels *c = channels_of(space);
     struct build *b = &c->build;
-    size_t n_unverified = 0;
+    size_t n_unchecked = 0;
     uint64_t group;
     c->n_ready = 0;
-    for (struct step *step = b->steps; step && !b->failed; step = step->next) {
-        if (!step->acquired || !step_ready(step))
+    for (struct piece *piece = b->pieces; piece && !b->failed; piece = piece->next) {
+        if (!piece->acquired || !piece_ready(piece))
             continue;
-        c->ready[c->n_ready++] = step;
-        n_unverified = step_unverified(step, c->unverified, n_unverified);
+        c->ready[c->n_ready++] = piece;
+        n_unchecked = piece_unchecked(piece, c->unchecked, n_unchecked);
     }
     if (!c->n_ready)
         return false;
-    step_verify(pool, source, c->unverified, n_unverified);
+    pool_run(pool, check_frame, c->unchecked, n_unchecked);
+    piece_checked(space, c->unchecked, n_unchecked);
     for (size_t i = 0; i < c->n_ready; i++)
-        b->failed |= step_read_status(c->ready[i], &group) != 0;
+        b->failed |= piece_read_status(c->ready[i], &group) != 0;
     struct payload payload = {.space = space, .pool = pool};
     if (!b->failed)
-        pool_run(pool, put_step, &payload, c->n_ready * b->n_heads);
-    for (struct step **link = &b->steps; *link && !b->failed;) {
-        struct step *step = *link;
-        if (!step->acquired || !step_ready(step)) {
-            link = &step->next;
+        pool_run(pool, put_piece, &payload, c->n_ready * b->n_heads);
+    for (struct piece **link = &b->pieces; *link && !b->failed;) {
+        struct piece *piece = *link;
+        if (!piece->acquired || !piece_ready(piece)) {
+            link = &piece->next;
             continue;
         }
-        *link = step->next;
-        step_release(source, step);
-        step_put(&c->steps, step);
+        *link = piece->next;
+        piece_release(space, piece);
+        piece_put(piece);
         b->waiting--;
     }
-    b->last = &b->steps;
+    b->last = &b->pieces;
     while (*b->last)
         b->last = &(*b->last)->next;
     return true;
@@ -531,60 +630,67 @@ static bool build_compute(struct space *space, struct pool *pool, const struct s
 // Gives everything back that an unfinished build holds.
 static void build_abandon(struct space *space)
 {
-    struct channels *c = space->channels;
+    struct channels *c = channels_of(space);
     struct build *b = &c->build;
-    const struct step_source source = {.space = space};
-    for (struct step *next, *step = b->steps; step; step = next) {
-        next = step->next;
-        step_release(&source, step);
-        step_put(&c->steps, step);
+    for (struct piece *next, *piece = b->pieces; piece; piece = next) {
+        next = piece->next;
+        piece_release(space, piece);
+        piece_put(piece);
     }
-    b->steps = NULL;
-    b->last = &b->steps;
+    b->pieces = NULL;
+    b->last = &b->pieces;
     b->waiting = 0;
     for (uint32_t i = 0; i < b->n_heads * space->streams[STREAM_CHANNELS].row_pages; i++)
-        frames_free_open(c->programs, b->out[i]);
+        frames_give(space->frames, b->out[i]);
     b->layer = NULL;
 }
 
 static void build_finish(struct space *space)
 {
-    struct channels *c = space->channels;
-    struct build *b = &c->build;
+    struct build *b = &channels_of(space)->build;
     uint32_t row_pages = space->streams[STREAM_CHANNELS].row_pages;
     bool placed = true;
     for (uint32_t h = 0; h < b->n_heads; h++) {
         struct frame **pages = b->out + h * row_pages;
-        if (!channels_row(space, b->layer, b->group, b->head_first + h)) {
-            placed &= program_row(space, b->layer, b->group, b->head_first + h, pages);
+        if (!channels_row(space, b->layer->layer, b->group, b->head_first + h)) {
+            placed &= program_row(space, b->layer->layer, b->group, b->head_first + h, pages);
             continue;
         }
         for (uint32_t i = 0; i < row_pages; i++)
-            frames_free_open(c->programs, pages[i]);
+            frames_give(space->frames, pages[i]);
     }
     // Without room the group is given up: it will be ranked by token.
     if (!placed)
-        b->layer->channel_groups = max_u64(b->layer->channel_groups, b->group + 1);
+        b->layer->groups = max_u64(b->layer->groups, b->group + 1);
     b->layer = NULL;
 }
 
-bool channels_build(struct space *space, struct pool *pool, const struct step_source *source)
+static bool channels_working(const struct space *space)
 {
-    struct build *b = &space->channels->build;
-    bool moved = false, queued = channels_building(space->channels);
+    return channels_of(space)->first != NULL;
+}
+
+static bool channels_work(struct space *space, struct pool *pool)
+{
+    struct build *b = &channels_of(space)->build;
+    bool moved = false, queued = channels_working(space);
     if (!b->layer && !build_start(space))
-        return queued && !channels_building(space->channels); // FLUSH waits for that
+        return queued && !channels_working(space); // FLUSH waits for that
     for (;;) {
-        bool more = build_acquire(space, source);
-        more |= build_compute(space, pool, source);
+        // Programs of what is built need operations: with none to be had, not even a row is taken.
+        bool more = build_acquire(space);
+        more |= build_compute(space, pool);
         moved |= more;
         if (b->failed) {
-            struct layer_state *layer = b->layer;
-            layer->channel_groups = max_u64(layer->channel_groups, b->group + 1);
+            struct channel_layer *layer = b->layer;
+            layer->groups = max_u64(layer->groups, b->group + 1);
             build_abandon(space);
             return true;
         }
         if (!b->waiting && b->next == (b->group + 1) * group_tokens(space)) {
+            if (!frames_can_program(space->frames, 0,
+                                    b->n_heads * space->streams[STREAM_CHANNELS].row_pages))
+                return moved;
             build_finish(space);
             return true;
         }
@@ -593,57 +699,145 @@ bool channels_build(struct space *space, struct pool *pool, const struct step_so
     }
 }
 
-bool channels_building(const struct channels *c)
+static void channels_truncate(struct space *space, struct layer_state *layer, uint64_t tokens)
 {
-    return c->first != NULL;
-}
-
-// ---- what happens to sequences -----------------------------------------------------------------
-
-void channels_truncate(struct space *space, struct layer_state *layer, uint64_t tokens)
-{
-    struct channels *c = space->channels;
+    struct channels *c = channels_of(space);
+    struct channel_layer *own = state_of(layer);
     uint64_t groups = tokens / group_tokens(space);
-    while (layer->channels.n > index_of(space, groups, 0))
-        row_drop(space, row_map_at(space, STREAM_CHANNELS, &layer->channels, --layer->channels.n));
-    layer->channel_groups = min_u64(layer->channel_groups, groups);
-    if (c->build.layer == layer && c->build.group >= groups)
+    while (own->rows.n > index_of(space, groups, 0))
+        row_drop(space, STREAM_CHANNELS,
+                 row_map_at(space, STREAM_CHANNELS, &own->rows, --own->rows.n));
+    own->groups = min_u64(own->groups, groups);
+    if (c->build.layer == own && c->build.group >= groups)
         build_abandon(space);
-    if (layer->channel_groups >= groups)
-        unqueue(c, layer);
+    if (own->groups >= groups)
+        unqueue(c, own);
+    means_truncate(&own->means, layer->head_tokens, tokens);
 }
 
-void channels_punch(struct space *space, struct layer_state *layer, uint64_t first, uint64_t end)
+// Gives up the rows that hold any of the tokens [first, end).
+static void channels_punch(struct space *space, struct layer_state *layer, uint64_t first,
+                           uint64_t end)
 {
     uint64_t tokens = group_tokens(space);
-    if (space->channels->build.layer == layer)
+    if (channels_of(space)->build.layer == state_of(layer))
         build_abandon(space); // it starts again, and fails where K is gone
     for (uint64_t g = first / tokens; g < div_round_up(end, tokens); g++) {
         for (uint32_t h = 0; h < space->config.kv_heads; h++) {
             struct row *row = channels_row(space, layer, g, h);
             if (row)
-                row_drop(space, row);
+                row_drop(space, STREAM_CHANNELS, row);
         }
     }
 }
 
-int channels_fork(struct space *space, const struct layer_state *from, struct layer_state *to,
-                  uint64_t tokens, struct inst_msg *msg)
+static int channels_fork(struct space *space, const struct layer_state *from,
+                         struct layer_state *to, uint64_t tokens, struct inst_msg *msg)
 {
+    const struct channel_layer *own = state_of(from);
+    struct channel_layer *child = state_of(to);
     uint64_t groups = tokens / group_tokens(space);
-    uint64_t n = min_u64(from->channels.n, index_of(space, groups, 0));
-    size_t bytes =
-        sizeof(struct row) + space->streams[STREAM_CHANNELS].row_pages * sizeof(uint64_t);
+    uint64_t n = min_u64(own->rows.n, index_of(space, groups, 0));
     for (uint64_t i = 0; i < n; i++) {
-        int status = row_map_ensure(space, STREAM_CHANNELS, &to->channels, i, msg);
+        int status = row_map_ensure(space, STREAM_CHANNELS, &child->rows, i, msg);
         if (status)
             return status;
-        struct row *row = row_map_at(space, STREAM_CHANNELS, &to->channels, i);
-        memcpy(row, row_map_at(space, STREAM_CHANNELS, &from->channels, i), bytes);
-        to->channels.n++;
+        struct row *row = row_map_at(space, STREAM_CHANNELS, &child->rows, i);
+        memcpy(row, row_map_at(space, STREAM_CHANNELS, &own->rows, i),
+               row_map_bytes(&space->streams[STREAM_CHANNELS]));
+        child->rows.n++;
         if (row_placed(row))
             segments_ref(space->segments, row->place);
     }
-    to->channel_groups = min_u64(from->channel_groups, groups);
+    child->groups = min_u64(own->groups, groups);
+    return means_fork(&own->means, from->head_tokens, &child->means, tokens, msg);
+}
+
+static int channels_reserve(struct space *space, struct layer_state *layer, uint64_t tokens,
+                            struct inst_msg *msg)
+{
+    (void)space;
+    return means_reserve(&state_of(layer)->means, tokens, msg);
+}
+
+static void channels_append(struct space *space, struct layer_state *layer, uint32_t head,
+                            uint64_t first, const uint16_t *k, const uint16_t *v, uint64_t n)
+{
+    (void)space, (void)k;
+    means_append(&state_of(layer)->means, head, first, v, n);
+}
+
+static void channels_stats(const struct space *space, struct drive_stats *stats)
+{
+    const struct channels *c = channels_of(space);
+    stats->build_read_bytes += c->build_read_bytes;
+    stats->channel_program_bytes += c->program_bytes;
+    stats->channel_lost_rows += c->lost_rows;
+    for (struct sequence *s = NULL; (s = space_next(space, s));) {
+        for (uint32_t l = 0; l < space->config.layers; l++)
+            stats->sparf_dram_bytes +=
+                means_bytes(space->config.kv_heads, space->config.head_dim, s->layers[l].tokens);
+    }
+}
+
+static int broken(struct inst_msg *msg, const char *what, uint64_t a, uint64_t b)
+{
+    return inst_fail(msg, INST_EINTERNAL, "%s: %llu and %llu", what, (unsigned long long)a,
+                     (unsigned long long)b);
+}
+
+static int channels_check(const struct space *space, const struct layer_state *layer,
+                          uint64_t *references, struct inst_msg *msg)
+{
+    const struct channel_layer *own = state_of(layer);
+    uint64_t tokens = group_tokens(space), heads = space->config.kv_heads;
+    uint64_t groups = own->rows.n / heads, most = 0;
+    for (uint32_t h = 0; h < heads; h++) // a WRITE of some heads brings their rows
+        most = max_u64(most, layer->head_tokens[h]);
+    if (own->rows.n % heads || groups * tokens > most)
+        return broken(msg, "channel rows, tokens", own->rows.n, layer->tokens);
+    if (own->groups * tokens > layer->tokens)
+        return broken(msg, "channel groups settled, tokens", own->groups, layer->tokens);
+    if (pending(space, layer) && !own->queued)
+        return broken(msg, "complete channel groups, settled", layer->tokens / tokens, own->groups);
+    for (uint64_t i = 0; i < own->rows.n; i++) {
+        const struct row *row = row_map_at(space, STREAM_CHANNELS, &own->rows, i);
+        if (!row_placed(row))
+            continue;
+        ++*references;
+        if (!segments_references(space->segments, row->place))
+            return broken(msg, "channel row that the flash does not count", row->place.segment,
+                          row->place.row);
+    }
+    for (uint32_t h = 0; h < heads; h++) {
+        const struct mean_gap *gap = &own->means.heads[h].gap;
+        if (gap->first > gap->end || gap->end > layer->head_tokens[h])
+            return broken(msg, "gap of a mean, tokens", gap->end, layer->head_tokens[h]);
+    }
     return 0;
 }
+
+const struct stream_ops stream_channels = {
+    .name = "channel",
+    .choose = channels_choose,
+    .layout = channels_layout,
+    .plan = channels_plan,
+    .rows = channels_rows,
+    .open = channels_open,
+    .close = channels_close,
+    .layer_open = channels_layer_open,
+    .layer_close = channels_layer_close,
+    .row = channels_entry,
+    .reserve = channels_reserve,
+    .append = channels_append,
+    .appended = channels_appended,
+    .take_slab = channels_take_slab,
+    .truncate = channels_truncate,
+    .punch = channels_punch,
+    .fork = channels_fork,
+    .lost = channels_lost,
+    .work = channels_work,
+    .working = channels_working,
+    .stats = channels_stats,
+    .check = channels_check,
+};

@@ -1,9 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// The drive's DRAM for rows. A frame holds one row: a token group that is still filling (open), a
-// row on its way to flash (it stays readable until its program completes) or a row that was read.
-// Frames are found by the place of their row. Rows read ahead of any demand may be dropped again
-// when demand needs their frame. A set of frames of one page each holds single pages of rows in the
-// same way.
+// The drive's DRAM for rows: one pool of a space, with the row cache. The pool is cut into slabs of
+// one row of K and V each. A slab is one frame (a whole row, contiguous), or it is split into
+// frames of one page for streams and methods that work on single pages.
+//
+// A frame is a group buffer that is filling (OPEN), on its way to flash (PROGRAM; readable until
+// its program completes, whatever becomes of that), being read (READ) or there (READY). READY
+// frames that nobody uses are the row cache: they are found again, and they are what a new frame is
+// taken from. A frame in the table is the row that its identity names; when a row dies (nobody
+// refers to it) or a read fails, its frames leave the table at once, and their memory follows when
+// the last user lets go.
+//
+// What is forgotten first: frames used once by a scan (dense attention reads all rows in a cycle)
+// go before everything that was found again, so that a cycle longer than the cache still finds a
+// cache full of it; one in SCAN_KEEP of them is kept, so that what nobody asks for any more goes in
+// the end. What a method chose goes by age. Frames read ahead stand apart until they are used.
 #ifndef INST_DRIVE_FTL_FRAME_H
 #define INST_DRIVE_FTL_FRAME_H
 
@@ -11,95 +21,132 @@
 
 enum frame_state {
     FRAME_FREE,
+    FRAME_SPLIT,   // a slab whose pages are frames of their own
     FRAME_OPEN,    // being filled; not in the table
     FRAME_PROGRAM, // programming; readable
     FRAME_READ,    // being read
-    FRAME_READY,   // read; checksums not verified yet when `verify`
+    FRAME_READY,   // read or programmed
 };
+
+// Why a frame was used: decides how long it is remembered.
+enum frame_use { USE_SCAN, USE_CHOICE };
+
+enum frame_check { CHECK_DONE, CHECK_DUE, CHECK_RUNNING };
 
 struct frame {
     uint8_t *data; // pages * page_bytes
-    enum frame_state state;
-    bool verify;                   // page checksums still to be compared (by whoever uses it first)
-    bool read;                     // came from flash, not from a WRITE
-    bool ahead;                    // read ahead, nobody has asked for it yet
-    int status;                    // of the flash operations; a failed row is not found again
-    uint32_t users;                // spans that look at data
+    uint8_t state; // enum frame_state
+    uint8_t check; // enum frame_check: checksums of what came from flash
+    bool single;   // one page of a split slab
+    bool found;    // in the table
+    bool read;     // came from flash, not from a WRITE
+    bool ahead;    // read ahead, nobody has asked for it yet
+    bool again;    // was found in the cache at least once
+    uint8_t tries; // programs of it that failed
+    int status;    // of the flash operations
+    uint32_t users;
     uint32_t pending;              // flash operations in flight
     struct place place;            // PROGRAM, READ, READY
     uint32_t page;                 // of the row: the first one held here
     struct page_identity identity; // of that page
-    uint64_t *sums;                // checksum of each page
-    struct flash_io *ios;
-    struct frame *next;          // free list or table chain
-    struct frame *newer, *older; // read-ahead list
-    struct frames *set;          // it belongs to
-    void *owner;                 // PROGRAM: whom a failure concerns (a sequence)
+    uint64_t stamp;                // of the last use, or of the reading ahead
+    struct frame *next;            // table chain
+    struct frame *newer, *older;   // list of free, cached or read-ahead frames
+    struct frames *set;
 };
 
 struct frames;
 
-// Bytes that each frame of `pages` pages takes, its share of the tables included.
-static inline uint64_t frames_bytes_each(const struct flash_geometry *geometry, uint32_t pages)
-{
-    uint64_t ios = geometry->dies == 1 ? 1 : pages;
-    return (uint64_t)pages * geometry->page_bytes + sizeof(struct frame) +
-           pages * sizeof(uint64_t) + ios * sizeof(struct flash_io) + 4 * sizeof(void *);
-}
+// How a pool is made. Slabs of which at most `split` may be split into pages; the others serve
+// group buffers and whole rows.
+struct frames_size {
+    uint32_t slabs, split;
+    uint32_t row_pages;
+    uint64_t cache_bytes; // unused frames that are remembered, at most; UINT64_MAX: all
+};
+// Bytes of DRAM for it.
+uint64_t frames_bytes(const struct flash_geometry *geometry, const struct frames_size *size);
+// Of which this much belongs to each slab.
+uint64_t frames_slab_bytes(const struct flash_geometry *geometry, uint32_t row_pages, bool split);
 
 int frames_open(struct frames **out, struct flash *flash, struct segments *segments,
-                struct budget *budget, uint32_t count, uint32_t pages, struct inst_msg *msg);
+                struct budget *budget, const struct frames_size *size, struct inst_msg *msg);
 void frames_close(struct frames *frames);
 
-// A free frame; else the row read ahead last is dropped for it when `steal`. NULL: none now.
-struct frame *frames_take(struct frames *frames, bool steal);
-// Frames that can be taken without stealing.
-uint32_t frames_free(const struct frames *frames);
-uint32_t frames_count(const struct frames *frames);
+// A frame for a row or a page: free, or what the cache misses least. In state OPEN, with no user.
+// NULL: all are in use now.
+struct frame *frames_take_row(struct frames *frames);
+struct frame *frames_take_page(struct frames *frames);
+void frames_give(struct frames *frames, struct frame *frame); // an OPEN frame back
+
+uint32_t frames_slabs(const struct frames *frames);
+// Pages that can be taken one after another right now.
+uint64_t frames_free_pages(const struct frames *frames);
 bool frames_programming(const struct frames *frames);
 bool frames_in_flight(const struct frames *frames); // any operation
+// Operations for programs of n extents (rows or pages) can be begun.
+bool frames_can_program(const struct frames *frames, uint32_t rows, uint32_t pages);
 
-// The frame whose pages start with page `page` of the row; NULL: none.
-struct frame *frames_find(struct frames *frames, struct place place, uint32_t page);
+// The frame that holds the whole row, or the single page of it that identity->page names (counted
+// from page 0 of the group); NULL: none. A frame of another identity is never returned.
+struct frame *frames_find_row(struct frames *frames, struct place place,
+                              const struct page_identity *identity);
+struct frame *frames_find_page(struct frames *frames, struct place place, uint32_t page,
+                               const struct page_identity *identity);
 
-// Starts reading the row's pages from `page` on into a taken frame, or programming those that an
-// open frame holds. The identity is that of the first page; sums are the checksums from the map
-// (read) or are computed here (program; also put on record).
-void frames_read(struct frames *frames, struct frame *frame, struct place place, uint32_t page,
-                 const struct page_identity *identity, const uint64_t *sums, bool ahead);
+// Starts reading into a taken frame, or programming what it holds. identity is that of its first
+// page, `page` its number within the row; sums are the checksums of its pages from the map (read),
+// or are stored there (program; also put on record). False: too many reads are in flight; the frame
+// stays taken. Programs always begin.
+bool frames_read(struct frames *frames, struct frame *frame, struct place place, uint32_t page,
+                 const struct page_identity *identity, const uint64_t *sums);
 void frames_program(struct frames *frames, struct frame *frame, struct place place, uint32_t page,
-                    const struct page_identity *identity);
-// Operations queued by the two above since the last call go to flash as one list, so that a back
-// end can join neighbours.
+                    const struct page_identity *identity, uint64_t *sums);
+// The program of a frame failed and the row has another place now.
+void frames_program_again(struct frames *frames, struct frame *frame, struct place place);
+// Operations queued since the last call go to flash as one list, so that a back end can join
+// neighbours.
 void frames_submit(struct frames *frames, uint64_t now_ns);
 
 // Takes back a finished operation whose owner is a frame. Returns the frame when that was its last
-// one, else NULL.
+// one, else NULL. A failed program stays FRAME_PROGRAM, readable, until frames_program_again or
+// frames_program_ended.
 struct frame *frames_done(struct flash_io *io);
+void frames_program_ended(struct frames *frames, struct frame *frame);
 
-void frame_use(struct frames *frames, struct frame *frame); // demand: no longer merely ahead
-// The last user of a read row frees its frame.
-void frame_unuse(struct frames *frames, struct frame *frame);
-void frames_free_open(struct frames *frames, struct frame *frame); // gives an OPEN frame back
-// Nobody is to be told about programs of this owner any more.
-void frames_disown(struct frames *frames, const void *owner);
-void frames_drop_ahead(struct frames *frames); // what was read ahead will not be needed
-// The segment is being erased: forget rows of it that nobody uses.
-void frames_forget(struct frames *frames, uint32_t segment);
+// A user more; hit: it was there for this user without a read of its own.
+void frame_use(struct frames *frames, struct frame *frame, bool hit);
+void frame_unuse(struct frames *frames, struct frame *frame, enum frame_use use);
+// What was found wrong is not found again.
+void frame_spoiled(struct frames *frames, struct frame *frame, int status);
+
+// Reading ahead: at most `window` slabs' worth of frames. A frame that waits unused since before
+// `stamp` makes room for others.
+bool frames_ahead_room(struct frames *frames, uint64_t stamp);
+void frames_ahead(struct frames *frames, struct frame *frame, uint64_t stamp);
+void frames_set_window(struct frames *frames, uint32_t slabs);
+
+// The row has died: its frames are not found again.
+void frames_forget_row(struct frames *frames, struct place place, uint32_t row_pages);
+// Gives at least `bytes` of DRAM back to the budget, as far as frames are unused; returns how much.
+uint64_t frames_shrink(struct frames *frames, uint64_t bytes);
 
 // Compares all page checksums; false when one differs. Pure, may run in any worker.
-bool frame_verify(const struct frames *frames, const struct frame *frame);
+bool frame_verify(const struct frame *frame);
 uint64_t page_checksum(const struct page_identity *identity, const void *data, size_t bytes);
 
 // For drive_check.
 struct frame_census {
-    uint64_t free, open, users;
-    uint64_t stray; // neither free, open, in flight nor read ahead, and without a user
+    uint64_t open, users;
+    uint64_t stray;    // neither free, open, in flight, cached nor read ahead, and without a user
+    uint64_t unlisted; // free or cached frames that no list holds, slabs with a wrong count
 };
 void frames_census(const struct frames *frames, struct frame_census *out);
 
 struct frame_counters {
     uint64_t read_bytes, program_bytes, ahead_rows, ahead_hits;
+    uint64_t hit_bytes;    // found in DRAM instead of being read
+    uint64_t cached_bytes; // of the row cache, now
 };
 const struct frame_counters *frames_counters(const struct frames *frames);
 

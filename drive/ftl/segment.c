@@ -60,8 +60,6 @@ struct segments {
     uint32_t summary_pages; // per block
     uint32_t data_pages;    // per block
     struct segment_counters counters;
-    void (*on_erase)(void *arg, uint32_t segment);
-    void *on_erase_arg;
 };
 
 uint32_t segment_summary_pages(const struct flash_geometry *geometry)
@@ -227,11 +225,9 @@ static void push_work(struct segments *s, uint32_t number, enum segment_state st
 {
     struct segment *segment = segment_at(s, number);
     segment->state = state;
-    segment->submitted = false;
+    segment->submitted = segment->failed = false;
     segment->next = s->work_list;
     s->work_list = number;
-    if (state == SEGMENT_ERASE && s->on_erase)
-        s->on_erase(s->on_erase_arg, number);
 }
 
 static void push_dead(struct segments *s, uint32_t number)
@@ -382,14 +378,15 @@ void segments_ref(struct segments *s, struct place place)
     s->counters.live_bytes += segment->row_stream_bytes;
 }
 
-void segments_unref(struct segments *s, struct place place)
+bool segments_unref(struct segments *s, struct place place)
 {
     struct segment *segment = segment_at(s, place.segment);
     if (--segment->refs[place.row])
-        return;
+        return false;
     segment->live--;
     s->counters.live_bytes -= segment->row_stream_bytes;
     note_if_dead(s, place.segment);
+    return true;
 }
 
 void segments_pin(struct segments *s, struct place place)
@@ -556,12 +553,6 @@ void segments_counters(const struct segments *s, struct segment_counters *out)
     *out = s->counters;
     out->free_blocks = free_segments(s) * s->flash->geometry.dies;
     out->dead_blocks = s->dead * s->flash->geometry.dies;
-}
-
-void segments_on_erase(struct segments *s, void (*fn)(void *arg, uint32_t segment), void *arg)
-{
-    s->on_erase = fn;
-    s->on_erase_arg = arg;
 }
 
 uint32_t segments_references(const struct segments *s, struct place place)

@@ -72,7 +72,8 @@ int segments_place(struct segments *segments, struct frontier *frontier, struct 
 void segments_end(struct segments *segments, struct frontier *frontier);
 
 void segments_ref(struct segments *segments, struct place place);
-void segments_unref(struct segments *segments, struct place place);
+// True: nobody refers to the row any more.
+bool segments_unref(struct segments *segments, struct place place);
 // A flash operation on the segment is in flight; it is not erased before the last unpin.
 void segments_pin(struct segments *segments, struct place place);
 void segments_unpin(struct segments *segments, struct place place);
@@ -104,8 +105,4 @@ void segments_counters(const struct segments *segments, struct segment_counters 
 // For drive_check: references to a row, to all rows.
 uint32_t segments_references(const struct segments *segments, struct place place);
 uint64_t segments_all_references(const struct segments *segments);
-// Called with every segment that is about to be erased.
-void segments_on_erase(struct segments *segments, void (*fn)(void *arg, uint32_t segment),
-                       void *arg);
-
 #endif

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "drive/attend/sparf.h"
+#include "drive/ftl/piece.h"
 #include "base/checked.h"
 
 #include <string.h>
 
-enum { BUCKETS = 256, ROW_CHUNK = 16 };
+enum { BUCKETS = 256, ROW_CHUNK = 16, LOAD_TRIES = 2 };
 
 static const uint32_t max_layers = 4096, max_kv_heads = 4096;
 
-int stream_layout(struct stream *kv, const struct flash_geometry *geometry,
-                  const struct space_config *c, struct inst_msg *msg)
+static int kv_layout(struct stream *kv, const struct flash_geometry *geometry,
+                     const struct space_config *c, bool single_pages, struct inst_msg *msg)
 {
     if (!c->layers || c->layers > max_layers)
         return inst_fail(msg, INST_EINVAL, "CONFIG: %u layers, must be 1 to %u", c->layers,
@@ -26,9 +26,9 @@ int stream_layout(struct stream *kv, const struct flash_geometry *geometry,
                          "CONFIG: a token group of %u, must be a power of two from %u to %u",
                          c->group_tokens, GROUP_MIN, GROUP_MAX);
     kv->row_tokens = c->group_tokens;
+    kv->group_rows = 1;
     // Parts no larger than a page where single pages are read.
-    kv->slot = slot_layout(c->group_tokens, c->head_dim,
-                           c->method == METHOD_SPARF ? geometry->page_bytes : 0);
+    kv->slot = slot_layout(c->group_tokens, c->head_dim, single_pages ? geometry->page_bytes : 0);
     kv->slot_bytes = slot_bytes(&kv->slot);
     uint64_t bytes = kv->slot_bytes * c->kv_heads; // below 2^12 * 2^21 by the limits above
     uint64_t pages = div_round_up(bytes, geometry->page_bytes);
@@ -42,9 +42,52 @@ int stream_layout(struct stream *kv, const struct flash_geometry *geometry,
     return 0;
 }
 
-int space_open(struct space **out, uint32_t id, const struct space_config *config,
-               struct flash *flash, struct segments *segments, struct budget *budget,
+int stream_layouts(struct stream streams[STREAM_MAX], struct space_config *config, uint32_t derived,
+                   const struct flash_geometry *geometry, struct inst_msg *msg)
+{
+    static const struct stream_ops *const ops[STREAM_MAX] = {[STREAM_CHANNELS] = &stream_channels};
+    memset(streams, 0, STREAM_MAX * sizeof *streams);
+    int status = kv_layout(&streams[STREAM_KV], geometry, config, derived != 0, msg);
+    for (uint32_t i = 1; i < STREAM_MAX && !status; i++) {
+        if (!(derived >> i & 1))
+            continue;
+        streams[i].ops = ops[i];
+        ops[i]->choose(config, geometry);
+        status = ops[i]->layout(&streams[i], geometry, config, msg);
+    }
+    return status;
+}
+
+int space_plan(struct space_plan *plan, const struct flash_geometry *g,
+               const struct space_config *c, const struct stream *streams, unsigned level,
                struct inst_msg *msg)
+{
+    enum { EACH = 4096 + 64 }; // what one budget_alloc may add
+    uint64_t sequences = max_u64(c->max_sequences, 1), rows, map;
+    uint64_t groups = div_round_up(max_u64(c->max_tokens, 1), c->group_tokens);
+    *plan = (struct space_plan){0};
+    if (!checked_mul(c->layers * sequences, groups + ROW_CHUNK, &rows) ||
+        !checked_mul(rows, row_map_bytes(&streams[STREAM_KV]) + 8, &map) || map > INT64_MAX / 4)
+        return inst_fail(msg, INST_EINVAL, "CONFIG: %llu tokens in %llu sequences overflow",
+                         (unsigned long long)c->max_tokens, (unsigned long long)sequences);
+    uint64_t layer = sizeof(struct layer_state) + 8ull * c->kv_heads + 1024;
+    plan->bytes = sizeof(struct space) + BUCKETS * sizeof(void *) + 2 * EACH + map +
+                  sequences * (c->layers * layer + EACH);
+    for (uint32_t i = 1; i < STREAM_MAX; i++) {
+        struct stream_plan own = {0};
+        int status = streams[i].ops ? streams[i].ops->plan(&own, g, c, streams, level, msg) : 0;
+        if (status)
+            return status;
+        plan->bytes += own.bytes;
+        plan->pages += own.pages;
+        plan->scratch = max_u64(plan->scratch, own.scratch);
+    }
+    return 0;
+}
+
+int space_open(struct space **out, uint32_t id, const struct space_config *config,
+               const struct stream *streams, struct flash *flash, struct segments *segments,
+               struct budget *budget, struct inst_msg *msg)
 {
     struct space *space = budget_alloc(budget, 1, sizeof *space, "space", msg);
     if (!space)
@@ -54,84 +97,48 @@ int space_open(struct space **out, uint32_t id, const struct space_config *confi
     space->flash = flash;
     space->segments = segments;
     space->budget = budget;
-    space->n_streams = space_is_sparf(space) ? 2 : 1;
-    int status = stream_layout(&space->streams[STREAM_KV], &flash->geometry, config, msg);
-    if (!status && space_is_sparf(space))
-        status = channels_layout(&space->streams[STREAM_CHANNELS], &flash->geometry, config, msg);
-    if (!status) {
-        space->table = budget_alloc(budget, BUCKETS, sizeof *space->table, "space", msg);
-        status = space->table ? 0 : INST_ENOMEM;
-    }
-    if (status) {
+    memcpy(space->streams, streams, sizeof space->streams);
+    space->table = budget_alloc(budget, BUCKETS, sizeof *space->table, "space", msg);
+    if (!space->table) {
         space_close(space);
-        return status;
+        return INST_ENOMEM;
     }
     *out = space;
     return 0;
 }
 
-// How large sparf may be: it shares what is above the least with the rows, in proportion to what
-// both could use.
-static int sparf_share(const struct space *space, const struct drive_plan *plan, uint64_t rest,
-                       struct sparf_size *size, struct inst_msg *msg)
+int space_open_frames(struct space *space, const struct frames_size *size, uint32_t read_reserve,
+                      unsigned level, struct inst_msg *msg)
 {
-    uint64_t rows = (plan->good_frames - plan->min_frames) * plan->frame_bytes;
-    uint64_t sparf = plan->good_sparf_bytes - plan->min_sparf_bytes;
-    uint64_t extra = rest - plan->min_frames * plan->frame_bytes - plan->min_sparf_bytes;
-    if (extra < rows + sparf)
-        sparf = (uint64_t)((double)sparf * (double)extra / (double)(rows + sparf));
-    for (unsigned level = SPARF_LEVELS; level-- > 0;) {
-        int status =
-            sparf_size(size, &space->flash->geometry, &space->config, space->streams, level, msg);
-        if (status || size->bytes <= plan->min_sparf_bytes + sparf)
-            return status;
+    int status =
+        frames_open(&space->frames, space->flash, space->segments, space->budget, size, msg);
+    space->read_reserve = read_reserve;
+    for (uint32_t i = 1; i < STREAM_MAX && !status; i++) {
+        if (space->streams[i].ops)
+            status = space->streams[i].ops->open(space, level, msg);
     }
-    return 0; // the least
-}
-
-int space_open_frames(struct space *space, const struct drive_plan *plan, uint64_t dram_bytes,
-                      struct inst_msg *msg)
-{
-    uint64_t rest = dram_bytes - min_u64(dram_bytes, plan->other_bytes);
-    uint32_t rows = span_rows(&space->config);
-    if (dram_bytes < plan->min_dram_bytes)
-        return inst_fail(msg, INST_ENOMEM,
-                         "CONFIG: %llu bytes of DRAM are left, this space needs at least %llu",
-                         (unsigned long long)dram_bytes, (unsigned long long)plan->min_dram_bytes);
-    if (space_is_sparf(space)) {
-        struct sparf_size size;
-        int status = sparf_share(space, plan, rest, &size, msg);
-        if (!status)
-            status = sparf_open(space, &size, msg);
-        if (status)
-            return status;
-        rest -= size.bytes;
-        space->sets[1] = sparf_pages(space->sparf);
-        space->sets[2] = channels_programs(space->channels);
-    }
-    uint64_t count = min_u64(rest / plan->frame_bytes, plan->good_frames);
-    space->read_reserve = 2 * rows + 2;
-    space->span_limit = (uint32_t)min_u64(SPAN_LIMIT_MAX, max_u64(4, count / rows));
-    int status = frames_open(&space->frames, space->flash, space->segments, space->budget,
-                             (uint32_t)count, space->streams[STREAM_KV].row_pages, msg);
-    space->sets[0] = space->frames;
     return status;
 }
 
-static void free_map(struct space *space, struct row_map *map)
+void row_map_free(struct space *space, struct row_map *map)
 {
     for (uint64_t c = 0; c < map->chunk_slots; c++)
         budget_free(space->budget, map->chunks[c]);
     budget_free(space->budget, map->chunks);
 }
 
+// The hook of every derived stream that the space has.
+#define EACH_DERIVED(space, i)                                                                     \
+    for (uint32_t i = 1; i < STREAM_MAX; i++)                                                      \
+        if ((space)->streams[i].ops)
+
 static void free_layers(struct space *space, struct sequence *sequence)
 {
     for (uint32_t l = 0; sequence->layers && l < space->config.layers; l++) {
         struct layer_state *layer = &sequence->layers[l];
-        free_map(space, &layer->rows);
-        free_map(space, &layer->channels);
-        means_close(&layer->means, space->budget);
+        row_map_free(space, &layer->rows);
+        EACH_DERIVED(space, i)
+        space->streams[i].ops->layer_close(space, layer);
     }
     if (sequence->layers)
         budget_free(space->budget, sequence->layers[0].head_tokens);
@@ -155,9 +162,9 @@ void space_close(struct space *space)
         next = lifetime->next;
         budget_free(space->budget, lifetime);
     }
+    EACH_DERIVED(space, i)
+    space->streams[i].ops->close(space);
     frames_close(space->frames);
-    sparf_close(space->sparf);
-    channels_close(space->channels);
     budget_free(space->budget, space->table);
     budget_free(space->budget, space);
 }
@@ -229,9 +236,11 @@ static struct lifetime *join_lifetime(struct space *space, uint32_t handle, stru
     struct lifetime *l = budget_alloc(space->budget, 1, sizeof *l, "sequence", msg);
     if (!l)
         return NULL;
-    for (uint32_t i = 0; i < space->n_streams; i++)
-        frontier_init(space->segments, &l->frontiers[i], space->streams[i].row_pages,
-                      space->streams[i].data_bytes);
+    for (uint32_t i = 0; i < STREAM_MAX; i++) {
+        if (space_has(space, i))
+            frontier_init(space->segments, &l->frontiers[i], space->streams[i].row_pages,
+                          space->streams[i].data_bytes);
+    }
     l->handle = handle;
     l->sequences = 1;
     l->next = space->lifetimes;
@@ -243,8 +252,10 @@ static void leave_lifetime(struct space *space, struct lifetime *lifetime)
 {
     if (--lifetime->sequences)
         return;
-    for (uint32_t i = 0; i < space->n_streams; i++)
-        segments_end(space->segments, &lifetime->frontiers[i]);
+    for (uint32_t i = 0; i < STREAM_MAX; i++) {
+        if (space_has(space, i))
+            segments_end(space->segments, &lifetime->frontiers[i]);
+    }
     struct lifetime **link = &space->lifetimes;
     while (*link != lifetime)
         link = &(*link)->next;
@@ -276,8 +287,8 @@ int space_create(struct space *space, const struct table_item *item, struct sequ
         struct layer_state *layer = &sequence->layers[l];
         layer->head_tokens = head_tokens + (uint64_t)l * heads;
         layer->sequence = sequence;
-        if (!status && space_is_sparf(space))
-            status = means_open(&layer->means, heads, space->config.head_dim, space->budget, msg);
+        EACH_DERIVED(space, i)
+        status = status ? status : space->streams[i].ops->layer_open(space, layer, msg);
     }
     sequence->lifetime = status ? NULL : join_lifetime(space, item->lifetime, msg);
     if (!sequence->lifetime) {
@@ -296,7 +307,6 @@ void space_remove(struct space *space, struct sequence *sequence)
 {
     for (uint32_t l = 0; l < space->config.layers; l++)
         sequence_truncate(space, sequence, l, 0);
-    frames_disown(space->frames, sequence);
     struct sequence **link = bucket(space, sequence->id);
     while (*link != sequence)
         link = &(*link)->next;
@@ -306,9 +316,14 @@ void space_remove(struct space *space, struct sequence *sequence)
     space->n_sequences--;
 }
 
+uint64_t row_map_bytes(const struct stream *stream)
+{
+    return sizeof(struct row) + stream->row_pages * sizeof(uint64_t);
+}
+
 static size_t row_entry_bytes(const struct space *space, uint32_t stream)
 {
-    return sizeof(struct row) + space->streams[stream].row_pages * sizeof(uint64_t);
+    return row_map_bytes(&space->streams[stream]);
 }
 
 struct row *row_map_at(const struct space *space, uint32_t stream, const struct row_map *map,
@@ -333,27 +348,26 @@ struct row *sequence_row(const struct space *space, const struct sequence *seque
     return row_at(space, state, group);
 }
 
-void space_lost(struct space *space, struct place place, int status,
-                const struct page_identity *identity)
+struct row *stream_row(const struct space *space, const struct sequence *sequence, uint32_t layer,
+                       uint32_t stream, uint64_t index)
 {
-    struct sequence *sequence = space_next(space, NULL);
-    for (; sequence; sequence = space_next(space, sequence)) {
-        const struct row *row = sequence_row(space, sequence, identity->layer, identity->group);
-        if (row && row->place.segment == place.segment && row->place.row == place.row)
-            sequence_lost(sequence, status, identity);
-    }
+    if (stream == STREAM_KV)
+        return sequence_row(space, sequence, layer, index);
+    return space->streams[stream].ops->row(space, &sequence->layers[layer], index);
 }
 
-void row_identity(const struct space *space, const struct row *row, uint32_t layer, uint32_t stream,
-                  uint64_t group, struct page_identity *out)
+void stream_identity(const struct space *space, const struct row *row, uint32_t layer,
+                     uint32_t stream, uint64_t index, struct page_identity *out)
 {
+    const struct stream *s = &space->streams[stream];
     *out = (struct page_identity){
         .space = space->id,
         .seq = row->seq,
         .epoch = row->epoch,
         .layer = (uint16_t)layer,
         .stream = (uint16_t)stream,
-        .group = (uint32_t)group,
+        .group = (uint32_t)(index / s->group_rows),
+        .page = (uint32_t)(index % s->group_rows) * s->row_pages,
     };
 }
 
@@ -384,16 +398,16 @@ static int ensure_row(struct space *space, struct layer_state *layer, struct ins
     return row_map_ensure(space, STREAM_KV, &layer->rows, layer->rows.n, msg);
 }
 
-void row_drop(struct space *space, struct row *row)
+void row_drop(struct space *space, uint32_t stream, struct row *row)
 {
-    if (row_placed(row))
-        segments_unref(space->segments, row->place);
+    if (row_placed(row) && segments_unref(space->segments, row->place))
+        frames_forget_row(space->frames, row->place, space->streams[stream].row_pages);
     row->place.segment = PLACE_NONE;
 }
 
 static void drop_row(struct space *space, struct layer_state *layer, uint64_t group)
 {
-    row_drop(space, row_at(space, layer, group));
+    row_drop(space, STREAM_KV, row_at(space, layer, group));
 }
 
 static struct frontier *kv_frontier(struct sequence *sequence)
@@ -406,14 +420,14 @@ static int take_open_frame(struct space *space, struct sequence *sequence, struc
                            struct inst_msg *msg)
 {
     bool wait;
-    if (space->n_open_frames + space->read_reserve >= frames_count(space->frames))
+    if (space->n_open_frames + space->read_reserve >= frames_slabs(space->frames))
         return inst_fail(msg, INST_ENORESOURCE,
                          "sequence %u: all %llu group buffers of the drive are in use",
                          sequence->id, (unsigned long long)space->n_open_frames);
     if (segments_reserve(space->segments, kv_frontier(sequence), &wait))
         return wait ? 1
                     : inst_fail(msg, INST_ENOSPC, "sequence %u: the drive is full", sequence->id);
-    struct frame *frame = frames_take(space->frames, true);
+    struct frame *frame = frames_take_row(space->frames);
     if (!frame) {
         segments_unreserve(space->segments, kv_frontier(sequence));
         return 1;
@@ -428,7 +442,7 @@ static int take_open_frame(struct space *space, struct sequence *sequence, struc
 
 static void free_open_frame(struct space *space, struct sequence *sequence, struct frame *frame)
 {
-    frames_free_open(space->frames, frame);
+    frames_give(space->frames, frame);
     segments_unreserve(space->segments, kv_frontier(sequence));
     space->n_open_frames--;
 }
@@ -446,36 +460,52 @@ static int load_last_row(struct space *space, struct sequence *sequence, uint32_
             return inst_fail(msg, INST_ENOENT,
                              "sequence %u layer %u: token group %llu was given up", sequence->id,
                              layer_index, (unsigned long long)group);
-        struct frame *frame = frames_find(space->frames, row->place, 0);
+        struct page_identity identity;
+        stream_identity(space, row, layer_index, STREAM_KV, group, &identity);
+        struct frame *frame = frames_find_row(space->frames, row->place, &identity);
+        bool hit = frame != NULL;
         if (!frame) {
-            struct page_identity identity;
-            frame = frames_take(space->frames, true);
+            frame = frames_take_row(space->frames);
             if (!frame)
                 return 1;
-            row_identity(space, row, layer_index, STREAM_KV, group, &identity);
-            frames_read(space->frames, frame, row->place, 0, &identity, row->sums, false);
+            if (!frames_read(space->frames, frame, row->place, 0, &identity, row->sums)) {
+                frames_give(space->frames, frame);
+                return 1;
+            }
         }
-        frame_use(space->frames, frame);
+        frame_use(space->frames, frame, hit);
         layer->loading = frame;
     }
     struct frame *loaded = layer->loading, *open;
-    if (loaded->state == FRAME_READ)
+    if (loaded->state == FRAME_READ || loaded->check == CHECK_RUNNING)
         return 1;
-    int status = loaded->status;
-    if (!status && loaded->verify && !frame_verify(space->frames, loaded))
-        status = INST_ECORRUPT;
+    if (!loaded->status && loaded->check == CHECK_DUE) {
+        loaded->check = CHECK_RUNNING;
+        piece_check_frame(&loaded, 0);
+        piece_checked(space, &loaded, 1);
+    }
+    int status = loaded->read ? loaded->status : 0;
     if (status) {
-        frame_unuse(space->frames, loaded);
+        frame_unuse(space->frames, loaded, USE_SCAN);
         layer->loading = NULL;
+        if (layer->load_tries++ < LOAD_TRIES)
+            return load_last_row(space, sequence, layer_index, msg);
+        layer->load_tries = 0;
         return inst_fail(msg, status, "sequence %u layer %u token group %llu: %s", sequence->id,
                          layer_index, (unsigned long long)group, inst_status_text(status));
     }
     status = take_open_frame(space, sequence, &open, msg);
-    if (status)
+    if (status) {
+        if (status < 0) { // refused: nobody may come back for it
+            frame_unuse(space->frames, loaded, USE_CHOICE);
+            layer->loading = NULL;
+        }
         return status;
+    }
     memcpy(open->data, loaded->data, space->streams[STREAM_KV].row_bytes);
-    frame_unuse(space->frames, loaded);
+    frame_unuse(space->frames, loaded, USE_SCAN);
     layer->loading = NULL;
+    layer->load_tries = 0;
     layer->open = open;
     drop_row(space, layer, group);
     layer->rows.n--;
@@ -497,6 +527,8 @@ static int close_group(struct space *space, struct sequence *sequence, uint32_t 
     struct frame *frame = layer->open;
     struct row *row = row_at(space, layer, layer->rows.n);
     struct page_identity identity;
+    if (!frames_can_program(space->frames, 1, 0))
+        return 1;
     int status = segments_place(space->segments, kv_frontier(sequence), &row->place, NULL);
     if (status == INST_ENOMEM && segments_working(space->segments))
         return 1;
@@ -508,10 +540,8 @@ static int close_group(struct space *space, struct sequence *sequence, uint32_t 
     space->n_open_frames--;
     row->seq = sequence->id;
     row->epoch = sequence->epoch;
-    row_identity(space, row, layer_index, STREAM_KV, layer->rows.n, &identity);
-    frame->owner = sequence;
-    frames_program(space->frames, frame, row->place, 0, &identity);
-    memcpy(row->sums, frame->sums, space->streams[STREAM_KV].row_pages * sizeof *row->sums);
+    stream_identity(space, row, layer_index, STREAM_KV, layer->rows.n, &identity);
+    frames_program(space->frames, frame, row->place, 0, &identity, row->sums);
     layer->rows.n++;
     space->stream_bytes += space->streams[STREAM_KV].data_bytes;
     return 0;
@@ -528,10 +558,11 @@ int sequence_prepare_append(struct space *space, struct sequence *sequence, uint
         if (status)
             return status;
     }
-    if (space_is_sparf(space)) {
-        uint64_t row_tokens = space->config.group_tokens;
-        int status =
-            means_reserve(&layer->means, (layer->tokens / row_tokens + 1) * row_tokens, msg);
+    uint64_t row_tokens = space->config.group_tokens;
+    EACH_DERIVED(space, i)
+    {
+        int status = space->streams[i].ops->reserve(
+            space, layer, (layer->tokens / row_tokens + 1) * row_tokens, msg);
         if (status)
             return status;
     }
@@ -559,8 +590,8 @@ uint64_t sequence_append(struct space *space, struct sequence *sequence, uint32_
         const uint16_t *k = source->k + i * source->k_head_stride + (t - pos) * dim;
         const uint16_t *v = source->v + i * source->v_head_stride + (t - pos) * dim;
         slot_put(&kv->slot, layer->open->data + head * kv->slot_bytes, t - first, end - t, k, v);
-        if (space_is_sparf(space))
-            means_append(&layer->means, head, t, v, end - t);
+        EACH_DERIVED(space, s)
+        space->streams[s].ops->append(space, layer, head, t, k, v, end - t);
         layer->head_tokens[head] = end;
     }
     uint64_t tokens = UINT64_MAX;
@@ -578,7 +609,7 @@ void sequence_truncate(struct space *space, struct sequence *sequence, uint32_t 
     struct layer_state *layer = &sequence->layers[layer_index];
     uint64_t row_tokens = space->config.group_tokens;
     if (layer->loading) {
-        frame_unuse(space->frames, layer->loading);
+        frame_unuse(space->frames, layer->loading, USE_SCAN);
         layer->loading = NULL;
     }
     if (layer->open && tokens <= layer->rows.n * row_tokens) {
@@ -587,10 +618,8 @@ void sequence_truncate(struct space *space, struct sequence *sequence, uint32_t 
     }
     while (layer->rows.n && (layer->rows.n - 1) * row_tokens >= tokens)
         drop_row(space, layer, --layer->rows.n);
-    if (space_is_sparf(space)) {
-        channels_truncate(space, layer, tokens);
-        means_truncate(&layer->means, layer->head_tokens, tokens);
-    }
+    EACH_DERIVED(space, i)
+    space->streams[i].ops->truncate(space, layer, tokens);
     for (uint32_t head = 0; head < space->config.kv_heads; head++)
         layer->head_tokens[head] = min_u64(layer->head_tokens[head], tokens);
     layer->tokens = min_u64(layer->tokens, tokens);
@@ -607,8 +636,9 @@ void sequence_punch(struct space *space, struct sequence *sequence, uint32_t lay
     uint64_t last = min_u64(end / row_tokens, layer->rows.n);
     for (uint64_t group = first; group < last; group++)
         drop_row(space, layer, group);
-    if (space_is_sparf(space) && first < last)
-        channels_punch(space, layer, first * row_tokens, last * row_tokens);
+    EACH_DERIVED(space, i)
+    if (first < last)
+        space->streams[i].ops->punch(space, layer, first * row_tokens, last * row_tokens);
 }
 
 static int fork_layer(struct space *space, struct sequence *parent, struct sequence *child,
@@ -635,10 +665,9 @@ static int fork_layer(struct space *space, struct sequence *parent, struct seque
             return status;
         memcpy(to->open->data, from->open->data, space->streams[STREAM_KV].row_bytes);
     }
-    if (space_is_sparf(space)) {
-        int status = channels_fork(space, from, to, tokens, msg);
-        if (!status)
-            status = means_fork(&from->means, from->head_tokens, &to->means, tokens, msg);
+    EACH_DERIVED(space, i)
+    {
+        int status = space->streams[i].ops->fork(space, from, to, tokens, msg);
         if (status)
             return status;
     }
@@ -646,6 +675,21 @@ static int fork_layer(struct space *space, struct sequence *parent, struct seque
     for (uint32_t head = 0; head < space->config.kv_heads; head++)
         to->head_tokens[head] = tokens;
     return 0;
+}
+
+void sequence_appended(struct space *space, struct layer_state *layer)
+{
+    EACH_DERIVED(space, i)
+    space->streams[i].ops->appended(space, layer);
+}
+
+int sequence_take_slab(struct space *space, struct pool *pool, struct sequence *sequence,
+                       const struct stream_slab *slab)
+{
+    int status = 0;
+    EACH_DERIVED(space, i)
+    status = status ? status : space->streams[i].ops->take_slab(space, pool, sequence, slab);
+    return status;
 }
 
 int sequence_fork(struct space *space, struct sequence *parent, const struct table_item *item,
@@ -663,8 +707,8 @@ int sequence_fork(struct space *space, struct sequence *parent, const struct tab
         status = fork_layer(space, parent, *out, l, item->pos, msg);
         if (status)
             space_remove(space, *out);
-        else if (space_is_sparf(space))
-            channels_appended(space, &(*out)->layers[l]);
+        else
+            sequence_appended(space, &(*out)->layers[l]);
     }
     return status;
 }

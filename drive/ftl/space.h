@@ -2,27 +2,22 @@
 // What lies where: spaces, their streams, sequences and the map (sequence, layer, stream, token
 // group) -> row. Appending tokens fills group buffers (open frames); a full group becomes a row on
 // flash. Forks share rows by reference; a shared row that is only partly inside the fork is loaded
-// into a frame when the fork first appends (copy on append). What a space of METHOD_SPARF keeps
-// beside K and V is in channels.h and means.h.
+// into a frame when the fork first appends (copy on append). Streams beside that of K and V are
+// derived from it and plug in (stream.h): this file knows none of them.
 #ifndef INST_DRIVE_FTL_SPACE_H
 #define INST_DRIVE_FTL_SPACE_H
 
 #include "drive/drive.h"
 #include "drive/ftl/frame.h"
-#include "drive/ftl/means.h"
-#include "drive/ftl/slot.h"
+#include "drive/ftl/stream.h"
 #include "kernels/kernels.h"
 
 enum {
-    STREAM_KV = 0,
-    STREAM_CHANNELS = 1, // spaces of METHOD_SPARF only
-    STREAM_MAX = 2,
     GROUP_MIN = 16,
     GROUP_MAX = 1024,
-    SPAN_LIMIT_MAX = 256,
 };
 
-// Rows of one span (see internal.h): max(T, 64) tokens.
+// Rows of one span, max(T, 64) tokens: the least that whole tiles are made of.
 static inline uint32_t span_rows(const struct space_config *config)
 {
     return config->group_tokens < ATTENTION_TILE ? ATTENTION_TILE / config->group_tokens : 1;
@@ -32,17 +27,6 @@ static inline uint32_t span_tokens(const struct space_config *config)
 {
     return config->group_tokens * span_rows(config);
 }
-
-// A kind of row. KV: slots of all KV heads for row_tokens consecutive tokens of a layer. Channels:
-// see channels.h.
-struct stream {
-    uint32_t row_tokens;
-    uint32_t row_pages;
-    struct slot slot;    // KV: how K and V of one head lie
-    uint64_t slot_bytes; // KV: of one head
-    uint64_t data_bytes; // of a row
-    uint64_t row_bytes;  // padded to whole pages
-};
 
 // Map entry. The identity is the writer's: after a FORK it differs from the sequence that refers
 // to the row.
@@ -67,20 +51,34 @@ struct lifetime {
     struct lifetime *next;
 };
 
+// Where reading ahead has come to in a sequence (attend/ahead.h).
+struct ahead_cursor {
+    uint32_t layer;    // of the last ATTEND
+    uint32_t distance; // layers after it: of the row read next; 1 to layers, 0 = not expected
+    uint64_t group;    // of that row
+    uint64_t round, round_before; // clock when the last two passes through the layers began
+    bool queued;
+    struct sequence *next;
+};
+
+// 1 = wait is a named value wherever a function of the drive can neither go on nor fail.
+enum progress { DONE, WAIT, FAILED };
+
+struct ahead_queue {
+    struct sequence *first, *last;
+    uint64_t clock; // counts ATTENDs
+};
+
 struct layer_state {
-    uint64_t tokens;       // stored for all heads
-    uint64_t ahead_first;  // first token of the last ATTEND: a hint for reading ahead
-    uint64_t *head_tokens; // [kv_heads], each >= tokens
-    struct frame *open;    // group buffer of group rows.n, NULL when it is empty
-    struct frame *loading; // copy on append: the row being read for the next append
-    struct row_map rows;   // the last may reach beyond `tokens` after FORK or truncation
-    // METHOD_SPARF
-    struct row_map channels; // [channel group][kv_heads]; PLACE_NONE: there is no such row
-    uint64_t channel_groups; // before this one all are built or given up
-    struct means means;
-    struct sequence *sequence;      // it belongs to
-    struct layer_state *build_next; // in the queue of layers with groups to be built
-    bool build_queued;
+    uint64_t tokens;           // stored for all heads
+    uint64_t ahead_first;      // first token of the last ATTEND: a hint for reading ahead
+    uint64_t *head_tokens;     // [kv_heads], each >= tokens
+    struct frame *open;        // group buffer of group rows.n, NULL when it is empty
+    struct frame *loading;     // copy on append: the row being read for the next append
+    uint32_t load_tries;       // reads of it that failed
+    struct row_map rows;       // the last may reach beyond `tokens` after FORK or truncation
+    struct sequence *sequence; // it belongs to
+    void *derived[STREAM_MAX]; // what derived streams keep
 };
 
 struct sequence {
@@ -90,38 +88,50 @@ struct sequence {
     uint32_t jobs;                   // READs and ATTENDs that look at it
     struct lifetime *lifetime;
     struct layer_state *layers;
+    struct ahead_cursor ahead;
     struct sequence *next; // hash chain
 };
 
 struct space {
     uint32_t id;
-    struct space_config config; // group_tokens and page_channels chosen
-    struct stream streams[STREAM_MAX];
-    uint32_t n_streams;
+    struct space_config config;        // group_tokens and page_channels chosen
+    struct stream streams[STREAM_MAX]; // ops NULL: not of this space
+    void *derived[STREAM_MAX];         // what derived streams keep
     struct flash *flash;
     struct segments *segments;
     struct frames *frames;
-    struct channels *channels; // METHOD_SPARF: channels.h
-    struct sparf *sparf;       // METHOD_SPARF: sparf.h
-    struct frames *sets[4];    // all frames there are, NULL behind the last one
     struct budget *budget;
     struct sequence **table; // hash by id
     struct lifetime *lifetimes;
+    struct ahead_queue ahead;
+    struct frame *stranded; // rows whose program failed and that have no new place yet
     uint64_t n_sequences, n_open_frames;
-    uint64_t stream_bytes;
-    uint32_t span_limit;   // spans that a job may have under way
-    uint32_t read_reserve; // frames that appends leave to reads
+    uint64_t stream_bytes, view_bytes, bridged_bytes, checksum_errors, replaced_rows;
+    uint32_t read_reserve; // slabs that appends leave to others
+    bool views;            // the flash may be memory
+    uint64_t promised;     // DRAM that CONFIG has set aside for all of it, used or not
+    void *walk;            // attend's
     struct space *next;
 };
 
-int stream_layout(struct stream *kv, const struct flash_geometry *geometry,
-                  const struct space_config *config, struct inst_msg *msg);
-int space_open(struct space **out, uint32_t id, const struct space_config *config,
-               struct flash *flash, struct segments *segments, struct budget *budget,
+// What a space of this configuration needs, beside what its walk needs: tables, maps that are full,
+// and streams. `pages`: single pages that derived streams must be able to take.
+struct space_plan {
+    uint64_t bytes;
+    uint32_t pages;
+    size_t scratch;
+};
+int space_plan(struct space_plan *plan, const struct flash_geometry *geometry,
+               const struct space_config *config, const struct stream *streams, unsigned level,
                struct inst_msg *msg);
-// The space's DRAM: min_frames are kept for group buffers and the least that reads need.
-int space_open_frames(struct space *space, const struct drive_plan *plan, uint64_t dram_bytes,
-                      struct inst_msg *msg);
+
+// `streams`: as stream_layouts filled them in.
+int space_open(struct space **out, uint32_t id, const struct space_config *config,
+               const struct stream *streams, struct flash *flash, struct segments *segments,
+               struct budget *budget, struct inst_msg *msg);
+// The space's pool, and what its streams need of it.
+int space_open_frames(struct space *space, const struct frames_size *size, uint32_t read_reserve,
+                      unsigned level, struct inst_msg *msg);
 void space_close(struct space *space);
 
 struct sequence *space_find(const struct space *space, uint32_t id);
@@ -143,7 +153,11 @@ struct append_source {
     size_t k_head_stride, v_head_stride; // elements from one head to the next
 };
 
-// A row did not get to flash; the first one is remembered.
+// The program of a frame failed. Its row is placed again from DRAM, for all that refer to it; where
+// that cannot be (now: space_retry tries again) they lose it, and are told.
+void space_program_failed(struct space *space, struct frame *frame);
+bool space_retry(struct space *space); // true when something moved
+// A row of the sequence did not get to flash; the first one is remembered.
 void sequence_lost(struct sequence *sequence, int status, const struct page_identity *row);
 // The same for all sequences that share the row at `place`.
 void space_lost(struct space *space, struct place place, int status,
@@ -161,6 +175,12 @@ int sequence_prepare_append(struct space *space, struct sequence *sequence, uint
 uint64_t sequence_append(struct space *space, struct sequence *sequence, uint32_t layer,
                          const struct append_source *source, uint64_t pos, uint64_t n);
 
+// After an append: derived streams see all of it.
+void sequence_appended(struct space *space, struct layer_state *layer);
+// What a WRITE brought, for derived streams. 1: wait for frames.
+int sequence_take_slab(struct space *space, struct pool *pool, struct sequence *sequence,
+                       const struct stream_slab *slab);
+
 // Drops tokens from `tokens` on in one layer (0 = all of it).
 void sequence_truncate(struct space *space, struct sequence *sequence, uint32_t layer,
                        uint64_t tokens);
@@ -174,9 +194,12 @@ int sequence_fork(struct space *space, struct sequence *parent, const struct tab
 // The map entry of a token group; NULL when it is in the group buffer or does not exist.
 struct row *sequence_row(const struct space *space, const struct sequence *sequence, uint32_t layer,
                          uint64_t group);
+// The same of any stream.
+struct row *stream_row(const struct space *space, const struct sequence *sequence, uint32_t layer,
+                       uint32_t stream, uint64_t index);
 // Identity of page 0 of a row.
-void row_identity(const struct space *space, const struct row *row, uint32_t layer, uint32_t stream,
-                  uint64_t group, struct page_identity *out);
+void stream_identity(const struct space *space, const struct row *row, uint32_t layer,
+                     uint32_t stream, uint64_t index, struct page_identity *out);
 
 // Entry i < n of a map of the stream.
 struct row *row_map_at(const struct space *space, uint32_t stream, const struct row_map *map,
@@ -184,19 +207,17 @@ struct row *row_map_at(const struct space *space, uint32_t stream, const struct 
 // Makes sure that entry i can be written; entries before it exist.
 int row_map_ensure(struct space *space, uint32_t stream, struct row_map *map, uint64_t i,
                    struct inst_msg *msg);
+void row_map_free(struct space *space, struct row_map *map);
+uint64_t row_map_bytes(const struct stream *stream); // of one entry
 // Gives up the reference of an entry.
-void row_drop(struct space *space, struct row *row);
+void row_drop(struct space *space, uint32_t stream, struct row *row);
 static inline bool row_placed(const struct row *row)
 {
     return row->place.segment != PLACE_NONE;
 }
-static inline struct frames *const *space_frames(const struct space *space)
+static inline bool space_has(const struct space *space, uint32_t stream)
 {
-    return space->sets;
-}
-static inline bool space_is_sparf(const struct space *space)
-{
-    return space->config.method == METHOD_SPARF;
+    return space->streams[stream].row_pages != 0;
 }
 
 #endif

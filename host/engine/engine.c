@@ -182,11 +182,15 @@ static bool rounds_x(const struct gguf *gguf)
 static int make_plan(inst_engine *e, const struct inst_options *o, struct inst_msg *msg)
 {
     e->max_sessions = o->max_sessions ? o->max_sessions : 1;
+    // Memory itself is attended in place.
+    bool in_place = e->where.kind == STORE_RAM && !e->where.rate;
+    e->row_cache = in_place || e->where.kind == STORE_NULL ? INST_NO_ROW_CACHE : o->row_cache;
     struct plan_input input = {
         .memory = e->memory,
         .tables = e->budget.used,
         .context = e->context,
         .kv_limit = o->kv_limit,
+        .row_cache = e->row_cache,
         .sessions = e->max_sessions,
         .threads = o->threads,
         .max_threads = system_cpus(),
@@ -311,7 +315,8 @@ static int start(inst_engine *e, struct link *link, struct inst_msg *msg)
     if (!err)
         err = compute_cpu_open(&e->compute, e->kernels, e->pool, e->buffer[BUFFER_rounded], msg);
     if (!err && !link) {
-        err = store_open(&e->store, &e->where, &e->plan, &e->budget, e->pool, e->kernels, msg);
+        err = store_open(&e->store, &e->where, &e->plan, e->row_cache, &e->budget, e->pool,
+                         e->kernels, msg);
         link = e->store.link;
     }
     if (err)

@@ -64,6 +64,7 @@ struct inst_engine {
     char *piece;                // text of one token
     char *arch, *name;          // for inst_model_info
     double *rope_freq;          // angle per position of pair i; of both sets where there are two
+    uint64_t row_cache; // bytes, as in inst_options
     uint64_t memory, context, kv_limit;
     struct table_header attend; // method and its knobs, for every ATTEND
     double audit;               // share of decode steps

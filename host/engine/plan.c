@@ -148,8 +148,9 @@ static int try_group(struct engine_plan *p, const struct plan_input *in, uint32_
     return 0;
 }
 
-// Group and DRAM of the drive when it may have `rest` bytes: no more than what keeps its device
-// busy. INST_ENOMEM, with p->drive what would do, when no group works with that little.
+// Group and DRAM of the drive when it may have `rest` bytes: what keeps its device busy, and the
+// rest for its row cache, as far as there are rows. INST_ENOMEM, with p->drive what would do, when
+// no group works with that little.
 static int plan_drive(struct engine_plan *p, const struct plan_input *in, uint64_t rest,
                       struct inst_msg *msg)
 {
@@ -174,7 +175,9 @@ static int plan_drive(struct engine_plan *p, const struct plan_input *in, uint64
     p->capacity =
         (uint64_t)p->geometry.page_bytes * p->geometry.pages_per_block * p->geometry.blocks;
     p->kv_bytes = drive.full_bytes;
-    p->drive = min_u64(rest, drive.good_dram_bytes);
+    uint64_t cache = in->row_cache == UINT64_MAX ? 0 : in->row_cache ? in->row_cache : UINT64_MAX;
+    uint64_t more = drive.full_dram_bytes - drive.good_dram_bytes;
+    p->drive = min_u64(rest, drive.good_dram_bytes + min_u64(more, cache));
     return 0;
 }
 

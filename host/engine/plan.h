@@ -47,6 +47,7 @@ struct plan_input {
     uint64_t tables;        // already taken from the budget
     uint64_t context;       // tokens
     uint64_t kv_limit;      // 0: what the context needs
+    uint64_t row_cache;     // bytes; 0: all that is left; UINT64_MAX: none, also for memory drives
     uint32_t sessions;      // alive at a time
     uint32_t threads;       // 0: up to max_threads, fewer when memory is short
     uint32_t max_threads;   // CPUs of the process

@@ -146,8 +146,8 @@ static int open_flash(struct store *store, const struct store_where *where,
 }
 
 int store_open(struct store *store, const struct store_where *where, const struct engine_plan *plan,
-               struct budget *budget, struct pool *pool, const struct kernels *kernels,
-               struct inst_msg *msg)
+               uint64_t row_cache, struct budget *budget, struct pool *pool,
+               const struct kernels *kernels, struct inst_msg *msg)
 {
     *store = (struct store){.budget = budget};
     int err = budget_take(budget, plan->drive, "the drive", msg);
@@ -155,7 +155,13 @@ int store_open(struct store *store, const struct store_where *where, const struc
         return err;
     store->drive_bytes = plan->drive;
     err = open_flash(store, where, plan, budget, msg);
-    struct drive_limits limits = {.dram_bytes = plan->drive, .pool = pool, .kernels = kernels};
+    struct drive_limits limits = {
+        .dram_bytes = plan->drive,
+        .pool = pool,
+        .kernels = kernels,
+        .row_cache = row_cache,
+        .no_row_cache = row_cache == UINT64_MAX,
+    };
     if (!err)
         err = drive_open(&store->drive, store->flash, &limits, msg);
     if (!err)

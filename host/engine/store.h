@@ -30,8 +30,8 @@ struct store {
 };
 
 int store_open(struct store *store, const struct store_where *where, const struct engine_plan *plan,
-               struct budget *budget, struct pool *pool, const struct kernels *kernels,
-               struct inst_msg *msg);
+               uint64_t row_cache, struct budget *budget, struct pool *pool,
+               const struct kernels *kernels, struct inst_msg *msg);
 void store_close(struct store *store); // zeroed is fine
 
 #endif

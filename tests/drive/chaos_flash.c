@@ -201,6 +201,7 @@ static void count_finished(struct chaos *c, const struct entry *e)
     case FLASH_READ:
         c->counters.bad_reads += fault || e->flip || e->rot;
         c->counters.wrong_data += e->flip || e->rot;
+        c->counters.rotten += e->rot;
         break;
     case FLASH_PROGRAM:
         c->counters.program_faults += fault;

@@ -29,6 +29,7 @@ struct chaos_counters {
     uint64_t operations;
     uint64_t violations;     // of the NAND contract
     uint64_t bad_reads;      // finished with an error or wrong data
+    uint64_t rotten;         // reads that changed a page for good
     uint64_t wrong_data;     // of these, those with status 0
     uint64_t program_faults; // finished
     uint64_t erase_faults, sync_faults;

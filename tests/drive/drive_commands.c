@@ -247,16 +247,40 @@ static void test_corruption_is_found(void **state)
     rig_close(&rig);
 }
 
+// A program that fails: the row is still in DRAM, and is placed again.
+static void test_failed_program(void **state)
+{
+    (void)state;
+    const struct flash_fault_plan errors = {.seed = 3, .program_error = 1000000, .count = 3};
+    struct rig_options o = small;
+    struct rig rig;
+    struct drive_stats stats;
+    float out[64], lse[4];
+    o.faults = &errors;
+    rig_open(&rig, &o);
+    assert_int_equal(rig_write_all(&rig, 1, 0, 0, 20), 0);
+    struct rig_query query = {.seq = 1, .pos = 20, .append = true};
+    assert_int_equal(rig_attend(&rig, 0, &query, 1, out, lse), 0);
+    rig_expect_content(&rig, 1, 0, 0, 0, 20);
+    rig_expect_content(&rig, 1, 0, 1, 0, 20);
+    rig_stats(&rig, &stats);
+    assert_true(stats.replaced_rows >= 1);
+    rig_close(&rig);
+}
+
+// When it fails again and again the row is lost, and its sequence says so; others are unharmed.
 static void test_lost_program(void **state)
 {
     (void)state;
-    const struct flash_fault_plan errors = {.seed = 3, .program_error = 1000000, .count = 1};
+    const struct flash_fault_plan errors = {.seed = 3, .program_error = 1000000, .count = 5};
     struct rig_options o = small;
     struct rig rig;
     float out[64], lse[4];
     o.faults = &errors;
     rig_open(&rig, &o);
     assert_int_equal(rig_write(&rig, 1, 0, 0, 0, 20, 0, 2), 0); // to DRAM, its row is lost later
+    struct command flush = {.opcode = OP_FLUSH, .space = 1};
+    assert_int_equal(rig_call(&rig, &flush, NULL, NULL, NULL), 0);
     assert_int_equal(rig_write_all(&rig, 2, 2, 0, 40), 0);
     struct rig_query query = {.seq = 1, .pos = 20, .append = true};
     assert_int_equal(rig_attend(&rig, 0, &query, 1, out, lse), INST_EIO);
@@ -551,6 +575,7 @@ int main(void)
         cmocka_unit_test(test_full_drive),
         cmocka_unit_test(test_group_buffers_exhausted),
         cmocka_unit_test(test_corruption_is_found),
+        cmocka_unit_test(test_failed_program),
         cmocka_unit_test(test_lost_program),
         cmocka_unit_test(test_tickets),
         cmocka_unit_test(test_texts),

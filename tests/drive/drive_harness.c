@@ -41,6 +41,7 @@ void rig_open(struct rig *rig, const struct rig_options *o)
         .pool = rig->pool,
         .kernels = o->kernels ? kernels_by_name(o->kernels) : NULL,
         .no_read_ahead = o->no_read_ahead,
+        .no_row_cache = !o->row_cache,
     };
     if (drive_open(&rig->drive, rig->flash, &limits, msg))
         fail_msg("%s", msg->text);
@@ -50,7 +51,7 @@ void rig_open(struct rig *rig, const struct rig_options *o)
     int status =
         rig_call(rig, &(struct command){.opcode = OP_CONFIG, .space = 1}, payload, NULL, &group);
     if (status)
-        fail_msg("%s", rig->text);
+        fail_msg("%s: %s", inst_status_text(status), rig->text);
     rig->config.group_tokens = (uint32_t)group;
 }
 

@@ -37,6 +37,7 @@ struct rig_options {
     const struct flash_fault_plan *faults;
     struct flash *wrap, **wrap_inner; // a wrapper of the test's own, and where what it wraps goes
     bool no_read_ahead;
+    bool row_cache; // off: what is read comes from flash
 };
 
 void rig_open(struct rig *rig, const struct rig_options *options);

@@ -88,6 +88,7 @@ void draw_shape(struct run *run)
     g->blocks = (run->scarce_flash ? 8 + below(chance, 60) : 4096) * g->dies;
     run->shape.views = g->dies == 1 && one_in(chance, 6);
     run->shape.no_read_ahead = one_in(chance, 4);
+    run->shape.no_row_cache = one_in(chance, 2);
     // Memory: the least that CONFIG takes and a little, or as much as it can use.
     uint64_t least = 0, good = 0;
     for (uint32_t i = 0; i < run->n_spaces; i++) {

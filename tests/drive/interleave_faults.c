@@ -45,8 +45,10 @@ static int box_config(struct box *box, uint32_t space)
 static void box_plain(struct box *box, const struct space_config *config,
                       const struct flash_geometry *geometry, uint64_t dram_bytes, bool read_ahead)
 {
-    struct port_options o = {
-        .geometry = *geometry, .dram_bytes = dram_bytes, .no_read_ahead = !read_ahead};
+    struct port_options o = {.geometry = *geometry,
+                             .dram_bytes = dram_bytes,
+                             .no_read_ahead = !read_ahead,
+                             .no_row_cache = true};
     box_open(box, config, &o);
     assert_int_equal(box_config(box, 0), 0);
 }
@@ -386,8 +388,9 @@ static bool dram_promised_twice(void)
     g.blocks = 4096;
     assert_int_equal(drive_plan(&plan, &g, &config, 0, NULL), 0);
     struct port_options o = {.geometry = g,
-                             .dram_bytes = plan.good_dram_bytes + 2 * plan.other_bytes,
-                             .no_read_ahead = true};
+                             .dram_bytes = 3 * plan.min_dram_bytes,
+                             .no_read_ahead = true,
+                             .no_row_cache = true};
     box_open(&box, &config, &o);
     uint32_t spaces = 0;
     while (spaces < SPACES && !box_config(&box, spaces))

@@ -65,7 +65,7 @@ struct port {
 struct port_options {
     struct flash_geometry geometry;
     uint64_t dram_bytes;
-    bool views, no_read_ahead;
+    bool views, no_read_ahead, no_row_cache;
 };
 
 // One command's memory: a table and a data region, alive until it completes.

@@ -18,6 +18,8 @@ static uint32_t surroundings(struct run *run, uint64_t bad_reads)
         set |= BIT(INST_ENOSPC);
     if (run->chaos->bad_reads > (known(FAULT_READ_ERROR_LASTS) ? 0 : bad_reads))
         set |= BIT(INST_EIO) | (run->chaos->wrong_data ? BIT(INST_ECORRUPT) : 0);
+    if (run->chaos->rotten) // a page that is rotten stays so
+        set |= BIT(INST_ECORRUPT);
     if (known(FAULT_PROGRAM_ERROR_KILLS) && run->chaos->program_faults)
         set |= BIT(INST_EIO) | BIT(INST_ENOSPC) | BIT(INST_ECORRUPT);
     return set;

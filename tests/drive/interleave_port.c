@@ -20,7 +20,11 @@ int port_open(struct port *port, const struct port_options *o, struct chance *ch
     if (status)
         return status;
     struct drive_limits limits = {
-        .dram_bytes = o->dram_bytes, .pool = pool, .no_read_ahead = o->no_read_ahead};
+        .dram_bytes = o->dram_bytes,
+        .pool = pool,
+        .no_read_ahead = o->no_read_ahead,
+        .no_row_cache = o->no_row_cache,
+    };
     status = drive_open(&port->drive, port->flash, &limits, msg);
     if (status)
         flash_close(port->flash);

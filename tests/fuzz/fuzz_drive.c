@@ -36,7 +36,7 @@ static void open_target(struct target *t, uint8_t shape)
     if (pool_new(&t->pool, 1, NULL) ||
         flash_ram_open(&t->flash, &g, shape & 4 ? 1u << 30 : 0, NULL))
         abort();
-    struct drive_limits limits = {.dram_bytes = 4 << 20, .pool = t->pool};
+    struct drive_limits limits = {.dram_bytes = 4 << 20, .pool = t->pool, .no_row_cache = true};
     if (drive_open(&t->drive, t->flash, &limits, NULL))
         abort();
     uint8_t entry[COMMAND_BYTES], payload[CONFIG_BYTES] __attribute__((aligned(64)));

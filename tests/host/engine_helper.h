@@ -57,6 +57,8 @@ static inline void open_engine(struct fixture *f, const char *model, const char 
     o.n_kv = 1;
     if (!o.memory)
         o.memory = 64 << 20;
+    if (!o.row_cache) // what is read comes from the place that is tried
+        o.row_cache = INST_NO_ROW_CACHE;
     f->link = kv ? NULL : fake_drive_open();
     memset(&f->msg, 0, sizeof f->msg);
     if (engine_open_on(&f->engine, &o, f->link, &f->msg))

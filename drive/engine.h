@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// The arithmetic beside the flash, behind one small table: tasks are submitted and polled like
+// flash operations, so that a drive never waits for them and a timing model can stand in. In this
+// process it is the worker pool.
+#ifndef INST_DRIVE_ENGINE_H
+#define INST_DRIVE_ENGINE_H
+
+#include "base/pool.h"
+#include "base/status.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum engine_kind { ENGINE_CHECK, ENGINE_ATTEND, ENGINE_FOLD, ENGINE_SELECT };
+
+// `items` independent calls of fn(arg, item, worker). Owned by the submitter; the engine holds it
+// from submit until poll hands it back.
+struct engine_task {
+    pool_fn *fn;
+    void *arg;
+    size_t items;
+    // What a model goes by: the kind, and the bytes of K and V (or of scores) that all items touch.
+    enum engine_kind kind;
+    uint64_t bytes;
+    uint64_t done_ns; // out: when it finished
+    struct engine_task *next;
+    void *owner; // the submitter's
+};
+
+struct engine;
+
+struct engine_ops {
+    void (*submit)(struct engine *engine, struct engine_task *task, uint64_t now_ns);
+    // Returns finished tasks as a list, NULL when there are none now. May do the work in here.
+    struct engine_task *(*poll)(struct engine *engine, uint64_t now_ns);
+    // When the next task finishes, UINT64_MAX when none is under way. At or before now: poll.
+    uint64_t (*next_ns)(struct engine *engine);
+    void (*close)(struct engine *engine);
+};
+
+struct engine {
+    const struct engine_ops *ops;
+};
+
+// Runs tasks in `pool`, which stays the caller's, when it is polled.
+int engine_pool_open(struct engine **out, struct pool *pool, struct inst_msg *msg);
+
+static inline void engine_close(struct engine *engine)
+{
+    if (engine)
+        engine->ops->close(engine);
+}
+
+#endif
