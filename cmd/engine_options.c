@@ -6,8 +6,8 @@
 int failed(int code, const struct inst_msg *msg)
 {
     const char *hint = code == INST_ENOSPC    ? " (see --kv-limit and --kv)"
-                       : code == INST_ENOCHAT ? "; --template NAME chats with one of these names, "
-                                                "--raw without a template"
+                       : code == INST_ENOCHAT ? "; --template NAME takes it for the one of that name, "
+                                                "--raw goes without"
                                               : "";
     return fail(EXIT_FAILED, "%s%s", msg->text[0] ? msg->text : inst_status_text(code), hint);
 }

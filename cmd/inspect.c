@@ -108,7 +108,7 @@ static void print_chat(const struct gguf *gguf)
     if (!chat_template_read(&chat, gguf, NULL, &why))
         printf("chat template %s\n", chat_template_name(&chat));
     else if (gguf_find(gguf, "tokenizer.chat_template"))
-        printf("chat template: none that is known here: %s\n", why.text);
+        printf("chat template: none of those known: %s\n", why.text);
     else
         puts("chat template: none in the file");
 }

@@ -2,6 +2,7 @@
 #include "host/model/template.h"
 
 #include "base/checked.h"
+#include "host/model/template_text.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -12,292 +13,65 @@
 #define EOS "\x02"
 
 enum {
-    TRIM_USER = 1,       // white space around what the user says
-    TRIM_SYSTEM = 2,     // and around the system text
-    TRIM_JOINED = 4,     // as TRIM_USER, but not between a system text and the user's
-    SYSTEM_INSIDE = 8,   // the system text is a part of the first user turn
-    SYSTEM_DEFAULT = 16, // the template may hold a system text of its own
-    SYSTEM_DATED = 32,   // the template may put dates before every system text
+    TRIM_USER = 1,     // white space around what the user says
+    TRIM_SYSTEM = 2,   // and around the system text
+    TRIM_JOINED = 4,   // as TRIM_USER, but not between a system text and the user's
+    SYSTEM_INSIDE = 8, // the system text is a part of the first user turn
 };
-
-enum { MARKS = 4, SYSTEM_BYTES_MAX = 4096 };
 
 // A conversation reads: system S system_end user U answer A end user U answer A ...; or, with
 // SYSTEM_INSIDE: user system S system_end U answer A end user U answer A ...
 struct template_form {
     const char *name;
-    const char *has[MARKS], *lacks[MARKS]; // fragments of a template's text
     const char *system, *system_end, *user, *answer, *end;
     unsigned flags;
 };
 
-// The first whose marks fit counts. A form without marks is only found by name.
+#define DEEPSEEK(word) "<\xef\xbd\x9c" word "\xef\xbd\x9c>"
+#define DEEPSEEK_END   DEEPSEEK("end\xe2\x96\x81of\xe2\x96\x81sentence")
+#define GRANITE(role)  "<|start_of_role|>" role "<|end_of_role|>"
+#define GRANITE_END    "<|end_of_text|>\n"
+
 static const struct template_form forms[] = {
-    {"phi4",
-     {"<|im_start|>", "<|im_sep|>"},
-     {NULL},
-     "<|im_start|>system<|im_sep|>",
-     "<|im_end|>",
-     "<|im_start|>user<|im_sep|>",
-     "<|im_end|><|im_start|>assistant<|im_sep|>",
-     "<|im_end|>",
-     0},
-    {"chatml",
-     {"<|im_start|>", "<|im_end|>"},
-     {NULL},
-     "<|im_start|>system\n",
-     "<|im_end|>\n",
-     "<|im_start|>user\n",
-     "<|im_end|>\n<|im_start|>assistant\n",
-     "<|im_end|>\n",
-     SYSTEM_DEFAULT},
-    {"mistral-v7",
-     {"[INST] ", "[SYSTEM_PROMPT] "},
-     {NULL},
-     "[SYSTEM_PROMPT] ",
-     "[/SYSTEM_PROMPT]",
-     "[INST] ",
-     "[/INST]",
-     EOS,
-     0},
-    {"mistral-v7-tekken",
-     {"[INST]", "[SYSTEM_PROMPT]"},
-     {"[INST] "},
-     "[SYSTEM_PROMPT]",
-     "[/SYSTEM_PROMPT]",
-     "[INST]",
-     "[/INST]",
-     EOS,
-     0},
-    {"mistral-v1",
-     {" [INST] ", " [/INST]"},
-     {"<<SYS>>"},
-     "",
-     "\n\n",
-     " [INST] ",
-     " [/INST]",
-     EOS,
-     SYSTEM_INSIDE},
-    {"mistral-v3",
-     {"[INST] ", "[AVAILABLE_TOOLS]"},
-     {NULL},
-     "",
-     "\n\n",
-     "[INST] ",
-     "[/INST]",
-     EOS,
-     SYSTEM_INSIDE},
-    {"mistral-v3-tekken",
-     {"[INST]", "[AVAILABLE_TOOLS]"},
-     {NULL},
-     "",
-     "\n\n",
-     "[INST]",
-     "[/INST]",
-     EOS,
-     SYSTEM_INSIDE},
-    {"llama2",
-     {"[INST] ", "<<SYS>>"},
-     {NULL},
-     "<<SYS>>\n",
-     "\n<</SYS>>\n\n",
-     "[INST] ",
-     " [/INST]",
-     " " EOS BOS,
+    {"phi4", "<|im_start|>system<|im_sep|>", "<|im_end|>", "<|im_start|>user<|im_sep|>",
+     "<|im_end|><|im_start|>assistant<|im_sep|>", "<|im_end|>", 0},
+    {"chatml", "<|im_start|>system\n", "<|im_end|>\n", "<|im_start|>user\n",
+     "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n", 0},
+    {"yi", "", "", "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n", 0},
+    {"mistral-v7", "[SYSTEM_PROMPT] ", "[/SYSTEM_PROMPT]", "[INST] ", "[/INST]", EOS, 0},
+    {"mistral-v7-tekken", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[INST]", "[/INST]", EOS, 0},
+    {"mistral-v1", "", "\n\n", " [INST] ", " [/INST]", EOS, SYSTEM_INSIDE},
+    {"mistral-v3", "", "\n\n", "[INST] ", "[/INST]", EOS, SYSTEM_INSIDE},
+    {"mistral-v3-tekken", "", "\n\n", "[INST]", "[/INST]", EOS, SYSTEM_INSIDE},
+    {"llama2", "<<SYS>>\n", "\n<</SYS>>\n\n", "[INST] ", " [/INST]", " " EOS BOS,
      SYSTEM_INSIDE | TRIM_JOINED},
-    {"mistral-v0.1",
-     {"[INST] ", " [/INST]", "eos_token + ' '"},
-     {NULL},
-     "",
-     "\n\n",
-     "[INST] ",
-     " [/INST]",
-     EOS " ",
-     SYSTEM_INSIDE},
-    {"mistral-v0.2",
-     {"[INST] ", " [/INST]"},
-     {NULL},
-     "",
-     "\n\n",
-     "[INST] ",
-     " [/INST]",
-     EOS,
-     SYSTEM_INSIDE},
-    {"phi4-mini",
-     {"<|assistant|>", "<|end|>", "'|>' + message['content']"},
-     {NULL},
-     "<|system|>",
-     "<|end|>",
-     "<|user|>",
-     "<|end|><|assistant|>",
-     "<|end|>",
-     0},
-    {"phi3",
-     {"<|assistant|>", "<|end|>"},
-     {"<|content|>"},
-     "<|system|>\n",
-     "<|end|>\n",
-     "<|user|>\n",
-     "<|end|>\n<|assistant|>\n",
-     "<|end|>\n",
-     0},
-    {"zephyr",
-     {"<|user|>", "<|assistant|>", "message['content'] + eos_token"},
-     {"[gMASK]", "eos_token + '"},
-     "<|system|>\n",
-     EOS "\n",
-     "<|user|>\n",
-     EOS "\n<|assistant|>\n",
-     EOS "\n",
-     0},
-    {"gemma",
-     {"<start_of_turn>", "<end_of_turn>"},
-     {NULL},
-     "",
-     "\n\n",
-     "<start_of_turn>user\n",
-     "<end_of_turn>\n<start_of_turn>model\n",
-     "<end_of_turn>\n",
-     SYSTEM_INSIDE | TRIM_USER},
-    {"llama3",
-     {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"},
-     {NULL},
-     "<|start_header_id|>system<|end_header_id|>\n\n",
-     "<|eot_id|>",
+    {"mistral-v0.1", "", "\n\n", "[INST] ", " [/INST]", EOS " ", SYSTEM_INSIDE},
+    {"mistral-v0.2", "", "\n\n", "[INST] ", " [/INST]", EOS, SYSTEM_INSIDE},
+    {"phi4-mini", "<|system|>", "<|end|>", "<|user|>", "<|end|><|assistant|>", "<|end|>", 0},
+    {"phi3", "<|system|>\n", "<|end|>\n", "<|user|>\n", "<|end|>\n<|assistant|>\n", "<|end|>\n", 0},
+    {"zephyr", "<|system|>\n", EOS "\n", "<|user|>\n", EOS "\n<|assistant|>\n", EOS "\n", 0},
+    {"falcon3", "<|system|>\n", "\n", "<|user|>\n", "\n<|assistant|>\n", EOS "\n", 0},
+    {"gemma", "", "\n\n", "<start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n",
+     "<end_of_turn>\n", SYSTEM_INSIDE | TRIM_USER},
+    {"llama3", "<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>",
      "<|start_header_id|>user<|end_header_id|>\n\n",
-     "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
-     "<|eot_id|>",
-     TRIM_USER | TRIM_SYSTEM | SYSTEM_DATED},
-    {"raw", {NULL}, {NULL}, "", "", "", "", "", 0},
+     "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>",
+     TRIM_USER | TRIM_SYSTEM},
+    {"deepseek-r1", "", "", DEEPSEEK("User"), DEEPSEEK("Assistant"), DEEPSEEK_END, 0},
+    {"granite", GRANITE("system"), GRANITE_END, GRANITE("user"), GRANITE_END GRANITE("assistant"),
+     GRANITE_END, 0},
+    {"vicuna", "", " ", "USER: ", " ASSISTANT:", EOS, 0},
+    {"vicuna-lines", "", "\n\n", "USER: ", "\nASSISTANT:", "</s>\n", 0},
+    {"vicuna-orca", "SYSTEM: ", "\n", "USER: ", "\nASSISTANT:", "</s>\n", 0},
+    {"raw", "", "", "", "", "", 0},
 };
 enum { FORMS = sizeof forms / sizeof *forms };
 
-static const char *find(struct gguf_string text, const char *mark)
-{
-    return memmem(text.data, text.bytes, mark, strlen(mark));
-}
-
-static bool form_fits(const struct template_form *form, struct gguf_string text)
-{
-    bool fits = form->has[0];
-    for (size_t i = 0; i < MARKS; i++) {
-        fits = fits && (!form->has[i] || find(text, form->has[i]));
-        fits = fits && (!form->lacks[i] || !find(text, form->lacks[i]));
-    }
-    return fits;
-}
-
-static struct gguf_string rest_of(struct gguf_string text, const char *from)
-{
-    return (struct gguf_string){from, text.bytes - (uint64_t)(from - text.data)};
-}
-
-static bool skip(struct gguf_string *text, const char *word)
-{
-    size_t n = strlen(word);
-    if (text->bytes < n || memcmp(text->data, word, n))
-        return false;
-    *text = rest_of(*text, text->data + n);
-    return true;
-}
-
-// Skips `words`, in which a line break may be written as in a string literal.
-static bool skip_words(struct gguf_string *text, const char *words)
-{
-    for (; *words; words++) {
-        char word[] = {*words, 0};
-        if (!skip(text, word) && !(*words == '\n' && skip(text, "\\n")))
-            return false;
-    }
-    return true;
-}
-
-// A system text that stands in the template word for word, between the form's own words.
-static struct gguf_string default_system(const struct template_form *form, struct gguf_string text)
-{
-    char end[32];
-    snprintf(end, sizeof end, "%.*s", (int)strcspn(form->system_end, "\n"), form->system_end);
-    for (const char *at; (at = memchr(text.data, form->system[0], text.bytes));) {
-        struct gguf_string system = rest_of(text, at);
-        text = rest_of(text, at + 1);
-        const char *stop;
-        if (!skip_words(&system, form->system))
-            continue;
-        system.bytes = min_u64(system.bytes, SYSTEM_BYTES_MAX);
-        if (!(stop = find(system, end)))
-            continue;
-        system.bytes = (uint64_t)(stop - system.data);
-        if (system.bytes && !find(system, "'") && !find(system, "\"") && !find(system, "{"))
-            return system;
-    }
-    return (struct gguf_string){0};
-}
-
-// Templates of models that always think start the answer with it.
-static struct gguf_string thinking_answer(const struct template_form *form, struct gguf_string text)
-{
-    const char *own = strrchr(form->answer, '<');
-    for (const char *at; own && (at = memchr(text.data, '<', text.bytes));) {
-        struct gguf_string rest = rest_of(text, at);
-        text = rest_of(text, at + 1);
-        if (!skip_words(&rest, own))
-            continue;
-        struct gguf_string answer = rest;
-        if (skip_words(&rest, "<think>\n") && (skip(&rest, "'") || skip(&rest, "\""))) {
-            answer.bytes = (uint64_t)(rest.data - 1 - answer.data);
-            return answer;
-        }
-    }
-    return (struct gguf_string){0};
-}
-
-// "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n", as Llama 3.1 and later have
-// it; the second is today's where the template asks for the time.
-static void dated_preamble(struct chat_template *chat, struct gguf_string text,
-                           const struct tm *today)
-{
-    static const char months[][4] = {"Jan", "Feb", "Mar", "Apr", "May", "Jun",
-                                     "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"};
-    char date[16] = "26 Jul 2024";
-    if (!find(text, "Cutting Knowledge Date: December 2023"))
-        return;
-    if (find(text, "strftime_now") && today)
-        snprintf(date, sizeof date, "%02d %s %d", today->tm_mday % 100,
-                 months[(unsigned)today->tm_mon % 12], (today->tm_year + 1900) % 10000);
-    snprintf(chat->preamble, sizeof chat->preamble,
-             "Cutting Knowledge Date: December 2023\nToday Date: %s\n\n", date);
-}
-
-// "chatml, llama2, ...": the names a caller may give.
-static void list_names(char *out, size_t room)
+void chat_template_names(char *out, size_t room)
 {
     size_t n = 0;
     for (size_t i = 0; i < FORMS && n < room; i++)
         n += (size_t)snprintf(out + n, room - n, i ? ", %s" : "%s", forms[i].name);
-}
-
-int chat_template_recognise(struct chat_template *out, struct gguf_string text,
-                            const struct tm *today, struct inst_msg *msg)
-{
-    *out = (struct chat_template){0};
-    for (size_t i = 0; i < FORMS && !out->form; i++)
-        if (form_fits(&forms[i], text))
-            out->form = &forms[i];
-    if (!out->form) {
-        char names[256];
-        list_names(names, sizeof names);
-        return inst_fail(msg, INST_ENOCHAT, "its chat template is none of the known ones (%s)",
-                         names);
-    }
-    out->bos = find(text, "bos_token");
-    if (out->form->flags & SYSTEM_DEFAULT) {
-        out->system = default_system(out->form, text);
-        out->answer = thinking_answer(out->form, text);
-        out->drops_thinking = find(text, "</think>");
-    }
-    if (out->form->flags & SYSTEM_DATED)
-        dated_preamble(out, text, today);
-    return 0;
 }
 
 int chat_template_read(struct chat_template *out, const struct gguf *gguf, const struct tm *today,
@@ -310,8 +84,8 @@ int chat_template_read(struct chat_template *out, const struct gguf *gguf, const
     if (rc)
         return rc;
     if (!text.data) {
-        char names[256];
-        list_names(names, sizeof names);
+        char names[512];
+        chat_template_names(names, sizeof names);
         return inst_fail(msg, INST_ENOCHAT, "%s: it has no chat template; known are %s",
                          gguf_name(gguf), names);
     }
@@ -327,8 +101,8 @@ int chat_template_named(struct chat_template *out, const char *name, struct inst
             out->form = &forms[i];
     if (out->form)
         return 0;
-    char names[256];
-    list_names(names, sizeof names);
+    char names[512];
+    chat_template_names(names, sizeof names);
     return inst_fail(msg, INST_EINVAL, "chat template '%s' is unknown (%s)", name, names);
 }
 
@@ -424,56 +198,26 @@ static int put_literal(struct chat_text *out, struct gguf_string s, struct inst_
     return rc;
 }
 
-// Bytes of the white space character that the text starts with, 0 when it starts with another.
-// White space is what Python's str.strip takes for it.
-static uint64_t space_at(const char *text, uint64_t bytes)
-{
-    const unsigned char *s = (const unsigned char *)text;
-    if (bytes && ((s[0] >= 0x09 && s[0] <= 0x0d) || (s[0] >= 0x1c && s[0] <= 0x20)))
-        return 1;
-    if (bytes >= 2 && s[0] == 0xc2 && (s[1] == 0x85 || s[1] == 0xa0))
-        return 2;
-    if (bytes < 3 || s[0] < 0xe1 || s[0] > 0xe3)
-        return 0;
-    unsigned point = (s[0] & 15u) << 12 | (s[1] & 63u) << 6 | (s[2] & 63u);
-    bool whole = (s[1] & 0xc0) == 0x80 && (s[2] & 0xc0) == 0x80;
-    bool space = point == 0x1680 || (point >= 0x2000 && point <= 0x200a) || point == 0x2028 ||
-                 point == 0x2029 || point == 0x202f || point == 0x205f || point == 0x3000;
-    return whole && space ? 3 : 0;
-}
-
-static struct gguf_string trim(struct gguf_string s, bool start, bool end)
-{
-    uint64_t n;
-    while (start && (n = space_at(s.data, s.bytes)))
-        s = (struct gguf_string){s.data + n, s.bytes - n};
-    while (end && s.bytes) {
-        for (n = 1; n <= 3 && n <= s.bytes; n++)
-            if (space_at(s.data + s.bytes - n, n) == n)
-                break;
-        if (n > 3 || n > s.bytes)
-            break;
-        s.bytes -= n;
-    }
-    return s;
-}
-
 // The system text with its words, if there is to be one.
 static int put_system(const struct chat_template *chat, const struct tokenizer *t,
                       const struct chat_turn *turn, struct chat_text *out, struct inst_msg *msg)
 {
     const struct template_form *form = chat->form;
     struct gguf_string own = {turn->system, turn->system ? strlen(turn->system) : 0};
-    if (!own.data && !chat->system.bytes && !chat->preamble[0])
+    if (!own.data && !chat->system[0].bytes && !chat->preamble[0])
         return 0;
     if (form->flags & TRIM_SYSTEM)
-        own = trim(own, true, true);
+        own = template_text_trim(own, true, true);
     int rc = put_words(out, form->system, t, msg);
     if (!rc)
         rc = put_words(out, chat->preamble, t, msg);
-    if (!rc)
-        rc = own.data ? put(out, own.data, own.bytes, true, msg)
-                      : put_literal(out, chat->system, msg);
+    if (!rc && own.data)
+        rc = put(out, own.data, own.bytes, true, msg);
+    for (int i = 0; i < 2 && !rc && !own.data; i++) {
+        rc = put_literal(out, chat->system[i], msg);
+        if (!rc && !i)
+            rc = put_words(out, chat->date, t, msg);
+    }
     return rc ? rc : put_words(out, form->system_end, t, msg);
 }
 
@@ -493,13 +237,14 @@ int chat_template_render(const struct chat_template *chat, const struct tokenize
     if (!rc && turn->first && inside)
         rc = put_system(chat, t, turn, out, msg);
     bool trims = form->flags & (TRIM_USER | TRIM_JOINED);
-    struct gguf_string said = trim((struct gguf_string){turn->text, turn->bytes},
-                                   trims && !(form->flags & TRIM_JOINED && system), trims);
+    struct gguf_string said =
+        template_text_trim((struct gguf_string){turn->text, turn->bytes},
+                           trims && !(form->flags & TRIM_JOINED && system), trims);
     if (!rc)
         rc = put(out, said.data, said.bytes, true, msg);
     if (!rc)
         rc = put_words(out, form->answer, t, msg);
-    return rc ? rc : put_literal(out, chat->answer, msg);
+    return rc || !chat->opens_thinking ? rc : put_words(out, "<think>\n", t, msg);
 }
 
 int chat_template_encode(const struct chat_template *chat, const struct tokenizer *t,
@@ -530,7 +275,7 @@ static bool is_blank(const struct tokenizer *t, uint32_t id)
     if (tokenizer_text(t, id).bytes > sizeof piece)
         return false;
     uint32_t n = tokenizer_piece(t, id, 0, piece);
-    return n && !trim((struct gguf_string){piece, n}, true, false).bytes;
+    return n && !template_text_trim((struct gguf_string){piece, n}, true, false).bytes;
 }
 
 uint64_t chat_template_settle(const struct chat_template *chat, const struct tokenizer *t,
@@ -544,12 +289,12 @@ uint64_t chat_template_settle(const struct chat_template *chat, const struct tok
         end--;
     if (end == answer)
         return count;
-    while (end < count && is_blank(t, ids[end]))
+    while (end < count && !chat->keeps_space && is_blank(t, ids[end]))
         end++;
     while (start && is_blank(t, ids[start - 1]))
         start--;
     // Only a start of thinking that the template itself wrote goes too.
-    bool written = start && chat->answer.bytes && ids[start - 1] == open;
+    bool written = start && chat->opens_thinking && ids[start - 1] == open;
     start = written ? start - 1 : answer;
     memmove(ids + start, ids + end, (count - end) * sizeof *ids);
     return start + (count - end);

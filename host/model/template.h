@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Chat templates: what stands between the words of a conversation. A GGUF file carries its template
-// as a program (Jinja). It is not run: a table knows the formats that people have, each by marks in
-// that text, and a text without known marks is refused. What varies inside a format (a default
-// system text, the date line of Llama 3.1) is taken from the text too. A conversation is rendered
-// turn by turn, so that its earlier tokens never change: where an official template would move or
-// cut what was said, docs/chat.md says what is done here.
+// as a program (Jinja). It is not run: a table knows the texts that people have, word for word, and
+// what each renders; a text that is not in it is refused. A default system text of its own may be
+// any. A conversation is rendered turn by turn, so that its earlier tokens never change: where an
+// official template would move or cut what was said, docs/chat.md says what is done here.
 #ifndef INST_HOST_MODEL_TEMPLATE_H
 #define INST_HOST_MODEL_TEMPLATE_H
 
@@ -17,15 +16,18 @@ struct template_form; // a row of the table
 // Zero-initialised: no template.
 struct chat_template {
     const struct template_form *form;
-    bool bos;                  // the text begins with the begin token, whatever the vocabulary says
-    bool drops_thinking;       // an answer's thinking goes when the next turn comes
-    struct gguf_string answer; // where its start differs from the form's: text of a string literal
-    struct gguf_string system; // for conversations without one, in the same way
-    char preamble[72];         // stands before every system text
+    bool bos;            // the text begins with the begin token, whatever the vocabulary says
+    bool opens_thinking; // an answer begins with a <think> that the template writes
+    bool drops_thinking; // an answer's thinking goes when the next turn comes
+    bool keeps_space;    // but not the white space behind it
+    // For conversations without a system text: text of string literals, the date between them.
+    struct gguf_string system[2];
+    char date[32];
+    char preamble[72]; // stands before every system text
 };
 
 // Finds out which format the template text is. The result points into the text. `today` is for
-// templates that state the date. Unknown is INST_ENOCHAT.
+// templates that state the date. Unknown is INST_ENOCHAT, with the nearest one in the message.
 int chat_template_recognise(struct chat_template *out, struct gguf_string text,
                             const struct tm *today, struct inst_msg *msg);
 // The one that the file names, as `tokenizer.chat_template`; INST_ENOCHAT when there is none.
@@ -34,6 +36,7 @@ int chat_template_read(struct chat_template *out, const struct gguf *gguf, const
 // By name. "raw" has no words of its own.
 int chat_template_named(struct chat_template *out, const char *name, struct inst_msg *msg);
 const char *chat_template_name(const struct chat_template *chat); // NULL: none
+void chat_template_names(char *out, size_t room);                 // all, with commas between them
 
 struct chat_turn {
     bool first;

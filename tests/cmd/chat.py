@@ -20,17 +20,20 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from needs import HANG, missing  # noqa: E402
 
 INSTINFER, RECALL, PART = sys.argv[1:4]
-CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + "
-          "'<|im_end|>' + '\\n' }}{% endfor %}{{ '<|im_start|>assistant\\n' }}")
-FAMILIES = {  # fragments that tell the formats apart
-    "chatml": CHATML,
-    "llama2": "{{ bos_token + '[INST] ' + content }}<<SYS>>",
-    "llama3": "<|start_header_id|><|end_header_id|><|eot_id|>",
-    "mistral-v1": "' [INST] ' + message['content'] + ' [/INST]'",
-    "mistral-v3": "[AVAILABLE_TOOLS] \"[INST] \"",
-    "mistral-v3-tekken": "[AVAILABLE_TOOLS] \"[INST]\"",
-    "gemma": "<start_of_turn><end_of_turn>",
-    "phi3": "<|assistant|><|end|>",
+TEMPLATES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../data/templates")
+FAMILIES = {  # templates of tests/data by their format
+    "chatml": "Mistral-7B-OpenOrca",
+    "llama2": "Llama-2-7b-chat-hf",
+    "llama3": "meta-llama-Llama-3.2-3B-Instruct",
+    "mistral-v1": "mistral-common-v1",
+    "mistral-v3": "Mistral-7B-Instruct-v0.3",
+    "mistral-v3-tekken": "mistralai-Mistral-Nemo-Instruct-2407",
+    "gemma": "google-gemma-2-2b-it",
+    "phi3": "microsoft-Phi-3.5-mini-instruct",
+    "deepseek-r1": "DeepSeek-R1-Distill-Llama-8B",
+    "granite": "granite-3.3-2b-instruct",
+    "vicuna": "vicuna-7b-v1.5",
+    "falcon3": "Falcon3-7B-Instruct",
 }
 
 
@@ -39,16 +42,22 @@ def read(path):
         return f.read()
 
 
+def template_of(name):
+    """The text of a template in tests/data, as bytes."""
+    return read(os.path.join(TEMPLATES, name + ".jinja"))
+
+
 def with_template(data, text):
-    """The GGUF file with a chat template as its first key; padded, so that what follows keeps its
-    alignment."""
-    name = b"tokenizer.chat_template"
-    value = text if isinstance(text, bytes) else text.encode()
-    head = struct.pack("<Q", len(name)) + name + struct.pack("<I", 8)
-    value += b" " * (-(len(head) + 8 + len(value)) % 32)
+    """The GGUF file with a chat template as its first key, and a second one so that what follows keeps
+    its alignment."""
+    def key(name, value):
+        return (struct.pack("<Q", len(name)) + name + struct.pack("<IQ", 8, len(value)) + value)
+
+    first = key(b"tokenizer.chat_template", text if isinstance(text, bytes) else text.encode())
+    name = b"test.padding"
+    second = key(name, b" " * (-len(first + key(name, b"")) % 32))
     keys, = struct.unpack_from("<Q", data, 16)
-    return (data[:16] + struct.pack("<Q", keys + 1) + head + struct.pack("<Q", len(value)) + value +
-            data[24:])
+    return data[:16] + struct.pack("<Q", keys + 2) + first + second + data[24:]
 
 
 class Case(unittest.TestCase):
@@ -89,7 +98,7 @@ class Pipe(Case):
         shape = "--layers 3 --width 64 --heads 4 --kv-heads 2 --head-dim 16 --ffn 96 --type F16"
         r = run("synth", *shape.split(), "-c", 2000, "-o", cls.plain)
         assert r.returncode == 0, r.stderr
-        cls.chatml = cls.model("chatml.gguf", cls.plain, CHATML)
+        cls.chatml = cls.model("chatml.gguf", cls.plain, template_of(FAMILIES["chatml"]))
 
     def chat(self, *args, model=None, **kwargs):
         return run("run", "--chat", "-m", model or self.chatml, "--kv", "ram:16M", "--group", 16,
@@ -166,8 +175,8 @@ class Pipe(Case):
                              [[1] + [3 + b for b in b"abc"], [3 + b for b in b"def"]])
 
     def test_templates_are_named(self):
-        for name, text in FAMILIES.items():
-            model = self.model("named.gguf", self.plain, text)
+        for name, template in FAMILIES.items():
+            model = self.model("named.gguf", self.plain, template_of(template))
             r = self.chat("-p", "x", "-n", 1, "-v", model=model)
             self.assertEqual(r.returncode, 0, r.stderr)
             self.assertIn(f"chat template {name}\n", r.stderr.decode())
@@ -182,11 +191,20 @@ class Pipe(Case):
                    "--template NAME", "chatml")
         for text in ("{{ messages }}", b"\xff\xfe\x00\x80", "", "<|im_start|>" * 1000):
             model = self.model("unknown.gguf", self.plain, text)
-            self.error(self.chat("-p", "x", model=model), 1, "none of the known", "--raw",
+            self.error(self.chat("-p", "x", model=model), 1, "none of those known", "--raw",
                        "--template NAME")
-            self.assertIn(b"chat template: none that is known", run("inspect", model).stdout)
+            self.assertIn(b"chat template: none of those known", run("inspect", model).stdout)
             r = run("run", "-m", model, "-p", "x", "-n", 1, "--kv", "ram:16M")
             self.assertEqual(r.returncode, 0, r.stderr)
+        # One that differs by a newline is refused with the name of the nearest.
+        text = template_of("teknium-OpenHermes-2.5-Mistral-7B")
+        model = self.model("other.gguf", self.plain, text.replace(b" + '\\n'}}", b"}}"))
+        self.assertNotEqual(text, text.replace(b" + '\\n'}}", b"}}"))
+        self.error(self.chat("-p", "x", model=model), 1, "other.gguf", "nearest is 'chatml'",
+                   "--template NAME")
+        self.assertIn(b"nearest is 'chatml'", run("inspect", model).stdout)
+        r = self.chat("-p", "x", "-n", 1, "--template", "chatml", model=model)
+        self.assertEqual((r.returncode, r.stderr), (0, b""))
         data = bytearray(read(self.chatml))
         at = data.index(b"tokenizer.chat_template") + len(b"tokenizer.chat_template")
         broken = self.path("broken.gguf")
@@ -270,7 +288,7 @@ class Pipe(Case):
             r = self.chat("--template", name, "-n", 2, "-f", "-", model=self.plain,
                           stdin=bytes(range(1, 256)))
             self.assertEqual(r.returncode, 0, r.stderr)
-            self.assertIn(bytes(range(0x21, 256)), self.text())
+            self.assertIn(bytes(range(0x21, 256)), self.text(0, -2))  # without the answer
 
 
 class Screen:
@@ -326,7 +344,7 @@ class Terminal(Case):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.chatml = cls.model("chatml.gguf", RECALL, CHATML)
+        cls.chatml = cls.model("chatml.gguf", RECALL, template_of(FAMILIES["chatml"]))
 
     def setUp(self):
         self.screen = Screen(self.folder.name)

@@ -5,7 +5,7 @@ set(MODEL_TEST_LIBS inst_host inst_link inst_drive inst_kernels inst_base)
 foreach(name gguf gguf_split config bad tokenizer token_special text synth)
   inst_test(NAME host/model_${name} SOURCES model_${name}.c LIBS ${MODEL_TEST_LIBS})
 endforeach()
-foreach(name template tokens_golden token_bpe token_points)
+foreach(name template template_known tokens_golden token_bpe token_points)
   inst_test(NAME host/model_${name} SOURCES model_${name}.c
     LIBS ${MODEL_TEST_LIBS} ${CJSON_LIBRARY})
   target_include_directories(test_host_model_${name} SYSTEM PRIVATE ${CJSON_INCLUDE})
