@@ -12,7 +12,8 @@ struct entry {
     struct flash_io *io;
     uint64_t due; // poll
     int status;
-    bool refused, applied, flip, rot;
+    bool refused, applied;
+    bool flip, rot; // what is read is wrong
 };
 
 struct chaos {
@@ -20,10 +21,11 @@ struct chaos {
     struct flash_nand nand;
     struct chance *chance;
     struct chaos_plan plan;
-    uint8_t **blocks;      // contents; NULL = erased
+    uint8_t **blocks;      // contents, then a byte for each page: it rots; NULL = erased
     bool *broken;          // [blocks / dies]
     struct entry *entries; // in the order of submission
     uint32_t n, capacity, held;
+    uint32_t good_programs; // before another may fail
     uint64_t tick;
     bool calm;
     struct {
@@ -58,7 +60,8 @@ static uint64_t due_at(struct chaos *c)
     return c->tick + 1 + below(c->chance, c->plan.polls + 1);
 }
 
-// At most one fault for each operation.
+// At most one fault for each operation. After a program that failed CHAOS_GOOD_PROGRAMS go well:
+// who tries again gets its data down.
 static void draw_fault(struct chaos *c, struct entry *e)
 {
     const struct chaos_plan *p = &c->plan;
@@ -86,6 +89,12 @@ static void draw_fault(struct chaos *c, struct entry *e)
     int which = 0;
     while (which < 4 && at >= (sum += chances[which]))
         which++;
+    if (e->io->op == FLASH_PROGRAM && c->good_programs) {
+        c->good_programs--;
+        return;
+    }
+    if (e->io->op == FLASH_PROGRAM && which < 2)
+        c->good_programs = CHAOS_GOOD_PROGRAMS;
     if (which < 2)
         e->status = which ? INST_ENOSPC : INST_EIO;
     e->flip = which == 2;
@@ -140,22 +149,31 @@ static void flip_bit(struct chaos *c, uint8_t *data, uint64_t bytes)
     data[bit / 8] = (uint8_t)(data[bit / 8] ^ 1u << bit % 8);
 }
 
+static uint8_t *rot_of(const struct chaos *c, uint8_t *block, uint32_t page)
+{
+    return block + flash_block_bytes(&c->flash.geometry) + page;
+}
+
 static void apply_read(struct chaos *c, struct entry *e)
 {
-    uint64_t bytes = flash_io_bytes(&c->flash.geometry, e->io);
-    uint8_t *block = c->blocks[e->io->block];
-    if (!block) // accepted, so all of it was programmed: with a fault
-        memset(e->io->data, GARBAGE, bytes);
-    else if (e->status)
-        memset(e->io->data, GARBAGE, bytes);
-    else {
-        uint8_t *from = block + (uint64_t)e->io->page * c->flash.geometry.page_bytes;
-        if (e->rot)
-            flip_bit(c, from, bytes);
-        memcpy(e->io->data, from, bytes);
-        if (e->flip)
-            flip_bit(c, e->io->data, bytes);
+    const struct flash_io *io = e->io;
+    uint64_t bytes = flash_io_bytes(&c->flash.geometry, io);
+    uint8_t *block = c->blocks[io->block];
+    if (!block || e->status) {
+        memset(io->data, GARBAGE, bytes);
+        return;
     }
+    uint8_t *from = block + (uint64_t)io->page * c->flash.geometry.page_bytes;
+    if (e->rot) {
+        uint32_t page = below(c->chance, io->pages), page_bytes = c->flash.geometry.page_bytes;
+        flip_bit(c, from + (uint64_t)page * page_bytes, page_bytes);
+        *rot_of(c, block, io->page + page) = 1;
+    }
+    for (uint32_t i = 0; i < io->pages; i++)
+        e->rot |= *rot_of(c, block, io->page + i);
+    memcpy(io->data, from, bytes);
+    if (e->flip)
+        flip_bit(c, io->data, bytes);
 }
 
 static void apply_program(struct chaos *c, struct entry *e)
@@ -163,7 +181,7 @@ static void apply_program(struct chaos *c, struct entry *e)
     const struct flash_geometry *g = &c->flash.geometry;
     uint8_t **block = &c->blocks[e->io->block];
     if (!*block)
-        *block = calloc(1, flash_block_bytes(g));
+        *block = calloc(1, flash_block_bytes(g) + g->pages_per_block);
     if (!*block)
         abort();
     uint8_t *to = *block + (uint64_t)e->io->page * g->page_bytes;
@@ -201,7 +219,6 @@ static void count_finished(struct chaos *c, const struct entry *e)
     case FLASH_READ:
         c->counters.bad_reads += fault || e->flip || e->rot;
         c->counters.wrong_data += e->flip || e->rot;
-        c->counters.rotten += e->rot;
         break;
     case FLASH_PROGRAM:
         c->counters.program_faults += fault;
@@ -383,5 +400,6 @@ bool chaos_rot(struct flash *flash, uint64_t block, uint32_t page)
     if (block >= flash->geometry.blocks || !c->blocks[block] || page >= c->nand.next[block])
         return false;
     c->blocks[block][(uint64_t)page * flash->geometry.page_bytes] ^= 1;
+    *rot_of(c, c->blocks[block], page) ^= 1;
     return true;
 }

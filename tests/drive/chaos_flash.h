@@ -10,7 +10,7 @@
 #include "chance.h"
 #include "drive/flash/flash.h"
 
-enum { CHAOS_EVER = 1 << 16 };
+enum { CHAOS_EVER = 1 << 16, CHAOS_GOOD_PROGRAMS = 64 };
 
 // Chances are in 1 / CHAOS_EVER of each operation.
 struct chaos_plan {
@@ -19,9 +19,10 @@ struct chaos_plan {
     uint32_t read_error;       // EIO, garbage in the buffer
     uint32_t bit_flip;         // one bit of what is read, status 0
     uint32_t rot;              // one bit of what is stored, from the read on
-    uint32_t program_error;    // EIO: pages are used up, their contents anything
-    uint32_t no_space;         // ENOSPC: the same
-    uint32_t erase_error;      // EIO: the block is as it was
+    uint32_t
+        program_error; // EIO: pages are used up, their contents anything; see CHAOS_GOOD_PROGRAMS
+    uint32_t no_space; // ENOSPC: the same
+    uint32_t erase_error; // EIO: the block is as it was
     uint32_t sync_error;
 };
 
@@ -29,7 +30,6 @@ struct chaos_counters {
     uint64_t operations;
     uint64_t violations;     // of the NAND contract
     uint64_t bad_reads;      // finished with an error or wrong data
-    uint64_t rotten;         // reads that changed a page for good
     uint64_t wrong_data;     // of these, those with status 0
     uint64_t program_faults; // finished
     uint64_t erase_faults, sync_faults;

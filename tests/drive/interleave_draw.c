@@ -44,7 +44,7 @@ static uint32_t widest_row(const struct run *run, const struct space_config *c)
 
 static void draw_plan(struct run *run)
 {
-    static const uint32_t polls[] = {0, 1, 3, 8, 20}, rates[] = {2000, 300, 60};
+    static const uint32_t polls[] = {0, 1, 3, 8, 20}, rates[] = {500, 100, 20};
     struct chance *chance = &run->chance;
     struct chaos_plan *p = &run->plan;
     p->polls = polls[below(chance, COUNT(polls))];
@@ -58,9 +58,11 @@ static void draw_plan(struct run *run)
     uint32_t *kinds[] = {&p->read_error, &p->bit_flip,    &p->rot,       &p->program_error,
                          &p->no_space,   &p->erase_error, &p->sync_error};
     for (size_t i = 0; i < COUNT(kinds); i++) {
-        if (one_in(chance, 3))
+        if (one_in(chance, 2))
             *kinds[i] = CHAOS_EVER / rates[below(chance, COUNT(rates))];
     }
+    if (run->shape.views)
+        p->rot = 0; // memory does not; what is looked at in place is not verified
 }
 
 void draw_shape(struct run *run)
@@ -69,12 +71,14 @@ void draw_shape(struct run *run)
     struct flash_geometry *g = &run->shape.geometry;
     static const uint32_t dies[] = {1, 2, 3, 5}, depths[] = {4, 16, 60, 150};
     *g = (struct flash_geometry){
-        .page_bytes = 512u << below(chance, 2),
         .dies = below(chance, 2) ? dies[below(chance, COUNT(dies))] : 1,
         .channels = 1,
-        .read_bytes = 4096,
+        .read_bytes = 16384,
     };
     run->n_spaces = one_in(chance, 4) ? 2 + one_in(chance, 4) : 1;
+    run->scarce_memory = run->n_spaces == 1 && !one_in(chance, 8);
+    // With all the memory it can use a drive has 32 MiB of rows: better few large ones.
+    g->page_bytes = run->scarce_memory ? 512u << below(chance, 2) : 8192;
     uint32_t widest = 1;
     for (uint32_t i = 0; i < run->n_spaces; i++) {
         draw_config(run, &run->spaces[i].config);
@@ -98,7 +102,6 @@ void draw_shape(struct run *run)
         least += plan.min_dram_bytes;
         good += plan.good_dram_bytes;
     }
-    run->scarce_memory = run->n_spaces == 1 && !one_in(chance, 8);
     run->shape.dram_bytes =
         run->scarce_memory ? least + below(chance, 8) * (uint64_t)16384 : good + (8 << 20);
     draw_plan(run);

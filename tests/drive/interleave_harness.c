@@ -11,7 +11,7 @@
 enum {
     DRAIN_STEPS = 20000, // far more than any command takes once flash answers at once
     IDLE_NS = 20000000,  // the drive erases when it has been idle for less than that
-    CHECK_EACH = 32,     // steps
+    CHECK_EACH = 64,     // steps
     VERIFY_BATCH = 16,
 };
 

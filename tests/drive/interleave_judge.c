@@ -12,15 +12,14 @@
 static uint32_t surroundings(struct run *run, uint64_t bad_reads)
 {
     uint32_t set = 0;
-    if (run->scarce_memory)
+    if (run->scarce_memory || known(FAULT_DRAM_PROMISED_TWICE))
         set |= BIT(INST_ENORESOURCE) | BIT(INST_ENOMEM);
     if (run->scarce_flash)
         set |= BIT(INST_ENOSPC);
     if (run->chaos->bad_reads > (known(FAULT_READ_ERROR_LASTS) ? 0 : bad_reads))
         set |= BIT(INST_EIO) | (run->chaos->wrong_data ? BIT(INST_ECORRUPT) : 0);
-    if (run->chaos->rotten) // a page that is rotten stays so
-        set |= BIT(INST_ECORRUPT);
-    if (known(FAULT_PROGRAM_ERROR_KILLS) && run->chaos->program_faults)
+    // A row is placed again, where there is room for it.
+    if ((known(FAULT_PROGRAM_ERROR_KILLS) || run->scarce_flash) && run->chaos->program_faults)
         set |= BIT(INST_EIO) | BIT(INST_ENOSPC) | BIT(INST_ECORRUPT);
     return set;
 }
@@ -594,9 +593,11 @@ static void fork_item(struct run *run, const struct flight *f, uint32_t i, bool 
     model_create(space, item->seq, item->epoch);
     child->presence = sure ? PRESENT : PERHAPS;
     model_fork(space, parent, child, (uint32_t)item->pos);
-    // Where it is not there, another command may make it, empty.
-    for (uint32_t l = 0; !sure && l < space->config.layers; l++)
+    // Where it is not there, another command may make it, empty and whole.
+    for (uint32_t l = 0; !sure && l < space->config.layers; l++) {
         memset(child->layers[l].have, 0, sizeof child->layers[l].have);
+        child->lost |= model_gone(space, &child->layers[l], 0, (uint32_t)item->pos);
+    }
 }
 
 static bool judge_fork(struct run *run, const struct flight *f, int status)

@@ -11,7 +11,7 @@ enum { SHADOW_DRAM_EXTRA = 1 << 20 };
 
 static bool shadow_open(struct run *run)
 {
-    struct port_options o = {.geometry = {.dies = 1, .channels = 1, .read_bytes = 4096}};
+    struct port_options o = {.geometry = {.dies = 1, .channels = 1, .read_bytes = 16384}};
     struct inst_msg msg = {0};
     uint64_t least = 0;
     o.geometry.page_bytes = run->shape.geometry.page_bytes; // channels of a page fit in it
