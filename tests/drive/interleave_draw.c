@@ -682,6 +682,13 @@ static bool draw_fork(struct run *run)
                                           .lifetime = below(chance, 3),
                                           .parent = parent,
                                           .parent_epoch = draw_epoch(run, space, parent)};
+        const struct model_sequence *made = &run->spaces[space].sequences[child];
+        if (made->presence == PRESENT && made->forked && one_in(chance, 2)) { // once more
+            f->items[i].epoch = made->epoch;
+            f->items[i].pos = made->fork_pos;
+            f->items[i].parent = parent = made->parent;
+            f->items[i].parent_epoch = made->parent_epoch;
+        }
         bool chained = false;
         for (uint32_t j = 0; j < i; j++)
             chained |= f->items[j].seq == parent || f->items[j].parent == child;
@@ -840,7 +847,7 @@ static bool draw_wrong(struct run *run)
         f->command.ticket = t->number;
         f->command.count = f->header.head_count = 1;
         f->items[0].n_tokens = 1;
-        f->refusal = INST_EEXIST;
+        f->refusal = 1; // or for what else is wrong with it
         f->blocked = t;
         t->collecting = true; // it must still be there
         return send_table(run, f, 0);

@@ -138,8 +138,8 @@ static bool drain(struct run *run)
             timed += f->used && f->command.opcode == OP_COLLECT && f->command.timeout_ms;
         }
         bool asleep = !chaos_in_flight(run->port.flash) && !port_runnable(&run->port);
-        if (asleep && run->n_flights > waiting + timed && run->scarce_memory &&
-            known(FAULT_REFUSED_APPEND_STARVES)) {
+        bool starves = run->scarce_memory && known(FAULT_REFUSED_APPEND_STARVES);
+        if (starves && ((asleep && run->n_flights > waiting + timed) || i == DRAIN_STEPS - 1)) {
             forgive(run, FAULT_REFUSED_APPEND_STARVES);
             return run->over = true;
         }
@@ -169,8 +169,11 @@ static bool state_unchanged(struct run *run, const struct drive_stats *a,
     SAME(live_bytes);
     SAME(allocated_bytes);
     SAME(free_bytes);
-    SAME(dram_used_bytes);
 #undef SAME
+    if (b->dram_used_bytes > a->dram_used_bytes)
+        return wrong(run, "%s was refused (%s) and took %llu bytes of DRAM",
+                     opcode_name(run->last_opcode), inst_status_text(run->last_status),
+                     (unsigned long long)(b->dram_used_bytes - a->dram_used_bytes));
     return true;
 }
 
@@ -194,14 +197,9 @@ static bool quiet_check(struct run *run)
     if (!send_simple(run, OP_FLUSH) || !drain(run) || !well(run) || !stats_of(run, &before) ||
         !draw_command(run) || !drain(run) || !well(run))
         return !run->failed;
-    struct ticket *open = NULL;
-    for (uint32_t i = 0; i < RUN_TICKETS; i++) {
-        if (run->tickets[i].state == TICKET_OPEN && run->last_opcode == OP_ATTEND &&
-            run->tickets[i].opcode == OP_ATTEND)
-            open = &run->tickets[i];
-    }
-    if (open && !run->last_status &&
-        (!send_collect(run, open, 0, open->bytes) || !drain(run) || !well(run)))
+    struct ticket *t = run->last_ticket;
+    if (run->last_opcode == OP_ATTEND && !run->last_status &&
+        (!send_collect(run, t, 0, t->bytes) || !drain(run) || !well(run)))
         return !run->failed;
     if (!stats_of(run, &after))
         return false;
@@ -323,7 +321,7 @@ static bool nothing_left(struct run *run)
                      (unsigned long long)stats.rows_in_dram,
                      (unsigned long long)(stats.allocated_bytes - bad), (unsigned long long)bad);
     if (stats.checksum_errors && !run->chaos->wrong_data &&
-        !(run->chaos->program_faults && known(FAULT_PROGRAM_ERROR_KILLS)))
+        !(run->chaos->program_faults && (run->scarce_flash || known(FAULT_PROGRAM_ERROR_KILLS))))
         return wrong(run, "%llu checksum errors, though all that was read was right",
                      (unsigned long long)stats.checksum_errors);
     return check(run);

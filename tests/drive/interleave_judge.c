@@ -24,7 +24,8 @@ static uint32_t surroundings(struct run *run, uint64_t bad_reads)
     return set;
 }
 
-#define ANY (~0u)
+#define ANY      (~0u)
+#define REFUSALS (BIT(INST_ESEQUENCE) | BIT(INST_ENORESOURCE) | BIT(INST_ENOMEM) | BIT(INST_ENOSPC))
 
 static void tell_sequence(struct run *run, uint32_t space, uint32_t seq)
 {
@@ -491,7 +492,8 @@ static bool judge_collected_attend(struct run *run, const struct flight *f)
         struct model_space *space = &run->spaces[t->space];
         struct model_sequence *s = &space->sequences[e->seq];
         struct model_layer *layer = &s->layers[t->layer];
-        refused &= status && status != INST_EIO && status != INST_ECORRUPT;
+        // One that was appended and then could not be attended to was not refused.
+        refused &= status && (!e->who || (BIT(status) & REFUSALS));
         if (!status && e->appends && s->life == e->life && !s->lost) {
             s->presence = PRESENT;
             if (layer->cuts == e->cuts)
@@ -549,28 +551,40 @@ static bool judge_collect(struct run *run, const struct flight *f, const struct 
 
 // ---- FORK, RECLAIM -----------------------------------------------------------------------------
 
+static bool forked_so(const struct model_sequence *child, const struct table_item *item)
+{
+    return child->presence != ABSENT && child->forked && child->epoch == item->epoch &&
+           child->parent == item->parent && child->parent_epoch == item->parent_epoch &&
+           child->fork_pos == item->pos;
+}
+
 static uint32_t fork_statuses(struct run *run, const struct flight *f, uint32_t i)
 {
     const struct table_item *item = &f->items[i];
     const struct model_space *space = &run->spaces[f->command.space];
     const struct model_sequence *parent = &space->sequences[item->parent];
     const struct model_sequence *child = &space->sequences[item->seq];
+    bool repeats = known(FAULT_REPEATS_REFUSED);
+    uint32_t set = 0;
     if (parent->lost || child->lost)
         return ANY;
+    if (child->presence == PRESENT && !repeats)
+        return forked_so(child, item) ? OK : BIT(INST_EEXIST);
+    if (child->presence == PRESENT && parent->presence == PRESENT &&
+        parent->epoch == item->parent_epoch)
+        return BIT(INST_EEXIST);
+    if (child->presence != ABSENT)
+        set |= BIT(INST_EEXIST) | (forked_so(child, item) && !repeats ? OK : 0);
     if (parent->presence == ABSENT || parent->epoch != item->parent_epoch)
-        return BIT(INST_ENOENT) | (child->presence != ABSENT ? BIT(INST_EEXIST) : 0);
-    uint32_t set = parent->presence == PERHAPS ? BIT(INST_ENOENT) : 0;
-    if (child->presence == PRESENT)
-        return set | BIT(INST_EEXIST);
-    if (child->presence == PERHAPS)
-        set |= BIT(INST_EEXIST);
+        return set | BIT(INST_ENOENT);
+    set |= parent->presence == PERHAPS ? BIT(INST_ENOENT) : 0;
     for (uint32_t l = 0; l < space->config.layers; l++) {
         if (item->pos > model_tokens_maybe(space, &parent->layers[l]))
             return set | BIT(INST_ESEQUENCE);
         if (item->pos > model_tokens(space, &parent->layers[l]))
             set |= BIT(INST_ESEQUENCE);
     }
-    return set | OK;
+    return child->presence == PRESENT ? set : set | OK;
 }
 
 static void fork_item(struct run *run, const struct flight *f, uint32_t i, bool sure)
@@ -581,6 +595,11 @@ static void fork_item(struct run *run, const struct flight *f, uint32_t i, bool 
     struct model_sequence *child = &space->sequences[item->seq];
     if (child->lost || (!sure && child->presence == PRESENT))
         return;
+    if (sure && forked_so(child, item) && !known(FAULT_REPEATS_REFUSED)) {
+        if (child->presence == PERHAPS)
+            child->lost = true; // made now, or then and perhaps changed since
+        return;
+    }
     if (parent->lost || (!sure && child->presence == PERHAPS)) {
         child->lost = true;
         child->presence = PERHAPS;
@@ -592,6 +611,10 @@ static void fork_item(struct run *run, const struct flight *f, uint32_t i, bool 
         parent->presence = PRESENT;
     model_create(space, item->seq, item->epoch);
     child->presence = sure ? PRESENT : PERHAPS;
+    child->forked = true;
+    child->parent = item->parent;
+    child->parent_epoch = item->parent_epoch;
+    child->fork_pos = (uint32_t)item->pos;
     model_fork(space, parent, child, (uint32_t)item->pos);
     // Where it is not there, another command may make it, empty and whole.
     for (uint32_t l = 0; !sure && l < space->config.layers; l++) {
@@ -603,10 +626,8 @@ static void fork_item(struct run *run, const struct flight *f, uint32_t i, bool 
 static bool judge_fork(struct run *run, const struct flight *f, int status)
 {
     uint32_t set = OK;
-    bool refused = false;
     for (uint32_t i = 0; i < f->command.count; i++) {
         uint32_t one = fork_statuses(run, f, i);
-        refused |= !(one & OK);
         set = (set & one & OK) | ((set | one) & ~OK);
     }
     uint32_t around = surroundings(run, f->bad_reads);
@@ -615,8 +636,8 @@ static bool judge_fork(struct run *run, const struct flight *f, int status)
         return false;
     if (status && f->command.count == 1 && !(BIT(status) & around))
         return true;
-    if (status && refused && !known(FAULT_REFUSAL_CHANGES_STATE))
-        return true;
+    if (status && !known(FAULT_REFUSAL_CHANGES_STATE))
+        return true; // all items or none
     for (uint32_t i = 0; i < f->command.count; i++) {
         if (status && !(fork_statuses(run, f, i) & OK))
             return true; // not beyond this one
@@ -657,48 +678,57 @@ static uint32_t reclaim_statuses(struct run *run, const struct flight *f, uint32
 {
     const struct table_item *item = &f->items[i];
     const struct model_sequence *s = sequence_of(run, f->command.space, item->seq);
-    if (item->seq_count)
+    // What is gone was given up before, and another sequence may have its number by now.
+    if (item->seq_count || !known(FAULT_REPEATS_REFUSED))
         return OK;
-    if (s->lost)
+    if (s->lost || s->presence == ABSENT)
         return OK | BIT(INST_ENOENT);
-    if (s->presence == ABSENT) // repeated: a success without effect
-        return known(FAULT_REPEATS_REFUSED) ? OK | BIT(INST_ENOENT) : OK;
     if (s->epoch != item->epoch)
         return BIT(INST_ENOENT) | (s->presence == PERHAPS ? OK : 0);
-    return OK | (s->presence == PERHAPS && known(FAULT_REPEATS_REFUSED) ? BIT(INST_ENOENT) : 0);
+    return OK | (s->presence == PERHAPS ? BIT(INST_ENOENT) : 0);
+}
+
+// The sequences of an item: what was asked for has happened, or (perhaps) some of it may have.
+static void reclaim_item(struct run *run, const struct flight *f, uint32_t i, bool perhaps)
+{
+    const struct table_item *item = &f->items[i];
+    struct model_space *space = &run->spaces[f->command.space];
+    uint32_t n = item->seq_count ? item->seq_count : 1;
+    for (uint32_t seq = item->seq; seq < item->seq + n && seq < MODEL_SEQUENCES; seq++) {
+        struct model_sequence *s = &space->sequences[seq];
+        if (s->presence == ABSENT || (!item->seq_count && !s->lost && s->epoch != item->epoch))
+            continue;
+        if (perhaps) {
+            s->lost = true;
+            s->presence = PERHAPS;
+        } else {
+            reclaim_one(run, f, item, seq);
+        }
+    }
 }
 
 static bool judge_reclaim(struct run *run, const struct flight *f, int status)
 {
-    uint32_t set = OK;
+    uint32_t set = OK, memory = BIT(INST_ENORESOURCE) | BIT(INST_ENOMEM);
     for (uint32_t i = 0; i < f->command.count; i++) {
         uint32_t one = reclaim_statuses(run, f, i);
         set = (set & one & OK) | ((set | one) & ~OK);
     }
-    if (!allowed(run, f, status, set))
+    // Maps that forks share are copied for a range inside.
+    if (!allowed(run, f, status, set | (surroundings(run, f->bad_reads) & memory)))
         return false;
-    if (status && !known(FAULT_REFUSAL_CHANGES_STATE))
-        return true;
-    bool perhaps = false; // what lies behind an item that may have failed
+    bool perhaps = status && !(BIT(status) & set);
     for (uint32_t i = 0; i < f->command.count; i++) {
         const struct table_item *item = &f->items[i];
-        struct model_space *space = &run->spaces[f->command.space];
-        struct model_sequence *s = &space->sequences[item->seq];
-        uint32_t one = reclaim_statuses(run, f, i), n = item->seq_count ? item->seq_count : 1;
-        if (status && !(one & OK))
-            return true;
+        struct model_sequence *s = sequence_of(run, f->command.space, item->seq);
+        uint32_t one = reclaim_statuses(run, f, i);
+        if (status && !perhaps && !(one & OK))
+            return true; // it ended here
         bool may_fail = status && (one & BIT(status));
         if (may_fail && f->command.count == 1 && !s->lost && s->epoch == item->epoch)
             s->presence = ABSENT; // seen
         perhaps |= may_fail;
-        for (uint32_t at = item->seq; at < item->seq + n && at < MODEL_SEQUENCES; at++) {
-            if (perhaps && space->sequences[at].presence != ABSENT) {
-                space->sequences[at].lost = true;
-                space->sequences[at].presence = PERHAPS;
-            } else if (!perhaps) {
-                reclaim_one(run, f, item, at);
-            }
-        }
+        reclaim_item(run, f, i, perhaps);
     }
     return true;
 }
@@ -816,6 +846,7 @@ bool judge(struct run *run, const struct completion *done)
     }
     run->last_status = status;
     run->last_opcode = op;
+    run->last_ticket = f->ticket;
     if (op != OP_COLLECT)
         run->last_refused = status && status != INST_EIO && status != INST_ECORRUPT;
     outlook_settle(run, f);

@@ -107,7 +107,7 @@ void model_create(struct model_space *space, uint32_t seq, uint32_t epoch)
 {
     struct model_sequence *s = &space->sequences[seq];
     s->presence = PRESENT;
-    s->lost = false;
+    s->lost = s->forked = false;
     s->epoch = epoch;
     s->life++;
     for (uint32_t l = 0; l < MODEL_LAYERS; l++) {

@@ -29,7 +29,9 @@ struct model_layer {
 struct model_sequence {
     enum presence presence;
     uint32_t epoch;
-    bool lost;     // not even its epoch is known: only RECLAIM whatever the epoch helps
+    bool lost;   // not even its epoch is known: only RECLAIM whatever the epoch helps
+    bool forked; // from this parent, at this position
+    uint32_t parent, parent_epoch, fork_pos;
     uint32_t life; // counts sequences that had this number, and their ends
     struct model_layer layers[MODEL_LAYERS];
 };

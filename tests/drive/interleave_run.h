@@ -84,6 +84,7 @@ struct run {
     bool scarce_memory, scarce_flash, faults;
     int last_status; // of the command that completed last
     uint8_t last_opcode;
+    struct ticket *last_ticket;
     bool last_refused;  // it, or all items of it, for a reason that is not the flash's
     uint64_t base_dram; // used when nothing but the spaces is there
     bool failed;        // something is wrong
