@@ -200,12 +200,15 @@ static int try_plan(struct engine_plan *p, const struct model_config *c,
 static int refuse(const struct engine_plan *p, const struct plan_input *in, struct inst_msg *msg)
 {
     char have[24], need[24], tables[24], buffers[24], text[24], drive[24], fixed[24];
+    // Room for text grows with the budget, up to what the context can take.
+    uint64_t others = p->needed - (p->text - TEXT_BYTES);
+    uint64_t enough = others + min_u64(in->context * TEXT_PER_TOKEN, others / (TEXT_SHARE - 1) + 1);
     return inst_fail(msg, INST_ENOMEM,
                      "--memory %s is too small for this model at context %llu: at least %s needed "
                      "(tables %s, buffers %s, sessions and text %s, drive %s, fixed %s)",
                      plan_bytes_text(in->memory, have), (unsigned long long)in->context,
                      // Rounded up, so that the number said is one that works.
-                     plan_bytes_text(p->needed + p->needed / 16, need),
+                     plan_bytes_text(enough + enough / 16, need),
                      plan_bytes_text(in->tables, tables), plan_bytes_text(p->buffers, buffers),
                      plan_bytes_text(p->sessions + p->text, text), plan_bytes_text(p->drive, drive),
                      plan_bytes_text(p->fixed, fixed));
