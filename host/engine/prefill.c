@@ -377,6 +377,38 @@ static int chunk_logits(struct chunk *ch, struct inst_msg *msg)
     return 0;
 }
 
+static int chunk_work(struct chunk *ch, const int32_t *tokens,
+                      const struct prefill_progress *progress, struct inst_msg *msg)
+{
+    struct inst_engine *e = ch->e;
+    struct inst_session *s = ch->s;
+    size_t n = ch->n;
+    int err = reader_issue(&ch->reader, msg);
+    if (err)
+        return err;
+    layer_embed(e, tokens, n);
+    layer_positions(e, s->length, n);
+    for (uint32_t layer = 0; layer < e->config.layers; layer++) {
+        err = chunk_layer(ch, layer, msg);
+        if (err)
+            return err;
+        uint64_t done = progress->before + n * (layer + 1) / e->config.layers;
+        // The last layer's call would say that tokens are done which may still fail.
+        if (progress->fn && layer + 1 < e->config.layers &&
+            !progress->fn(progress->user, done, progress->total))
+            return inst_fail(msg, INST_ECANCELLED, "cancelled");
+    }
+    for (int i = 0; i < 2; i++)
+        if ((err = write_wait(ch, i, msg)))
+            return err;
+    if (s->on_logits && (err = chunk_logits(ch, msg)))
+        return err;
+    if (layer_logits(e, n - 1, 1, s->logits, row_stride(e->config.vocab)))
+        return numbers_fail_logits(e, ch->pos0 + n - 1, msg);
+    s->has_logits = true;
+    return 0;
+}
+
 static int chunk_run(struct inst_session *s, const int32_t *tokens, size_t n,
                      const struct prefill_progress *progress, struct inst_msg *msg)
 {
@@ -389,30 +421,10 @@ static int chunk_run(struct inst_session *s, const int32_t *tokens, size_t n,
                        .write = {-1, -1}};
     ch.reader = (struct reader){
         .s = s, .pos0 = s->length, .pieces = (uint32_t)div_round_up(s->length, e->plan.piece)};
-    int err = reader_issue(&ch.reader, msg);
+    int err = chunk_work(&ch, tokens, progress, msg);
     if (err)
-        return err;
-    layer_embed(e, tokens, n);
-    layer_positions(e, s->length, n);
-    for (uint32_t layer = 0; layer < e->config.layers; layer++) {
-        err = chunk_layer(&ch, layer, msg);
-        if (err)
-            return err;
-        uint64_t done = progress->before + n * (layer + 1) / e->config.layers;
-        // The last layer's call would say that tokens are done which may still fail.
-        if (progress->fn && layer + 1 < e->config.layers &&
-            !progress->fn(progress->user, done, progress->total))
-            return inst_fail(msg, INST_ECANCELLED, "cancelled");
-    }
-    for (int i = 0; i < 2; i++)
-        if ((err = write_wait(&ch, i, msg)))
-            return err;
-    if (s->on_logits && (err = chunk_logits(&ch, msg)))
-        return err;
-    if (layer_logits(e, n - 1, 1, s->logits, row_stride(e->config.vocab)))
-        return numbers_fail_logits(e, ch.pos0 + n - 1, msg);
-    s->has_logits = true;
-    return 0;
+        port_drain(&e->port); // the tables of what is in flight lie in ch
+    return err;
 }
 
 int prefill_run(struct inst_session *s, const int32_t *tokens, size_t n,
@@ -424,7 +436,6 @@ int prefill_run(struct inst_session *s, const int32_t *tokens, size_t n,
         size_t count = min_u64(e->plan.chunk, n - done);
         int err = chunk_run(s, tokens + done, count, &now, msg);
         if (err) {
-            port_drain(&e->port);
             session_cut(s, s->length, NULL);
             return err;
         }
