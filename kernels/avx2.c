@@ -17,8 +17,9 @@ enum {
     K_JR = 2,     // rows of a K type that share x
     K_NR = 3,     // of a panel of words
     BLOCK_JR = 2, // rows of a block type that share x
-    // From this many queries on, converting a tile to fp32 first pays.
-    MANY_QUERIES = 16,
+    // From this many queries on, converting a tile to fp32 first pays. Converting for every four of
+    // them hides behind the products.
+    MANY_QUERIES = 64,
     // Accumulators of a panel of fp32.
     PANEL_QUERIES = 6,
     PANEL_VECTORS = 2,
@@ -26,9 +27,8 @@ enum {
 #define PANEL_MR      3
 #define K_MR          3
 #define DIRECT_JR(mr) ((mr) == 1 ? 4 : (mr) == 2 ? 2 : 1)
-// Vectors of columns that nq <= 4 queries share.
-#define KEY_VECTORS(nq)   ((nq) == 1 ? 8 : (nq) == 2 ? 4 : 2)
-#define VALUE_VECTORS(nq) ((nq) == 1 ? 8 : (nq) == 2 ? 4 : 2)
+// Vectors of columns that nq <= 4 queries share: accumulators enough for the latency of fma.
+#define FEW_VECTORS(nq) ((nq) == 1 ? 8 : (nq) == 4 ? 3 : 4)
 
 typedef struct {
     vn p[2];
@@ -75,6 +75,11 @@ OP vn vn_max(vn a, vn b)
 OP vn vn_if_less(vn a, vn b, vn yes, vn no)
 {
     return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
+// a < b ? +0 : x
+OP vn vn_zero_if_less(vn a, vn b, vn x)
+{
+    return _mm256_andnot_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ), x);
 }
 // 2^n of the n in the low bits of t.
 OP vn vn_exp2_low_bits(vn t)

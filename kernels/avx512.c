@@ -28,9 +28,8 @@ enum {
 #define PANEL_MR      4
 #define K_MR          4
 #define DIRECT_JR(mr) ((mr) == 1 ? 8 : 4)
-// Vectors of columns that nq <= 4 queries share.
-#define KEY_VECTORS(nq)   4
-#define VALUE_VECTORS(nq) ((nq) == 1 ? 8 : 4)
+// Vectors of columns that nq <= 4 queries share: accumulators enough for the latency of fma.
+#define FEW_VECTORS(nq) ((nq) == 1 ? 8 : 4)
 
 typedef struct {
     vn p[1];
@@ -77,6 +76,11 @@ OP vn vn_max(vn a, vn b)
 OP vn vn_if_less(vn a, vn b, vn yes, vn no)
 {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes);
+}
+// a < b ? +0 : x
+OP vn vn_zero_if_less(vn a, vn b, vn x)
+{
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ), x);
 }
 // 2^n of the n in the low bits of t.
 OP vn vn_exp2_low_bits(vn t)

@@ -52,8 +52,8 @@ INLINE v16 v16_zero(void)
     return v;
 }
 
-// kernel_exp of each lane.
-INLINE vn vn_exp(vn x)
+// kernel_exp of each lane, none of which is above EXP_MAX.
+INLINE vn vn_exp_falling(vn x)
 {
     vn t = vn_fma(x, vn_set1(EXP_LOG2E), vn_set1(EXP_ROUND));
     vn n = vn_sub(t, vn_set1(EXP_ROUND));
@@ -66,8 +66,13 @@ INLINE vn vn_exp(vn x)
     p = vn_fma(p, r, vn_set1(1.0f));
     p = vn_fma(p, r, vn_set1(1.0f));
     p = vn_mul(p, vn_exp2_low_bits(t));
-    p = vn_if_less(x, vn_set1(EXP_MIN), vn_set1(0), p);
-    return vn_if_less(vn_set1(EXP_MAX), x, vn_set1(INFINITY), p);
+    return vn_zero_if_less(x, vn_set1(EXP_MIN), p);
+}
+
+// kernel_exp of each lane.
+INLINE vn vn_exp(vn x)
+{
+    return vn_if_less(vn_set1(EXP_MAX), x, vn_set1(INFINITY), vn_exp_falling(x));
 }
 
 // Tree sums of n accumulators to out, which has room for n rounded up to VN.

@@ -13,25 +13,23 @@ enum {
     QUERY_BLOCK = 48,
     // Queries that share one pass over K and V as they are stored.
     FEW_QUERIES = 4,
-    // Partials that are merged together.
-    MERGE_QUERIES = 4,
 };
 
 // ---- partials ----------------------------------------------------------------------------------
 
-// partial_merge of n <= MERGE_QUERIES neighbours; their exponentials are computed together.
+// partial_merge of n <= QUERY_BLOCK neighbours; their exponentials are computed together.
 static void merge_partials(struct partial *into, const struct partial *next, size_t n,
                            size_t head_dim)
 {
-    enum { EXPS = 2 * MERGE_QUERIES > VN ? 2 * MERGE_QUERIES : VN };
     const size_t stride = partial_stride(head_dim);
-    float e[EXPS] = {0};
+    float e[2 * QUERY_BLOCK + VN];
     for (size_t i = 0; i < n; i++) {
         float a = ((float *)into)[i * stride], b = ((const float *)next)[i * stride];
         float max = a > b ? a : b;
         e[2 * i] = a - max;
         e[2 * i + 1] = b - max;
     }
+    vn_store(e + 2 * n, vn_set1(0));
     for (size_t i = 0; i < 2 * n; i += VN)
         vn_store(e + i, vn_exp(vn_load(e + i)));
     for (size_t i = 0; i < n; i++) {
@@ -72,46 +70,51 @@ static void set_partial_output(const struct partial *p, float *out, size_t head_
         out[d] = p->acc[d] / p->sum;
 }
 
-// Turns n <= ATTENTION_TILE products into exp(scale * product - max), n > from; scores before
-// `from` count as -infinity.
-INLINE void softmax(float *s, const uint32_t from, const uint32_t n, float scale, float cap,
-                    struct partial *p)
+// The scores of n tokens, n > from, from their products; those before `from` count as -infinity,
+// and so do those behind n up to a multiple of 16. Sets p->max.
+static void tile_scores(float *s, uint32_t from, uint32_t n, const struct attention_tile *tile,
+                        struct partial *p)
 {
-    vn max = vn_set1(-INFINITY), factor = vn_set1(scale);
-    for (uint32_t t = n; t % KERNEL_LANES; t++)
-        s[t] = 0;
-    for (uint32_t t = 0; t < n; t += VN)
-        vn_store(s + t, vn_mul(factor, vn_load(s + t)));
-    for (uint32_t t = 0; cap != 0 && t < n; t += VN)
-        vn_store(s + t, softcap_vn(vn_load(s + t), cap));
-    for (uint32_t t = 0; t < from; t++)
-        s[t] = -INFINITY;
-    for (uint32_t t = n; t % KERNEL_LANES; t++)
-        s[t] = -INFINITY;
-    for (uint32_t t = 0; t < n; t += VN)
-        max = vn_max(vn_load(s + t), max);
-    float m = vn_greatest(max) + 0.0f;
-    max = vn_set1(m);
+    const vn factor = vn_set1(tile->scale);
+    vn max = vn_set1(-INFINITY);
+    if (n % KERNEL_LANES || from || tile->softcap != 0) {
+        for (uint32_t t = n; t % KERNEL_LANES; t++)
+            s[t] = 0;
+        for (uint32_t t = 0; t < n; t += VN)
+            vn_store(s + t, vn_mul(factor, vn_load(s + t)));
+        for (uint32_t t = 0; tile->softcap != 0 && t < n; t += VN)
+            vn_store(s + t, softcap_vn(vn_load(s + t), tile->softcap));
+        for (uint32_t t = 0; t < from; t++)
+            s[t] = -INFINITY;
+        for (uint32_t t = n; t % KERNEL_LANES; t++)
+            s[t] = -INFINITY;
+        for (uint32_t t = 0; t < n; t += VN)
+            max = vn_max(vn_load(s + t), max);
+    } else {
+        for (uint32_t t = 0; t < n; t += VN) {
+            vn x = vn_mul(factor, vn_load(s + t));
+            vn_store(s + t, x);
+            max = vn_max(x, max);
+        }
+    }
+    p->max = vn_greatest(max) + 0.0f;
+}
+
+// exp(score - max) of n scores. A loop of its own over the queries: one that also looked for their
+// maxima would wait for each of them. Sets p->sum.
+static void tile_weights(float *s, uint32_t n, struct partial *p)
+{
+    const vn max = vn_set1(p->max);
     v16 sum = v16_zero();
     for (uint32_t t = 0; t < n; t += KERNEL_LANES) {
         for (uint32_t part = 0; part < PARTS; part++) {
             // Beyond n: exp(-inf) = +0, which leaves a lane that is never -0 alone.
-            vn e = vn_exp(vn_sub(vn_load(s + t + part * VN), max));
+            vn e = vn_exp_falling(vn_sub(vn_load(s + t + part * VN), max));
             vn_store(s + t + part * VN, e);
             sum.p[part] = vn_add(sum.p[part], e);
         }
     }
-    p->max = m;
     p->sum = v16_sum(sum);
-}
-
-static void tile_softmax(float *s, uint32_t from, uint32_t n, const struct attention_tile *tile,
-                         struct partial *p)
-{
-    if (n == ATTENTION_TILE && !from && tile->softcap == 0)
-        softmax(s, 0, ATTENTION_TILE, tile->scale, 0, p); // the scores stay in registers
-    else
-        softmax(s, from, n, tile->scale, tile->softcap, p);
 }
 
 // ---- chains ------------------------------------------------------------------------------------
@@ -131,39 +134,54 @@ struct factor {
     size_t panel_rows;
 };
 
-// One row for nq queries: acc[i * nv + v] = fma(a[i], vector v of the row, .). at[v]: vector v of
-// row 0 (not VALUES).
-INLINE void chain_step(const enum source source, const size_t nq, const size_t nv,
-                       const struct factor *b, const void *const *at, size_t column, size_t row,
-                       const float *a, size_t a_stride, vn *acc)
+// Vector v of a row. at[v] + offset: where it lies (not VALUES).
+INLINE vn chain_load(const enum source source, const struct factor *b, const void *const *at,
+                     size_t offset, size_t v, size_t column, size_t row)
 {
-    vn x[8];
+    if (source == KEYS)
+        return vn_f16((const uint16_t *)at[v] + offset);
+    if (source == VALUES)
+        return vn_f16(b->value[row] + column + v * VN);
+    return vn_load((const float *)at[v] + offset);
+}
+
+// One row for nq queries: acc[i * nv + v] = fma(a[i], vector v of the row, .). The fewer ones of
+// the two factors stay in registers meanwhile.
+INLINE void chain_step(const enum source source, const size_t nq, const size_t nv,
+                       const struct factor *b, const void *const *at, size_t offset, size_t column,
+                       size_t row, const float *a, size_t a_stride, vn *acc)
+{
+    vn hold[8];
     UNROLL
-    for (size_t v = 0; v < nv; v++) {
-        if (source == KEYS)
-            x[v] = vn_f16((const uint16_t *)at[v] + row * b->key_stride);
-        else if (source == VALUES)
-            x[v] = vn_f16(b->value[row] + column + v * VN);
-        else
-            x[v] = vn_load((const float *)at[v] + row * KERNEL_LANES);
+    for (size_t i = 0; i < (nq < nv ? nq : nv); i++)
+        hold[i] = nq < nv ? vn_set1(a[i * a_stride + row])
+                          : chain_load(source, b, at, offset, i, column, row);
+    UNROLL
+    for (size_t v = 0; nq < nv && v < nv; v++) {
+        vn x = chain_load(source, b, at, offset, v, column, row);
+        UNROLL
+        for (size_t i = 0; i < nq; i++)
+            acc[i * nv + v] = vn_fma(hold[i], x, acc[i * nv + v]);
     }
     UNROLL
-    for (size_t i = 0; i < nq; i++) {
+    for (size_t i = 0; nq >= nv && i < nq; i++) {
         vn w = vn_set1(a[i * a_stride + row]);
         UNROLL
         for (size_t v = 0; v < nv; v++)
-            acc[i * nv + v] = vn_fma(w, x[v], acc[i * nv + v]);
+            acc[i * nv + v] = vn_fma(w, hold[v], acc[i * nv + v]);
     }
 }
 
 // out[i * out_stride + c] = chain over rows [r0, r1) of a[i * a_stride + row] and column c of b,
 // for nq queries and nv vectors of columns from `column` on; it goes on from what is there unless
-// r0 is 0. While a row is read, as many bytes of what lies `ahead` are prefetched.
+// r0 is 0. While rows are read, as many bytes of what lies `ahead` are prefetched.
 INLINE void chain_block(const enum source source, const size_t nq, const size_t nv,
                         const struct factor *b, size_t column, const float *a, size_t a_stride,
                         size_t r0, size_t r1, float *out, size_t out_stride, const void *ahead)
 {
     enum { LINE = 64 };
+    const size_t rows = source == PANELS ? 2 : 4;
+    const size_t step = source == KEYS ? b->key_stride : KERNEL_LANES;
     vn acc[24];
     const void *at[8];
     UNROLL
@@ -179,23 +197,47 @@ INLINE void chain_block(const enum source source, const size_t nq, const size_t 
         UNROLL
     for (size_t v = 0; v < nv; v++)
         acc[i * nv + v] = r0 ? vn_load(out + i * out_stride + v * VN) : vn_set1(0);
-    size_t row = r0;
-    for (; row + 2 <= r1; row += 2) {
-        if (source != PANELS && ahead)
+    size_t row = r0, offset = r0 * step;
+    for (; row + rows <= r1; row += rows, offset += rows * step) {
+        if (source != PANELS && ahead) {
             UNROLL
-        for (size_t line = 0; line < nv * VN * 4 / LINE; line++)
-            prefetch(ahead, row * nv * VN * 2 + line * LINE);
-        chain_step(source, nq, nv, b, at, column, row, a, a_stride, acc);
-        chain_step(source, nq, nv, b, at, column, row + 1, a, a_stride, acc);
+            for (size_t line = 0; line < nv * VN * 2 * rows / LINE; line++)
+                prefetch(ahead, line * LINE);
+            ahead = (const void *)((uintptr_t)ahead + nv * VN * 2 * rows);
+        }
+        UNROLL
+        for (size_t i = 0; i < rows; i++)
+            chain_step(source, nq, nv, b, at, offset + i * step, column, row + i, a, a_stride, acc);
     }
-    if (row < r1)
-        chain_step(source, nq, nv, b, at, column, row, a, a_stride, acc);
+    for (; row < r1; row++, offset += step)
+        chain_step(source, nq, nv, b, at, offset, column, row, a, a_stride, acc);
     UNROLL
     for (size_t i = 0; i < nq; i++)
         UNROLL
     for (size_t v = 0; v < nv; v++)
         vn_store(out + i * out_stride + v * VN, acc[i * nv + v]);
 }
+
+// Vectors of columns that nq queries take at most. A tile has 64 columns of K.
+INLINE size_t most_vectors(const enum source source, const size_t nq)
+{
+    const size_t all = ATTENTION_TILE / VN;
+    return source == KEYS && FEW_VECTORS(nq) > all ? all : FEW_VECTORS(nq);
+}
+
+// chain_block with nv, which few_vectors gave, as a constant.
+#define FOR_VECTORS(nq, nv, source, ...)                                                           \
+    do {                                                                                           \
+        const size_t most_ = most_vectors(source, nq);                                             \
+        if ((nv) == most_)                                                                         \
+            chain_block(source, nq, most_, __VA_ARGS__);                                           \
+        else if (most_ > 4 && (nv) == 4)                                                           \
+            chain_block(source, nq, 4, __VA_ARGS__);                                               \
+        else if (most_ > 2 && (nv) == 2)                                                           \
+            chain_block(source, nq, 2, __VA_ARGS__);                                               \
+        else                                                                                       \
+            chain_block(source, nq, 1, __VA_ARGS__);                                               \
+    } while (0)
 
 // Calls f with n, 1 to FEW_QUERIES, as a constant.
 #define FOR_FEW(n, f, ...)                                                                         \
@@ -230,22 +272,28 @@ struct tile_work {
     int fetch;       // is memory worth prefetching?
 };
 
+// How many vectors of columns come next where `left` remain: accumulators enough to hide the
+// latency of fma, and no single vector left over.
+INLINE size_t few_vectors(const size_t most, size_t left)
+{
+    if (most == 3)
+        return left >= 6 || left == 3 ? 3 : left >= 2 ? 2 : 1;
+    return left >= most ? most : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+}
+
 // Scores of nq queries with the first `columns` tokens.
 INLINE void key_queries(const size_t nq, const struct tile_work *w, size_t columns, const float *q,
                         size_t q_stride, float *scores, int fetch)
 {
-    const size_t nv = KEY_VECTORS(nq), dim = w->tile->head_dim;
-    size_t c = 0;
-    for (; c + nv * VN <= columns; c += nv * VN) {
+    const size_t dim = w->tile->head_dim;
+    for (size_t c = 0, nv; c < columns; c += nv * VN) {
+        nv = few_vectors(most_vectors(KEYS, nq), (columns - c) / VN);
         const void *ahead = fetch ? w->value.value[c] : NULL;
-        if (w->there >> c / KERNEL_LANES & ((1u << nv * VN / KERNEL_LANES) - 1))
-            chain_block(KEYS, nq, nv, &w->key, c, q, q_stride, 0, dim, scores + c, ATTENTION_TILE,
+        const size_t first = c / KERNEL_LANES, last = (c + nv * VN - 1) / KERNEL_LANES;
+        if (w->there >> first & ((2u << (last - first)) - 1))
+            FOR_VECTORS(nq, nv, KEYS, &w->key, c, q, q_stride, 0, dim, scores + c, ATTENTION_TILE,
                         ahead);
     }
-    for (; nv > PARTS && c < columns; c += KERNEL_LANES)
-        if (w->there >> c / KERNEL_LANES & 1)
-            chain_block(KEYS, nq, PARTS, &w->key, c, q, q_stride, 0, dim, scores + c,
-                        ATTENTION_TILE, NULL);
 }
 
 // What lies in K of the next tile as far behind its start as `column` of V behind that of this one.
@@ -261,21 +309,13 @@ INLINE const void *next_key(const struct attention_tile *tile, size_t column)
 INLINE void value_queries(const size_t nq, const struct tile_work *w, const float *s, size_t t0,
                           size_t t1, float *acc, size_t stride, int fetch)
 {
-    const size_t dim = w->tile->head_dim, nv = VALUE_VECTORS(nq);
+    const size_t dim = w->tile->head_dim;
     size_t c = 0;
-    for (; c + nv * VN <= dim; c += nv * VN)
-        chain_block(VALUES, nq, nv, &w->value, c, s, ATTENTION_TILE, t0, t1, acc + c, stride,
+    for (size_t nv; c + VN <= dim; c += nv * VN) {
+        nv = few_vectors(most_vectors(VALUES, nq), (dim - c) / VN);
+        FOR_VECTORS(nq, nv, VALUES, &w->value, c, s, ATTENTION_TILE, t0, t1, acc + c, stride,
                     fetch ? next_key(w->tile, c) : NULL);
-    if (nv > 4 && c + 4 * VN <= dim) {
-        chain_block(VALUES, nq, 4, &w->value, c, s, ATTENTION_TILE, t0, t1, acc + c, stride, NULL);
-        c += 4 * VN;
     }
-    if (nv > 2 && c + 2 * VN <= dim) {
-        chain_block(VALUES, nq, 2, &w->value, c, s, ATTENTION_TILE, t0, t1, acc + c, stride, NULL);
-        c += 2 * VN;
-    }
-    for (; c + VN <= dim; c += VN)
-        chain_block(VALUES, nq, 1, &w->value, c, s, ATTENTION_TILE, t0, t1, acc + c, stride, NULL);
     for (size_t lane = 0; c + lane < dim; lane += VN)
         chain_block(VALUES, nq, 1, &w->tail, lane, s, ATTENTION_TILE, t0, t1, acc + c + lane,
                     stride, NULL);
@@ -390,40 +430,55 @@ static void many_values(const struct tile_work *w, size_t n, const uint32_t *lim
     }
 }
 
-// Where K of each 16 tokens and V of each token lies. Of K [tokens][head_dim] a turned copy is
-// made.
-static void tile_open(struct tile_work *w, uint16_t *turned)
+// Where K of each 16 tokens lies. A part without chosen tokens may not be there: another one stands
+// for it, whose scores nobody looks at. Of K [tokens][head_dim] a turned copy is made.
+static void tile_keys(struct tile_work *w, uint64_t chosen, uint16_t *turned)
 {
     const struct attention_tile *tile = w->tile;
-    const size_t dim = tile->head_dim, n = tile->tokens;
-    const size_t part = tile->part_tokens ? tile->part_tokens : ATTENTION_TILE;
-    uint64_t chosen = tile->chosen ? tile->chosen : ~0ull >> (ATTENTION_TILE - n);
-    w->key.key_stride = part;
-    const uint16_t *some = NULL; // stands for parts that are not there: what it gives is not used
-    for (size_t i = 0; i < n; i += KERNEL_LANES) {
-        int there = (chosen >> i & 0xffff) != 0;
-        w->there |= (uint32_t)there << i / KERNEL_LANES;
-        w->key.key[i / KERNEL_LANES] = there ? tile->k[i / part] + i % part : NULL;
-        some = there ? w->key.key[i / KERNEL_LANES] : some;
+    const size_t part = tile->part_tokens;
+    const uint16_t *some = NULL;
+    w->key.key_stride = part ? part : ATTENTION_TILE;
+    if (!part)
+        kernel_transpose16(turned, ATTENTION_TILE, tile->k[0], tile->head_dim, tile->tokens,
+                           tile->head_dim);
+    for (size_t i = 0, number = 0, at = 0; i < ATTENTION_PARTS; i++) {
+        int there = (chosen >> i * KERNEL_LANES & 0xffff) != 0;
+        w->there |= (uint32_t)there << i;
+        if (!part)
+            w->key.key[i] = turned + i * KERNEL_LANES;
+        else if (there)
+            some = w->key.key[i] = tile->k[number] + at;
+        at += KERNEL_LANES;
+        number += at == part;
+        at = at == part ? 0 : at;
     }
-    for (size_t i = 0; i < ATTENTION_PARTS; i++)
+    for (size_t i = 0; part && i < ATTENTION_PARTS; i++)
         if (!(w->there >> i & 1))
             w->key.key[i] = some;
-    if (!tile->part_tokens) {
-        kernel_transpose16(turned, ATTENTION_TILE, tile->k[0], dim, n, dim);
-        for (size_t i = 0; i < ATTENTION_PARTS; i++)
-            w->key.key[i] = turned + i * KERNEL_LANES;
+}
+
+// Where V of each token lies that takes part.
+static void tile_values(struct tile_work *w, uint64_t chosen)
+{
+    const struct attention_tile *tile = w->tile;
+    const size_t part = tile->part_tokens ? tile->part_tokens : ATTENTION_TILE;
+    const size_t dim = tile->head_dim;
+    size_t count = 0, shift = (size_t)__builtin_ctzll(part);
+    for (size_t i = 0; !tile->chosen && count < tile->tokens; i++) {
+        const uint16_t *row = tile->v[i];
+        for (size_t t = 0; t < part; t++, row += dim) // of those beyond the last nothing is read
+            w->value.value[count++] = row;
     }
-    size_t count = 0;
-    for (size_t t = 0; t < n; t++)
-        if (chosen >> t & 1)
-            w->value.value[count++] = tile->v[t / part] + t % part * dim;
+    for (uint64_t rest = chosen; tile->chosen && rest; rest &= rest - 1) {
+        size_t t = (size_t)__builtin_ctzll(rest);
+        w->value.value[count++] = tile->v[t >> shift] + (t & (part - 1)) * dim;
+    }
 }
 
 // The last channels of V as rows of their own, so that vectors do not reach beyond its end.
-static void tile_tails(struct tile_work *w, size_t tokens)
+static void tile_tails(struct tile_work *w, size_t tokens, size_t lanes)
 {
-    const size_t dim = w->tile->head_dim, c = dim / VN * VN;
+    const size_t dim = w->tile->head_dim, c = dim / lanes * lanes;
     for (size_t t = 0; t < tokens && c < dim; t++) {
         uint16_t *tail = w->tails + t * KERNEL_LANES;
         memset(tail, 0, KERNEL_LANES * sizeof *tail);
@@ -435,18 +490,23 @@ static void tile_tails(struct tile_work *w, size_t tokens)
 // K and V as fp32, each number once.
 static void tile_panels(struct tile_work *w, size_t tokens)
 {
-    const size_t dim = w->tile->head_dim;
+    const size_t dim = w->tile->head_dim, stride = w->key.key_stride;
     for (size_t i = 0; i < ATTENTION_PARTS; i++) {
         float *out = w->key_panel + i * dim * KERNEL_LANES;
         const uint16_t *in = w->key.key[i];
-        if (w->there >> i & 1)
-            for (size_t c = 0; c < dim; c++, in += w->key.key_stride, out += KERNEL_LANES)
-                for (size_t p = 0; p < PARTS; p++)
-                    vn_store(out + p * VN, vn_f16(in + p * VN));
+        for (size_t c = 0; w->there >> i & 1 && c < dim; c++, in += stride, out += KERNEL_LANES)
+            for (size_t p = 0; p < PARTS; p++)
+                vn_store(out + p * VN, vn_f16(in + p * VN));
     }
-    for (size_t t = 0; t < tokens; t++)
-        expand_row(TENSOR_F16, (const uint8_t *)w->value.value[t], dim,
-                   w->value_panel + t * KERNEL_LANES, ATTENTION_TILE * KERNEL_LANES);
+    for (size_t c = 0; c < dim; c += KERNEL_LANES) {
+        float *out = w->value_panel + c * ATTENTION_TILE;
+        int whole = c + KERNEL_LANES <= dim;
+        for (size_t t = 0; t < tokens; t++, out += KERNEL_LANES) {
+            const uint16_t *in = whole ? w->value.value[t] + c : w->tail.value[t];
+            for (size_t p = 0; p < PARTS; p++)
+                vn_store(out + p * VN, vn_f16(in + p * VN));
+        }
+    }
     w->key.panel = w->key_panel;
     w->key.panel_rows = dim;
     w->value.panel = w->value_panel;
@@ -478,18 +538,19 @@ static void tile_queries(const struct tile_work *w, int many, size_t n, size_t t
     columns = (columns + KERNEL_LANES - 1) / KERNEL_LANES * KERNEL_LANES;
     (many ? many_scores : few_scores)(w, n, columns, q, q_stride);
     for (size_t i = 0; i < n; i++) {
-        struct partial *p = partial_at(to, i, dim);
         float *s = w->scores + i * ATTENTION_TILE;
-        partial_clear(p);
+        partial_clear(partial_at(to, i, dim));
         if (tile->chosen)
             pack_scores(s, tile->chosen);
         if (seen[i])
-            tile_softmax(s, first ? first[i] : 0, seen[i], tile, p);
+            tile_scores(s, first ? first[i] : 0, seen[i], tile, partial_at(to, i, dim));
     }
+    for (size_t i = 0; i < n; i++)
+        if (seen[i])
+            tile_weights(w->scores + i * ATTENTION_TILE, seen[i], partial_at(to, i, dim));
     (many ? many_values : few_values)(w, n, seen, partial_at(to, 0, dim)->acc, stride);
-    for (size_t i = 0; fold && i < n; i += MERGE_QUERIES)
-        merge_partials(partial_at(out, i, dim), partial_at(to, i, dim),
-                       n - i < MERGE_QUERIES ? n - i : MERGE_QUERIES, dim);
+    if (fold)
+        merge_partials((struct partial *)out, (struct partial *)to, n, dim);
 }
 
 static void set_attention_tile(const struct attention_tile *tile, const float *q, size_t q_stride,
@@ -499,8 +560,12 @@ static void set_attention_tile(const struct attention_tile *tile, const float *q
     const size_t dim = tile->head_dim, stride = partial_stride(dim);
     const size_t panel = ATTENTION_TILE * ((dim + KERNEL_LANES - 1) / KERNEL_LANES * KERNEL_LANES);
     const int many = n_q >= MANY_QUERIES;
-    size_t tokens = tile->chosen ? (size_t)__builtin_popcountll(tile->chosen) : tile->tokens;
-    struct tile_work w = {.tile = tile, .fetch = n_q > 1 && !tile->chosen && !many};
+    const uint64_t chosen = tile->chosen ? tile->chosen : ~0ull >> (ATTENTION_TILE - tile->tokens);
+    const size_t tokens = (size_t)__builtin_popcountll(chosen);
+    struct tile_work w; // too large to be cleared for every tile
+    w.tile = tile;
+    w.fetch = !tile->chosen && !many;
+    w.there = 0;
     _Static_assert(2 * ATTENTION_TILE * KERNEL_HEAD_DIM_MAX +  // panels
                            ATTENTION_TILE * KERNEL_LANES / 2 + // tails
                            2 * PANEL_QUERIES * (ATTENTION_TILE + 16 + KERNEL_HEAD_DIM_MAX) <=
@@ -515,8 +580,11 @@ static void set_attention_tile(const struct attention_tile *tile, const float *q
     w.block = w.block < QUERY_BLOCK ? w.block : QUERY_BLOCK;
     w.partials = w.scores + w.block * ATTENTION_TILE;
     // The copy is gone before V goes to its panel.
-    tile_open(&w, (uint16_t *)(many ? w.value_panel : w.key_panel));
-    (many ? tile_panels : tile_tails)(&w, tokens);
+    tile_keys(&w, chosen, (uint16_t *)(many ? w.value_panel : w.key_panel));
+    tile_values(&w, chosen);
+    tile_tails(&w, tokens, many ? KERNEL_LANES : VN);
+    if (many)
+        tile_panels(&w, tokens);
     for (size_t i = 0; i < n_q; i += w.block)
         tile_queries(&w, many, n_q - i < w.block ? n_q - i : w.block, tokens, q + i * q_stride,
                      q_stride, limit ? limit + i : NULL, tile->first ? tile->first + i : NULL,

@@ -27,9 +27,8 @@ enum {
 #define PANEL_MR      3
 #define K_MR          3
 #define DIRECT_JR(mr) ((mr) == 1 ? 4 : (mr) == 2 ? 2 : 1)
-// Vectors of columns that nq <= 4 queries share.
-#define KEY_VECTORS(nq)   ((nq) <= 2 ? 8 : 4)
-#define VALUE_VECTORS(nq) ((nq) <= 2 ? 8 : 4)
+// Vectors of columns that nq <= 4 queries share: accumulators enough for the latency of fma.
+#define FEW_VECTORS(nq) ((nq) <= 2 ? 8 : 4)
 
 typedef struct {
     vn p[4];
@@ -76,6 +75,11 @@ OP vn vn_max(vn a, vn b)
 OP vn vn_if_less(vn a, vn b, vn yes, vn no)
 {
     return vbslq_f32(vcltq_f32(a, b), yes, no);
+}
+// a < b ? +0 : x
+OP vn vn_zero_if_less(vn a, vn b, vn x)
+{
+    return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(x), vcltq_f32(a, b)));
 }
 // 2^n of the n in the low bits of t.
 OP vn vn_exp2_low_bits(vn t)

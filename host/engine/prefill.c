@@ -12,7 +12,9 @@
 #include <stdalign.h>
 #include <string.h>
 
-enum { BLOCK_QUERIES = 64 };
+// Queries of a KV head that share a tile once it is turned and converted: fewer where that many
+// would leave workers without a block.
+enum { BLOCK_QUERIES = 256, BLOCK_QUERIES_LEAST = 64, BLOCKS_PER_WORKER = 4 };
 
 // Consecutive tokens in a slab, from a position that the tile divides.
 struct run {
@@ -196,7 +198,12 @@ static void attend_tile(const struct chunk *ch, const struct run *run, uint64_t 
 
 static size_t block_rows(const struct chunk *ch)
 {
-    return ch->group >= BLOCK_QUERIES ? 1 : BLOCK_QUERIES / ch->group;
+    const struct inst_engine *e = ch->e;
+    size_t queries = BLOCK_QUERIES;
+    while (queries > BLOCK_QUERIES_LEAST && ch->n * ch->group * e->config.kv_heads / queries <
+                                                (uint64_t)BLOCKS_PER_WORKER * pool_threads(e->pool))
+        queries /= 2;
+    return max_u64(queries / ch->group, 1);
 }
 
 static void attend_item(void *arg, size_t item, unsigned worker)
