@@ -7,7 +7,7 @@
 #ifndef INST_DRIVE_FTL_SPACE_H
 #define INST_DRIVE_FTL_SPACE_H
 
-#include "drive/drive.h"
+#include "drive/command.h"
 #include "drive/ftl/frame.h"
 #include "drive/ftl/stream.h"
 #include "kernels/kernels.h"

@@ -6,7 +6,7 @@
 #define INST_DRIVE_FTL_STREAM_H
 
 #include "base/pool.h"
-#include "drive/drive.h"
+#include "drive/command.h"
 #include "drive/ftl/segment.h"
 #include "drive/ftl/slot.h"
 

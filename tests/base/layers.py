@@ -1,9 +1,13 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Checks the arrows of the house: a room includes itself and what lies below it, never across."""
+"""Checks the arrows of the house from the includes, and rules that a reader of any file counts on:
+    layers.py ROOT         every file of the tree
+    layers.py --self-test  this check itself, on files made up to be wrong
+A room includes itself and what lies below it, never across; inside the drive too."""
 import pathlib
 import re
 import sys
+import tempfile
 
 BELOW = {
     'base': set(),
@@ -14,8 +18,27 @@ BELOW = {
     'host': {'link', 'drive', 'kernels', 'base'},
     'cmd': {'host', 'sim', 'link', 'drive', 'kernels', 'base'},
 }
-# Further down: what a host may know of a drive is the command set and how to plan and open one.
-HOST_SEES_OF_DRIVE = {'drive/command.h', 'drive/drive.h', 'drive/flash/flash.h'}
+# Further down: what others may know of a drive is the command set and how to plan and open one.
+DOORS = {'drive/command.h', 'drive/drive.h', 'drive/flash/flash.h'}
+KNOWN_BY_DOORS = {'link', 'host', 'cmd'}
+# Inside the drive: what a room may include of the others'. A folder stands for all in it; of flash/
+# the table alone, not the back ends.
+COMMANDS, ENGINE, FLASH = 'drive/command.h', 'drive/engine.h', 'drive/flash/flash.h'
+INSIDE = {
+    'drive/flash/': {'base'},
+    'drive/ftl/': {'base', 'kernels', COMMANDS, ENGINE, FLASH},
+    'drive/attend/': {'base', 'kernels', COMMANDS, ENGINE, FLASH, 'drive/ftl/'},
+    'drive/control/': {'base', 'kernels', COMMANDS, ENGINE, FLASH, 'drive/ftl/', 'drive/attend/',
+                       'drive/drive.h'},
+    # What lies in no room
+    'drive/command': {'base', COMMANDS},
+    'drive/engine': {'base', ENGINE},
+    'drive/drive.h': {'base', 'kernels', COMMANDS, FLASH},
+}
+# Methods are data to the rooms around them: only the list of those that a drive brings names them.
+# READ is a command of its own.
+METHOD = re.compile(r'&\s*method_(?!copy\b)[a-z]+\b|\bmethod_(?!copy\b)[a-z]+\s*\.')
+METHODS_KNOWN_BY = {'drive/control/plan.c'}
 # The run command proves that the public header is enough.
 PUBLIC_ONLY = {'cmd/run.c'}
 PRINTING = re.compile(r'\b(printf|fprintf|puts|fputs|putchar|perror|exit|_exit|abort|assert)\s*\(')
@@ -24,21 +47,38 @@ COMMENT = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"', re.S)
 LINES_MAX = 1000
 
 
+def check_inside(name, include, errors):
+    """An include by a file of the drive."""
+    room = next((r for r in INSIDE if name.startswith(r)), None)
+    if room is None:
+        errors.append(f'{name}: in no room of the drive')
+    elif not (room.endswith('/') and include.startswith(room)) and not any(
+            include == b or include.startswith(b.rstrip('/') + '/') for b in INSIDE[room]):
+        errors.append(f'{name} includes {include}: an arrow inside the drive that points up or '
+                      'across')
+
+
 def check(path, name, errors):
     """Appends what is wrong with one file of a room to errors."""
     room, text = name.split('/')[0], path.read_text()
+    code = COMMENT.sub(' ', text)
     for include in INCLUDE.findall(text):
         target = include.split('/')[0]
         if name in PUBLIC_ONLY and target in BELOW and target != 'cmd':
             errors.append(f'{name} includes {include}: the public header must be enough')
+        if room == 'drive':
+            check_inside(name, include, errors)
         if target not in BELOW or target == room:
             continue
         if target not in BELOW[room]:
             errors.append(f'{name} includes {include}: an arrow that points up or across')
-        if room == 'host' and target == 'drive' and include not in HOST_SEES_OF_DRIVE:
+        if room in KNOWN_BY_DOORS and target == 'drive' and include not in DOORS:
             errors.append(f'{name} includes {include}: inside the drive')
+    if name.startswith(('drive/control/', 'drive/ftl/')) and name not in METHODS_KNOWN_BY:
+        for match in METHOD.finditer(code):
+            errors.append(f'{name}: {match.group()}: knows a method')
     if room != 'cmd':
-        for match in PRINTING.finditer(COMMENT.sub(' ', text)):
+        for match in PRINTING.finditer(code):
             errors.append(f'{name}: {match.group(1)}() below cmd/')
     if text.count('\n') > LINES_MAX:
         errors.append(f'{name}: {text.count(chr(10))} lines, at most {LINES_MAX}')
@@ -46,12 +86,91 @@ def check(path, name, errors):
         errors.append(f'{name}: no licence line')
 
 
-def main():
-    root, errors, files = pathlib.Path(sys.argv[1]), [], 0
+def check_tree(root):
+    """What is wrong with a tree, and how many files it has."""
+    errors, files = [], 0
     for room in BELOW:
         for path in sorted((root / room).rglob('*.[ch]')):
             check(path, path.relative_to(root).as_posix(), errors)
             files += 1
+    return errors, files
+
+
+# ---- of the check itself -----------------------------------------------------------------------
+
+RIGHT = {
+    'base/a.c': '#include "base/b.h"',
+    'kernels/a.c': '#include "base/b.h"\n#include "kernels/k.h"',
+    'drive/flash/a.c': '#include "drive/flash/nand.h"\n#include "base/b.h"',
+    'drive/ftl/a.c': '#include "drive/ftl/x.h"\n#include "drive/flash/flash.h"\n'
+                     '#include "drive/engine.h"\n#include "kernels/k.h"',
+    'drive/attend/a.c': '#include "drive/ftl/x.h"\n#include "drive/attend/method.h"\n'
+                        'const struct method method_dense;',
+    'drive/control/plan.c': '#include "drive/attend/walk.h"\nuse(&method_dense);',
+    'drive/control/b.c': '#include "drive/drive.h"\n// as method_dense does\n'
+                         '#include "drive/ftl/x.h"\nattend_method(x); struct method_plan *p; x = &method_copy;',
+    'drive/command.c': '#include "drive/command.h"\n#include "base/le.h"',
+    'drive/engine_pool.c': '#include "drive/engine.h"\n#include "base/pool.h"',
+    'link/a.c': '#include "drive/drive.h"',
+    'host/a.c': '#include "drive/flash/flash.h"\n#include "link/link.h"\nx = "exit(1)";',
+    'cmd/a.c': '#include "host/h.h"\nexit(1);',
+    'cmd/run.c': '#include "cmd/a.h"\n#include "instinfer.h"',
+}
+WRONG = [
+    ('base/a.c', '#include "kernels/k.h"', 'points up'),
+    ('kernels/a.c', ' # include "drive/command.h"', 'points up'),
+    ('drive/a.c', '#include "link/link.h"', 'points up'),
+    ('drive/new.c', '#include "base/b.h"', 'no room'),
+    ('link/a.c', '#include "host/h.h"', 'points up'),
+    ('host/a.c', '#include "sim/s.h"', 'across'),
+    ('link/a.c', '#include "drive/ftl/space.h"', 'inside the drive'),
+    ('host/a.c', '#include "drive/engine.h"', 'inside the drive'),
+    ('cmd/a.c', '#include "drive/attend/method.h"', 'inside the drive'),
+    ('drive/flash/a.c', '#include "drive/ftl/space.h"', 'up or across'),
+    ('drive/flash/a.c', '#include "drive/command.h"', 'up or across'),
+    ('drive/flash/a.c', '#include "kernels/k.h"', 'up or across'),
+    ('drive/ftl/a.c', '#include "drive/attend/job.h"', 'up or across'),
+    ('drive/ftl/a.c', '#include "drive/control/internal.h"', 'up or across'),
+    ('drive/ftl/a.c', '#include "drive/drive.h"', 'up or across'),
+    ('drive/ftl/a.c', '#include "drive/flash/nand.h"', 'up or across'),
+    ('drive/attend/a.c', '#include "drive/control/internal.h"', 'up or across'),
+    ('drive/attend/a.c', '#include "drive/drive.h"', 'up or across'),
+    ('drive/control/a.c', '#include "drive/flash/file.h"', 'up or across'),
+    ('drive/control/a.c', 'if (method == &method_sparf)', 'knows a method'),
+    ('drive/ftl/a.c', 'x = method_dense.id;', 'knows a method'),
+    ('drive/command.h', '#include "drive/drive.h"', 'up or across'),
+    ('drive/engine.h', '#include "drive/ftl/space.h"', 'up or across'),
+    ('drive/drive.h', '#include "drive/engine.h"', 'up or across'),
+    ('host/a.c', 'abort();', 'below cmd/'),
+    ('base/a.c', '\n' * (LINES_MAX + 1), 'at most'),
+    ('cmd/run.c', '#include "host/h.h"', 'public header'),
+]
+
+
+def errors_of(files):
+    with tempfile.TemporaryDirectory() as folder:
+        root = pathlib.Path(folder)
+        for name, text in files.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text('// SPDX-License-Identifier: Apache-2.0\n' + text)
+        return check_tree(root)[0]
+
+
+def self_test():
+    failed = [f'right, but: {e}' for e in errors_of(RIGHT)]
+    for name, text, says in WRONG:
+        errors = errors_of({name: text})
+        if not any(says in e and e.startswith(name) for e in errors):
+            failed.append(f'{name} with {text.strip()[:60]!r} should be refused ({says}): {errors}')
+    print('\n'.join(failed) or f'{len(WRONG)} wrong files are refused')
+    return bool(failed)
+
+
+def main():
+    if sys.argv[1] == '--self-test':
+        return self_test()
+    root = pathlib.Path(sys.argv[1])
+    errors, files = check_tree(root)
     header = (root / 'include/instinfer.h').read_text().count('\n')
     if header > 250:
         errors.append(f'include/instinfer.h: {header} lines, at most 250')
