@@ -10,11 +10,23 @@
 #include "interleave_harness.h"
 
 #include <inttypes.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
-enum { DEFAULT_SECONDS = 4 };
+enum { DEFAULT_SECONDS = 4, RUN_SECONDS = 240 };
+
+static uint64_t seed_at_work;
+
+// A step that never returns.
+static void too_long(int signal)
+{
+    (void)signal;
+    fprintf(stderr, "seed %" PRIu64 ": still in one step after %d s\n", seed_at_work, RUN_SECONDS);
+    abort();
+}
 
 static double now(void)
 {
@@ -73,11 +85,13 @@ int main(int argc, char **argv)
         }
         i++;
     }
+    signal(SIGALRM, too_long);
     if (!seeds && !(seconds > 0))
         seconds = DEFAULT_SECONDS;
     for (uint64_t i = 0; seeds ? i < seeds : now() - start < seconds; i++) {
         struct inst_msg msg = {0};
-        options.seed = first + i;
+        options.seed = seed_at_work = first + i;
+        alarm(RUN_SECONDS);
         if (interleave_run(&options, &counts, &msg)) {
             fflush(stdout);
             fprintf(stderr, "seed %" PRIu64 ": %s\n", options.seed, msg.text);
