@@ -10,7 +10,7 @@
 #include "chance.h"
 #include "drive/flash/flash.h"
 
-enum { CHAOS_EVER = 1 << 16, CHAOS_GOOD_PROGRAMS = 64 };
+enum { CHAOS_EVER = 1 << 16, CHAOS_GOOD_PROGRAMS = 512 };
 
 // Chances are in 1 / CHAOS_EVER of each operation.
 struct chaos_plan {

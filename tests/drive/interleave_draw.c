@@ -106,7 +106,7 @@ void draw_shape(struct run *run)
         run->scarce_memory ? least + below(chance, 8) * (uint64_t)16384 : good + (8 << 20);
     draw_plan(run);
     run->depth = 1 + below(chance, depths[below(chance, COUNT(depths))]);
-    run->commands = 50 + below(chance, 500);
+    run->commands = 50 + below(chance, 1000);
 }
 
 // ---- sending -----------------------------------------------------------------------------------
