@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The RAM back end: one lazily populated mapping of the whole geometry; erased blocks go back to
-// the system. Without a rate every operation takes effect inside submit and pages can be viewed in
-// place. With a rate it behaves as one pipe of that many bytes per second: reads and programs pass
-// through it one after another, and each takes effect (data included) when it is polled at or
-// after its time.
+// The RAM back end: one lazily populated mapping of the whole geometry, on large pages where it is
+// large; erased blocks go back to the system. Without a rate every operation takes effect inside
+// submit and pages can be viewed in place. With a rate it behaves as one pipe of that many bytes
+// per second: reads and programs pass through it one after another, and each takes effect (data
+// included) when it is polled at or after its time.
 #include "drive/flash/nand.h"
 #include "base/checked.h"
 
@@ -14,13 +14,18 @@
 #include <time.h>
 
 #define NS_PER_S UINT64_C(1000000000)
-enum { HUGE_PAGE = 2 << 20, SYSTEM_PAGE = 4096 };
+enum {
+    HUGE_PAGE = 2 << 20,
+    LARGE_LEAST = 8 * HUGE_PAGE, // a smaller flash is worth none
+    SYSTEM_PAGE = 4096,
+};
 
 struct flash_ram {
     struct flash flash;
     struct flash_nand nand;
-    unsigned char *memory; // (blocks, pages_per_block, page_bytes)
-    uint64_t bytes;
+    unsigned char *memory; // (blocks, pages_per_block, page_bytes), from a large page on
+    void *mapping;
+    uint64_t mapped_bytes;
     uint64_t rate;            // bytes per second, 0 = unlimited
     uint64_t busy_until_ns;   // when the pipe has done all that was accepted
     uint64_t rest;            // busy_until's fraction of a nanosecond, in 1/rate
@@ -118,8 +123,8 @@ static const void *ram_view(struct flash *flash, uint64_t block, uint32_t page)
 static void ram_close(struct flash *flash)
 {
     struct flash_ram *self = (struct flash_ram *)flash;
-    if (self->memory)
-        munmap(self->memory, self->bytes);
+    if (self->mapping)
+        munmap(self->mapping, self->mapped_bytes);
     if (self->nand.next)
         flash_nand_free(&self->nand);
     free(self);
@@ -139,6 +144,29 @@ static const struct flash_ops ram_rate_ops = {
     .close = ram_close,
 };
 
+// Large pages spare the scan of attention its TLB misses. They are asked for where what is erased
+// together, the blocks of all dies, is no smaller than one; an erase cuts up those at its ends.
+static int map_memory(struct flash_ram *self, struct inst_msg *msg)
+{
+    const struct flash_geometry *g = &self->flash.geometry;
+    uint64_t bytes = g->blocks * flash_block_bytes(g), mapped = bytes;
+    bool large = bytes >= LARGE_LEAST && g->dies * flash_block_bytes(g) >= HUGE_PAGE &&
+                 checked_add(bytes, HUGE_PAGE, &mapped);
+    void *base = mmap(NULL, mapped, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (base == MAP_FAILED)
+        return inst_fail(msg, INST_ENOMEM, "RAM flash: the system refused %llu bytes",
+                         (unsigned long long)mapped);
+    self->mapping = base;
+    self->mapped_bytes = mapped;
+    self->memory = base;
+    if (large) {
+        self->memory += -(uintptr_t)base & (HUGE_PAGE - 1);
+        (void)madvise(self->memory, bytes, MADV_HUGEPAGE);
+    }
+    return 0;
+}
+
 int flash_ram_open(struct flash **out, const struct flash_geometry *geometry, uint64_t bytes_per_s,
                    struct inst_msg *msg)
 {
@@ -152,18 +180,9 @@ int flash_ram_open(struct flash **out, const struct flash_geometry *geometry, ui
     self->flash.geometry = *geometry;
     self->flash.geometry.no_data = false;
     self->rate = bytes_per_s;
-    self->bytes = geometry->blocks * flash_block_bytes(geometry);
-    void *memory = mmap(NULL, self->bytes, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) {
-        rc = inst_fail(msg, INST_ENOMEM, "RAM flash: the system refused %llu bytes",
-                       (unsigned long long)self->bytes);
+    rc = map_memory(self, msg);
+    if (rc)
         goto fail;
-    }
-    self->memory = memory;
-    // Where erased blocks leave whole huge pages, they spare the scan of attention its TLB misses.
-    if (flash_block_bytes(geometry) % HUGE_PAGE == 0)
-        (void)madvise(memory, self->bytes, MADV_HUGEPAGE);
     rc = flash_nand_init(&self->nand, geometry, NULL, msg);
     if (rc)
         goto fail;

@@ -2,10 +2,13 @@
 // RAM back end: views, memory given back by erase, the rate in virtual time; and the geometries
 // that every back end refuses.
 #include "flash_harness.h"
+#include "tests/needs.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 static const struct flash_geometry geometry = {.page_bytes = 4096,
                                                .pages_per_block = 64,
@@ -167,13 +170,63 @@ static void test_geometry(void **state)
     free(page);
 }
 
+// What smaps says of the mapping that holds `place`: whether large pages were asked for.
+static bool large_pages_wanted(const void *place, unsigned long *large_kib)
+{
+    FILE *file = fopen("/proc/self/smaps", "r");
+    char line[4096];
+    bool here = false, wanted = false;
+    assert_non_null(file);
+    while (fgets(line, sizeof line, file)) {
+        unsigned long from, to, kib;
+        if (sscanf(line, "%lx-%lx ", &from, &to) == 2)
+            here = (uintptr_t)place >= from && (uintptr_t)place < to;
+        else if (here && sscanf(line, "AnonHugePages: %lu", &kib) == 1)
+            *large_kib = kib;
+        else if (here && !strncmp(line, "VmFlags:", 8))
+            wanted = strstr(line, " hg") != NULL;
+    }
+    fclose(file);
+    return wanted;
+}
+
+// What is large lies on large pages, also where a block is a little more than one (its summary),
+// and is still given back block by block.
+static void test_large_pages(void **state)
+{
+    (void)state;
+    enum { BLOCKS = 16, PAGES = 516 };
+    struct flash_geometry large = geometry;
+    large.pages_per_block = PAGES;
+    large.blocks = BLOCKS;
+    large.dies = large.channels = 1;
+    struct flash *flash;
+    assert_int_equal(flash_ram_open(&flash, &large, 0, NULL), 0);
+    unsigned char *data = pages_new(PAGES * 4096);
+    for (uint64_t b = 0; b < BLOCKS; b++)
+        assert_int_equal(run_one(flash, FLASH_PROGRAM, b, 0, PAGES, data), 0);
+    const unsigned char *first = flash->ops->view(flash, 0, 0);
+    assert_int_equal((uintptr_t)first % (2 << 20), 0);
+    unsigned long kib = 0;
+    bool wanted = large_pages_wanted(first, &kib);
+    print_message("%lu KiB of %d are on large pages\n", kib, BLOCKS * PAGES * 4);
+    assert_int_equal(run_one(flash, FLASH_ERASE, 3, 0, 0, NULL), 0);
+    assert_int_equal(resident_pages(first + 3 * PAGES * 4096, 512), 0);
+    assert_int_equal(resident_pages(first + 4 * PAGES * 4096, 512), 512);
+    assert_int_equal(resident_pages(first + 2 * PAGES * 4096, 512), 512);
+    flash_close(flash);
+    free(data);
+    if (access("/sys/kernel/mm/transparent_hugepage/enabled", F_OK))
+        leave_out("whether memory flash asks for large pages: this system has none");
+    assert_true(wanted);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_view),
-        cmocka_unit_test(test_rate),
-        cmocka_unit_test(test_rate_wait),
-        cmocka_unit_test(test_geometry),
+        cmocka_unit_test(test_view),        cmocka_unit_test(test_rate),
+        cmocka_unit_test(test_rate_wait),   cmocka_unit_test(test_geometry),
+        cmocka_unit_test(test_large_pages),
     };
     return cmocka_run_group_tests_name("flash_ram", tests, NULL, NULL);
 }
