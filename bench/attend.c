@@ -97,7 +97,12 @@ static int open_drive(struct attend_bench *b, struct inst_msg *msg)
     b->dram = o->dram;
     if (!b->dram)
         b->dram = max_u64(plan.min_dram_bytes, min_u64(plan.good_dram_bytes, o->dram_limit));
-    struct flash_file_options file = {.directory = o->directory, .geometry = b->geometry};
+    b->geometry.request_bytes = (uint32_t)min_u64(o->request_cost, UINT32_MAX);
+    struct flash_file_options file = {
+        .directory = o->directory,
+        .geometry = b->geometry,
+        .clock_ns = o->method == METHOD_DENSE ? NULL : measure_clock,
+    };
     err = o->directory ? flash_file_open(&b->flash, &file, msg)
                        : flash_ram_open(&b->flash, &b->geometry, 0, msg);
     struct drive_limits limits = {

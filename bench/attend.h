@@ -20,6 +20,7 @@ struct attend_options {
     uint64_t dram;                              // 0: as much as keeps the device busy
     uint64_t dram_limit;                        // then no more than this
     uint64_t row_cache;                         // bytes of it; 0: none
+    uint64_t request_cost;                      // of the flash; 0: measured on a disk, none in RAM
     uint64_t memory; // that the flash in RAM and the texts may take together; 0: no limit
     unsigned threads;
     struct clusters_options clusters;

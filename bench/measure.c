@@ -7,11 +7,16 @@
 #include <sys/mman.h>
 #include <time.h>
 
-double measure_now(void)
+uint64_t measure_clock(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+double measure_now(void)
+{
+    return 1e-9 * (double)measure_clock();
 }
 
 void measure_round(struct measure *m, measure_fn *fn, void *arg, double min_seconds)

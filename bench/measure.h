@@ -6,7 +6,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-double measure_now(void); // seconds
+double measure_now(void);     // seconds
+uint64_t measure_clock(void); // nanoseconds
 
 // One contender's rounds. Contenders take turns, so a slow phase of the machine meets all of them.
 enum { MEASURE_ROUNDS_MAX = 64 };

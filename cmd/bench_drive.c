@@ -509,6 +509,8 @@ int bench_drive(int argc, char **argv)
         {"--dies", 0, OPTION_U32, &b.o.dies, 1, 4096, "N", "of ram:; default 8"},
         {"--row-cache", 0, OPTION_SIZE, &b.o.row_cache, 0, 0, "SIZE",
          "rows kept in --dram; default: none, so that all is read"},
+        {"--request-cost", 0, OPTION_SIZE, &b.o.request_cost, 0, 0, "SIZE",
+         "gaps between pages that cost less are read; default: measured, none on ram:"},
         {"--dram", 0, OPTION_SIZE, &b.o.dram, 0, 0, "SIZE",
          "of the drive; default: what it asks for, up to 512M"},
         {"--group", 0, OPTION_U32, &b.o.group, 16, 1024, "T",

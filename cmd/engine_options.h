@@ -63,6 +63,14 @@ struct engine_options {
          0,                                                                                        \
          "SIZE",                                                                                   \
          "rows of KV kept in --memory, or off; default: as many as fit"},                          \
+        {"--request-cost",                                                                         \
+         0,                                                                                        \
+         OPTION_SIZE,                                                                              \
+         &(E).engine.request_cost,                                                                 \
+         0,                                                                                        \
+         0,                                                                                        \
+         "SIZE",                                                                                   \
+         "what could be read for a request to the disk, of single pages; default: measured"},      \
         {"--group",  0,                                                                            \
          OPTION_U32, &(E).engine.group,                                                            \
          16,         1024,                                                                         \

@@ -40,6 +40,8 @@ struct inst_options {
     uint64_t kv_limit;     // bytes the store may grow to; 0: what the context needs
     uint64_t row_cache;    // bytes of `memory` in which the drive keeps rows that it has read or
                            // written; 0: all that nothing else needs; INST_NO_ROW_CACHE: none
+    uint64_t request_cost; // bytes whose reading costs as much as a request to the disk: of single
+                           // pages, gaps that cost less are read; 0: measured
     uint64_t memory;       // bytes for everything but mapped weights and "ram:" drives;
                            // 0: a quarter of what is available to the process
     uint64_t context;      // tokens per session; 0: the model's trained length
@@ -162,6 +164,11 @@ INST_API size_t inst_chat_settle(inst_engine *engine, int32_t *tokens, size_t n_
     X(uint64_t, flash_read_bytes, "bytes read from flash")                                         \
     X(uint64_t, flash_program_bytes, "bytes programmed, summaries and padding included")           \
     X(uint64_t, decode_flash_read_bytes, "part of flash_read_bytes read during decode")            \
+    X(uint64_t, cache_hit_bytes, "found in the row cache instead")                                 \
+    X(uint64_t, cached_bytes, "in the row cache now")                                              \
+    X(uint64_t, bridged_bytes, "read as gaps that cost less than a request")                       \
+    X(uint64_t, read_ahead_rows, "rows read before they were asked for")                           \
+    X(uint64_t, read_ahead_hits, "those of them that were asked for")                              \
     X(uint64_t, stream_bytes, "K and V bytes that the drive accepted for flash")                   \
     X(double, waf, "write amplification: flash_program_bytes / stream_bytes")                      \
     X(double, space_amplification, "flash allocated / flash live")                                 \

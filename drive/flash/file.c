@@ -468,6 +468,20 @@ static int file_init(struct flash_file *self, const struct flash_file_options *o
     return open_engine(self, options, direct_rc, msg);
 }
 
+// What lies in the page cache says nothing about the disk.
+static void probe_cost(struct flash_file *self, const struct flash_file_options *options)
+{
+    uint32_t *cost = &self->flash.geometry.request_bytes;
+    if (!options->clock_ns || *cost)
+        return;
+    bool known = self->direct && flash_probe(&self->flash, options->clock_ns, self->budget, cost);
+    if (!known)
+        *cost = FLASH_REQUEST_FILE;
+    size_t n = strlen(self->flash.path);
+    snprintf(self->flash.path + n, sizeof self->flash.path - n, ", a request costs %s%u KiB",
+             known ? "" : "perhaps ", *cost >> 10);
+}
+
 int flash_file_open(struct flash **out, const struct flash_file_options *options,
                     struct inst_msg *msg)
 {
@@ -486,6 +500,7 @@ int flash_file_open(struct flash **out, const struct flash_file_options *options
         file_close(&self->flash);
         return rc;
     }
+    probe_cost(self, options);
     *out = &self->flash;
     return 0;
 }

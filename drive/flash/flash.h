@@ -79,12 +79,26 @@ int flash_ram_open(struct flash **out, const struct flash_geometry *geometry, ui
 struct flash_file_options {
     const char *directory; // a private unnamed temporary file is made here
     struct flash_geometry geometry;
-    struct budget *budget; // for bounce buffers of the fallbacks, rings
+    struct budget *budget; // for bounce buffers of the fallbacks, rings, the probe
+    // Measures what a request costs where geometry.request_bytes is 0 (flash_probe, about a tenth
+    // of a second); what cannot be measured is FLASH_REQUEST_FILE. NULL: it stays as it is.
+    uint64_t (*clock_ns)(void);
     // For tests and `-v`: refuse what the system would allow, so that each fallback can be shown.
     bool no_uring, no_direct;
 };
 int flash_file_open(struct flash **out, const struct flash_file_options *options,
                     struct inst_msg *msg);
+
+enum {
+    FLASH_REQUEST_FILE = 32 << 10, // on an ordinary disk, where nothing better is known
+    FLASH_REQUEST_MAX = 256 << 10, // nothing costs more: large reads are no larger either
+};
+// Measures what a request costs, in bytes of reading, on a flash that nobody has used yet: writes a
+// part of it, reads that in small and large pieces, erases it. False: it is too small, too slow or
+// memory is short; then nothing is known. The budget gets back what it gave.
+bool flash_probe(struct flash *flash, uint64_t (*clock_ns)(void), struct budget *budget,
+                 uint32_t *request_bytes);
+
 // The file below, for measuring the raw disk beside it (block b lies at b * block size; only
 // programmed pages have extents). Stays the back end's. -1 if `flash` is none of these.
 int flash_file_descriptor(const struct flash *flash);

@@ -205,6 +205,7 @@ static int make_plan(inst_engine *e, const struct inst_options *o, struct inst_m
     int err = engine_plan(&e->plan, &e->config, &input, msg);
     if (err)
         return err;
+    e->plan.geometry.request_bytes = (uint32_t)min_u64(o->request_cost, UINT32_MAX);
     e->kv_limit = e->plan.capacity;
     return 0;
 }
@@ -460,6 +461,11 @@ int inst_engine_stats(inst_engine *e, struct inst_stats *stats, struct inst_msg 
     stats->budget_peak_bytes = e->budget.peak;
     stats->drive_dram_bytes = e->drive_dram;
     stats->drive_dram_peak_bytes = drive.dram_peak_bytes;
+    stats->cache_hit_bytes = drive.cache_hit_bytes;
+    stats->cached_bytes = drive.cached_bytes;
+    stats->bridged_bytes = drive.bridged_bytes;
+    stats->read_ahead_rows = drive.read_ahead_rows;
+    stats->read_ahead_hits = drive.read_ahead_hits;
     put_sparf_stats(stats, &drive);
     return 0;
 }

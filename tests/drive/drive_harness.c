@@ -14,6 +14,7 @@ void rig_open(struct rig *rig, const struct rig_options *o)
         .dies = o->dies ? o->dies : 1,
         .channels = 1,
         .read_bytes = 128 * 1024,
+        .request_bytes = o->request_bytes,
     };
     g.blocks = o->blocks ? o->blocks : 4096 / g.dies * g.dies;
     rig->config.q_heads = o->q_heads;

@@ -318,6 +318,8 @@ static void test_equal_bits(void **state)
                 o.pages_per_block = 80; // a channel row of 64 pages, on one die
                 o.ram_rate = runs % 5 ? 0 : 1000000000000u;
                 o.directory = runs % 4 == 3 ? INST_BINARY_DIR : NULL;
+                o.request_bytes = runs % 7 < 3 ? 1u << (12 + runs % 7 * 2) : 0;
+                o.row_cache = runs % 2;
                 if (scenario_bits(&o, &s, &other, way, 480) != expected)
                     fail_msg("way %d, group %u, %u channels per page, page %u, %u dies, %u "
                              "threads, %s: other bits",
@@ -331,6 +333,61 @@ static void test_equal_bits(void **state)
     }
     scene_free(&s);
     scene_free(&other);
+}
+
+// Gaps that cost less than a request are read, counted apart, and change nothing else.
+static void test_gaps(void **state)
+{
+    (void)state;
+    enum { LENGTH = 900 };
+    struct scene s = {.kind = SCENE_CLUSTERED,
+                      .layers = 1,
+                      .kv_heads = 4,
+                      .q_heads = 4,
+                      .head_dim = 64,
+                      .tokens = LENGTH + 1};
+    const struct scene_knobs knobs = {.channels = 8, .divisor = 16};
+    const uint32_t costs[] = {0, 4096, 3 * 4096};
+    struct drive_stats before, after, first = {0};
+    uint64_t bridged = 0;
+    scene_new(&s, 9);
+    float *out = calloc(s.q_heads * s.head_dim, sizeof *out);
+    for (size_t i = 0; i < sizeof costs / sizeof *costs; i++) {
+        struct scene_result r;
+        struct rig rig;
+        struct rig_options o = options_for(&s, 64, 8);
+        o.dies = 1;
+        o.ram_rate = 1000000000;
+        o.no_read_ahead = true;
+        o.request_bytes = costs[i];
+        rig_open(&rig, &o);
+        scene_result_new(&r, &s);
+        scene_write(&rig, &s, 1, 0, LENGTH, 0);
+        rig_stats(&rig, &before);
+        assert_int_equal(scene_attend(&rig, &s, 0, 1, LENGTH, true, &knobs, &r), 0);
+        rig_stats(&rig, &after);
+        uint64_t gaps = after.bridged_bytes - before.bridged_bytes;
+        uint64_t read = after.flash_read_bytes - before.flash_read_bytes;
+        print_message("a request as %u bytes: %llu bytes read, %llu of them gaps\n", costs[i],
+                      (unsigned long long)read, (unsigned long long)gaps);
+        if (!i) {
+            first = after;
+            bridged = gaps;
+            memcpy(out, r.out, s.q_heads * s.head_dim * sizeof *out);
+            assert_int_equal(gaps, 0);
+        } else {
+            assert_true(gaps > bridged);
+            bridged = gaps;
+            assert_memory_equal(out, r.out, s.q_heads * s.head_dim * sizeof *out);
+        }
+        assert_int_equal(read - gaps, first.flash_read_bytes - before.flash_read_bytes);
+        assert_int_equal(after.token_pages, first.token_pages);
+        assert_int_equal(after.channel_pages, first.channel_pages);
+        scene_result_free(&r);
+        rig_close(&rig);
+    }
+    free(out);
+    scene_free(&s);
 }
 
 // The paper's layout, so that the filters' work can be counted by hand: a page of 4 KiB holds K or
@@ -503,6 +560,7 @@ int main(void)
         cmocka_unit_test(test_chosen_sets),
         cmocka_unit_test(test_everything_chosen_is_dense),
         cmocka_unit_test(test_equal_bits),
+        cmocka_unit_test(test_gaps),
         cmocka_unit_test(test_counters),
         cmocka_unit_test(test_built_in_decode),
         cmocka_unit_test(test_refusals),

@@ -1,5 +1,5 @@
 # Tests of the flash back ends and their wrappers.
-foreach(test flash_conformance flash_ram flash_file flash_wrappers)
+foreach(test flash_conformance flash_ram flash_file flash_probe flash_wrappers)
   inst_test(NAME drive/${test} SOURCES ${test}.c flash_harness.c
             LIBS inst_drive inst_kernels inst_base)
 endforeach()
