@@ -189,7 +189,7 @@ static void check_file(const char *path, int models, int least, int texts)
 static void test_spm(void **state)
 {
     (void)state;
-    check_file(INST_SOURCE_DIR "/tests/data/tokens_llama_spm.json", 2, 1, 300);
+    check_file(INST_SOURCE_DIR "/tests/data/tokens_llama_spm.json", 3, 2, 300);
 }
 
 static void test_bpe(void **state)

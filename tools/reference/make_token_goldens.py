@@ -37,7 +37,8 @@ import output_file  # noqa: E402
 TREE = os.path.join(ROOT, "models"), os.path.join(ROOT, "tests/data")
 
 # Vocabularies and a special token of each that stands between texts.
-SPM = {"vocab/ggml-vocab-llama-spm.gguf": "</s>", "stories260K.gguf": "</s>", "recall.gguf": "</s>"}
+SPM = {"vocab/ggml-vocab-llama-spm.gguf": "</s>", "stories260K.gguf": "</s>",
+       "vocab/words-spm.gguf": "</s>"}
 BPE = {"vocab/ggml-vocab-gpt-2.gguf": "<|endoftext|>",
        "vocab/ggml-vocab-llama-bpe.gguf": "<|reserved_special_token_200|>",
        "vocab/ggml-vocab-qwen2.gguf": "<|endoftext|>"}
