@@ -5,10 +5,15 @@
 """
 
 import os
+import signal
 import sys
 
 SKIP = 77
 HANG = 600  # seconds: no limit on time, a hundred times what the longest command here takes
+
+
+# More of the same: tests/more.h.
+MORE = "INST_MORE" in os.environ
 
 
 def not_tested(reason):
@@ -23,6 +28,14 @@ def missing(what):
         return 1
     not_tested(f"{what} is missing")
     return SKIP
+
+
+def heed_signals():
+    """nohup and a shell's & ignore some, and what is ignored stays so in
+    the commands that a test starts."""
+    for number in signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM:
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 if __name__ == "__main__":

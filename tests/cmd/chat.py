@@ -17,7 +17,9 @@ import time
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from needs import HANG, missing  # noqa: E402
+from needs import HANG, heed_signals, missing  # noqa: E402
+
+heed_signals()
 
 INSTINFER, RECALL, PART = sys.argv[1:4]
 TEMPLATES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../data/templates")

@@ -15,7 +15,9 @@ import tempfile
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from needs import HANG, not_tested  # noqa: E402
+from needs import HANG, heed_signals, not_tested  # noqa: E402
+
+heed_signals()
 
 INSTINFER, VOCABULARIES = sys.argv[1], sys.argv[2]
 STATS_KEYS = """prompt_tokens generated_tokens prefill_tokens_per_s decode_tokens_per_s

@@ -18,6 +18,8 @@ import unittest
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import needs  # noqa: E402
 
+needs.heed_signals()
+
 INSTINFER = os.path.abspath(sys.argv[1])
 LAST = b'{"last": "run"}'
 

@@ -4,7 +4,7 @@ inst_test(NAME drive/attention SOURCES drive_attention.c drive_harness.c LIBS ${
 inst_test(NAME drive/commands SOURCES drive_commands.c drive_harness.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/full SOURCES drive_full.c drive_harness.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/reclaim SOURCES drive_reclaim.c drive_harness.c LIBS ${DRIVE_LIBS})
-# Ten million pages take minutes; the quick version is the same code.
+# Ten million pages take minutes; the other versions are the same code.
 inst_test(NAME drive/churn SOURCES drive_churn.c drive_harness.c LIBS ${DRIVE_LIBS})
 add_test(NAME drive/churn_long COMMAND test_drive_churn 10000000)
 set_tests_properties(drive/churn_long PROPERTIES LABELS slow TIMEOUT ${INST_SLOW})
@@ -12,9 +12,14 @@ inst_test(NAME drive/sparf SOURCES drive_sparf.c sparf_scene.c drive_harness.c
           LIBS ${DRIVE_LIBS} inst_reference m)
 inst_test(NAME drive/sparf_faults SOURCES drive_sparf_faults.c sparf_scene.c drive_harness.c
           LIBS ${DRIVE_LIBS} inst_reference m)
+foreach(name attention churn sparf sparf_faults)
+  inst_more(drive/${name} test_drive_${name})
+endforeach()
 # Everything at once, in any order: see interleave_harness.h. Longer: test_drive_interleave --seeds N.
 include(interleave.cmake)
 inst_test(NAME drive/interleave SOURCES interleave.c ${INTERLEAVE_SOURCES} LIBS ${DRIVE_LIBS} m)
 inst_test(NAME drive/interleave_faults SOURCES interleave_faults.c ${INTERLEAVE_SOURCES}
           LIBS ${DRIVE_LIBS} m)
 set_tests_properties(drive/interleave drive/interleave_faults PROPERTIES LABELS drive)
+inst_more(drive/interleave test_drive_interleave)
+inst_fast(drive/slot drive/commands drive/full drive/reclaim drive/interleave drive/interleave_faults)

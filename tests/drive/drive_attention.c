@@ -2,6 +2,7 @@
 // Attention of the whole drive against plain double arithmetic, and equal bits whatever the token
 // group, page size, back end, thread count, budget and batch.
 #include "drive_harness.h"
+#include "tests/more.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -217,10 +218,10 @@ static void test_least_dram(void **state)
         struct drive_plan plan;
         assert_int_equal(drive_plan(&plan, &g, &o.config, 0, NULL), 0);
         o.dram_bytes = plan.min_dram_bytes;
-        decode_against_double(&o, 1900, 100);
+        decode_against_double(&o, more() ? 1900 : 900, more() ? 100 : 30);
         o.threads = 4;
         o.directory = INST_BINARY_DIR;
-        decode_against_double(&o, 700, 66);
+        decode_against_double(&o, 700, more() ? 66 : 30);
         o.directory = NULL;
     }
 }
@@ -250,7 +251,7 @@ static void test_reads_out_of_order(void **state)
         struct drive_plan plan;
         assert_int_equal(drive_plan(&plan, &g, &o.config, 0, NULL), 0);
         o.dram_bytes = plan.min_dram_bytes;
-        decode_against_double(&o, 5, 400);
+        decode_against_double(&o, 5, more() ? 400 : 200);
         o.threads = 3;
         decode_against_double(&o, 1000, 40);
     }

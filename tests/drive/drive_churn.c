@@ -5,6 +5,7 @@
 //
 // churn [PAGES]: pages to program in each case (default: a quick version).
 #include "drive_harness.h"
+#include "tests/more.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -21,11 +22,7 @@ enum {
     WORDS = HEAD_DIM * 2 / 8, // of K or V of a token
 };
 
-#ifdef __SANITIZE_THREAD__ // ten times slower
-static uint64_t pages_wanted = 400 * 1000;
-#else
-static uint64_t pages_wanted = 1000 * 1000;
-#endif
+static uint64_t pages_wanted;
 
 // A sequence as the test sees it: which contents its tokens have. A fork has its parent's up to
 // where it began, which may itself be a fork.
@@ -296,8 +293,7 @@ static void test_sparf(void **state)
 
 int main(int argc, char **argv)
 {
-    if (argc > 1)
-        pages_wanted = strtoull(argv[1], NULL, 10);
+    pages_wanted = argc > 1 ? strtoull(argv[1], NULL, 10) : more() ? 1000000 : 200000;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_one_die),
         cmocka_unit_test(test_four_dies),

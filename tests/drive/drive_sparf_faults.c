@@ -4,16 +4,12 @@
 // costs the sequence whose K and V it was, and nothing where it was the channel copy. All else
 // gives the bits of a run without faults.
 #include "sparf_scene.h"
+#include "tests/more.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#ifdef __SANITIZE_THREAD__ // ten times slower
-enum { STRIDE = 121 };
-#else
-enum { STRIDE = 13 };
-#endif
 enum { DIM = 64, Q_HEADS = 4, LAYERS = 2, PROMPT = 505, SEQUENCES = 3, ANSWERS_MAX = 96 };
 
 struct run {
@@ -146,7 +142,7 @@ static void some_faults(const struct scene *s, const char *what, struct flash_fa
     play(&clean, s, NULL, programs, dies);
     assert_int_equal(clean.failures, 0);
     plan.count = count;
-    for (plan.after = 0;; plan.after += 1 + plan.after % STRIDE, runs++) {
+    for (plan.after = 0;; plan.after += 1 + plan.after % (more() ? 13 : 121), runs++) {
         plan.seed = plan.after;
         if (!play(&run, s, &plan, programs, dies))
             break;
@@ -208,7 +204,7 @@ static void test_storm(void **state)
     new_scene(&s);
     play(&clean, &s, NULL, true, 1);
     unsigned failures = 0, answers = 0;
-    for (uint64_t seed = 1; seed <= 40; seed++) {
+    for (uint64_t seed = 1; seed <= 40; seed += more() ? 1 : 3) {
         const struct flash_fault_plan plan = {.seed = seed,
                                               .read_error = 3000 * (uint32_t)seed,
                                               .short_transfer = 1000 * (uint32_t)seed,

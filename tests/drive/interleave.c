@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Interleavings of commands and flash operations by seed. Without arguments: some seconds of them,
-// which differ from day to day in nothing. With arguments, to look for more:
+// Interleavings of commands and flash operations by seed. Without arguments: the same 150 every day,
+// or 1,000 (tests/more.h). With arguments, to look for more:
 //   --seeds N        so many runs
 //   --seconds N      as many as fit
 //   --seed N         the first seed (also: environment INTERLEAVE_SEED)
@@ -8,6 +8,7 @@
 //   --all            goes on after a run that fails
 //   --trace          prints every command and completion
 #include "interleave_harness.h"
+#include "tests/more.h"
 
 #include <inttypes.h>
 #include <signal.h>
@@ -16,7 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { DEFAULT_SECONDS = 4, RUN_SECONDS = 240 };
+enum { RUN_SECONDS = 240 };
 
 static uint64_t seed_at_work;
 
@@ -87,7 +88,7 @@ int main(int argc, char **argv)
     }
     signal(SIGALRM, too_long);
     if (!seeds && !(seconds > 0))
-        seconds = DEFAULT_SECONDS;
+        seeds = more() ? 1000 : 150;
     for (uint64_t i = 0; seeds ? i < seeds : now() - start < seconds; i++) {
         struct inst_msg msg = {0};
         options.seed = seed_at_work = first + i;

@@ -6,6 +6,11 @@ endforeach()
 foreach(name architectures numbers preflight sync stories sparf faults cut)
   inst_test(NAME host/engine_${name} SOURCES engine_${name}.c fake_drive.c LIBS ${ENGINE_TEST_LIBS})
 endforeach()
+foreach(name sparf faults cut)
+  inst_more(host/engine_${name} test_host_engine_${name})
+endforeach()
 # What llama.cpp wrote is kept as JSON (CJSON_*: model.cmake).
 target_include_directories(test_host_engine_stories SYSTEM PRIVATE ${CJSON_INCLUDE})
 target_link_libraries(test_host_engine_stories PRIVATE ${CJSON_LIBRARY})
+inst_fast(host/engine_plan host/engine_sampler host/engine_system host/engine_numbers
+  host/engine_preflight host/engine_sync)

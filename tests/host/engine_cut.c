@@ -3,12 +3,9 @@
 // of the default size never runs out although no page is ever copied, and the bits are those of a
 // session that got its tokens at once.
 #include "tests/host/engine_helper.h"
+#include "tests/more.h"
 
-#ifdef __SANITIZE_THREAD__ // ten times slower
-enum { CONTEXT = 640, ROUNDS = 30, CHECK_EVERY = 10 };
-#else
-enum { CONTEXT = 640, ROUNDS = 100, CHECK_EVERY = 10 };
-#endif
+enum { CONTEXT = 640, CHECK_EVERY = 10 };
 
 static char model[64];
 
@@ -75,7 +72,8 @@ static void walk(const struct walk *w, const char *kv, uint32_t group)
     size_t length = CONTEXT;
     for (size_t i = 0; i < CONTEXT; i++)
         tokens[i] = text_token(0, i);
-    for (unsigned round = 0; round < ROUNDS; round++) {
+    unsigned rounds = more() ? 100 : 30;
+    for (unsigned round = 0; round < rounds; round++) {
         if (sync_tokens(&f, 0, tokens, length))
             fail_msg("%s, group %u, round %u: %s", w->name, group, round, f.msg.text);
         if (round % CHECK_EVERY == CHECK_EVERY - 1) {

@@ -3,12 +3,7 @@
 // (tools/reference/sparf_float64.py), wherever KV lives and however it lies there, and the logits
 // have the same bits. How the references were made: tools/reference/make_sparf_goldens.py.
 #include "tests/host/engine_helper.h"
-
-#ifdef __SANITIZE_THREAD__ // ten times slower
-enum { TEXT_STEP = 12, MEMORY_STEPS = 1 };
-#else
-enum { TEXT_STEP = 1, MEMORY_STEPS = 2 };
-#endif
+#include "tests/more.h"
 
 static const char model[] = TREE_MODEL("stories260K.gguf");
 
@@ -111,7 +106,7 @@ static void tokens_are_the_references(void **state)
         {.kv = "/tmp", .group = 32, .threads = 4, .page_channels = 4},
     };
     uint64_t channel_pages = 0, token_pages = 0, read = 0;
-    for (size_t i = 0; i < n_goldens; i += TEXT_STEP) {
+    for (size_t i = 0; i < n_goldens; i += more() ? 1 : 12) {
         const struct golden *g = &goldens[i];
         size_t length = g->prompt + g->generated;
         struct inst_stats stats;
@@ -155,6 +150,8 @@ static void bits_do_not_depend_on_the_place(void **state)
     unsigned runs = 0;
     for (uint32_t group = 16; group <= 64; group *= 2, runs++)
         for (uint32_t channels = 1; channels <= 8; channels *= 2, runs++) {
+            if (runs % 5 && !more())
+                continue;
             struct place place = {.kv = runs % 2 ? "/tmp" : "ram:64M",
                                   .group = group,
                                   .threads = 1 + runs % 4,
@@ -183,8 +180,8 @@ static void every_accepted_memory_gives_the_bits(void **state)
     const struct golden *g = short_text();
     struct inst_stats stats;
     uint64_t expected = generate(g, &(struct place){.kv = "ram:64M"}, &stats);
-    unsigned accepted = 0;
-    for (uint64_t memory = 1 << 20; memory <= 32 << 20; memory += memory / MEMORY_STEPS) {
+    unsigned accepted = 0, steps = more() ? 2 : 1;
+    for (uint64_t memory = 1 << 20; memory <= 32 << 20; memory += memory / steps) {
         struct inst_options o = {.model = model,
                                  .memory = memory,
                                  .attention = "sparf",
@@ -206,7 +203,7 @@ static void every_accepted_memory_gives_the_bits(void **state)
         struct place place = {.kv = "/tmp", .group = 16, .threads = 2, .memory = memory};
         assert_true(generate(g, &place, &stats) == expected);
     }
-    assert_true(accepted > 2 * MEMORY_STEPS);
+    assert_true(accepted > 2 * steps);
 }
 
 // Sessions of different lengths, one step of all at a time; each has the bits that it has alone.

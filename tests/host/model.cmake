@@ -18,3 +18,6 @@ target_include_directories(test_host_model_token_points SYSTEM PRIVATE ${PCRE2_I
 set_tests_properties(host/model_token_points PROPERTIES TIMEOUT ${INST_SLOW})
 add_test(NAME host/model_token_points_all COMMAND test_host_model_token_points all)
 set_tests_properties(host/model_token_points_all PROPERTIES LABELS slow TIMEOUT ${INST_SLOW})
+inst_fast(host/model_gguf host/model_gguf_split host/model_config host/model_bad host/model_bad_corpus
+  host/model_tokenizer host/model_token_special host/model_text host/model_synth host/model_template
+  host/model_tokens_golden)

@@ -2,6 +2,7 @@
 // Every set of this machine gives the reference's bits on every case; a row of a matrix product
 // and a query of a tile depend on nothing but themselves.
 #include "cases.h"
+#include "tests/more.h"
 #include "tests/needs.h"
 
 #include <setjmp.h>
@@ -81,8 +82,8 @@ static void wrong_set_is_caught(void **state)
     (void)state;
     // The comparison itself can fail: a set that is wrong on purpose is caught.
     struct record *wrong = calloc(1, sizeof *wrong);
-    struct kernels off = kernels_reference;
-    off.sum = kernels_reference.max;
+    struct kernels off = *kernels_best(); // fast, and of the reference's bits
+    off.sum = off.max;
     cases_run(&off, keep, wrong);
     size_t differ = 0;
     for (size_t i = 0; i < wrong->n; i++)
@@ -117,7 +118,8 @@ static void row_invariance(void **state)
             const float *in = rounded ? rounded : x;
             for (size_t i = 0; i < ROWS; i++)
                 k->matmul(&w, 0, OUTPUTS, in + i * stride, stride, 1, alone[i], OUTPUTS, scratch);
-            for (size_t n = 1; n <= ROWS; n++) {
+            size_t step = k == &kernels_reference && !more() ? 23 : 1; // plain loops, and slow
+            for (size_t n = 1; n <= ROWS; n += step) {
                 size_t start = n < ROWS ? (n * 7) % (ROWS - n) : 0, split = n % OUTPUTS;
                 memset(out, 0, sizeof out);
                 k->matmul(&w, 0, split, in + start * stride, stride, n, out[0], OUTPUTS, scratch);

@@ -18,6 +18,8 @@ sys.path[:0] = [str(TOOLS), str(ROOT / "tests")]
 import needs  # noqa: E402
 import output_file  # noqa: E402
 
+needs.heed_signals()
+
 OLD = "last time's"
 
 

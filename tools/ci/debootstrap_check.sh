@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # The newcomer's test: a minimal Debian or Ubuntu with git and nothing else, a clone, ./demo and
-# ./check. Needs root, debootstrap and a mirror; leaves only the base system, for the next time.
+# ./check. Needs root, debootstrap and a mirror.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -9,12 +9,13 @@ usage() {
   cat <<'TEXT'
 usage: tools/ci/debootstrap_check.sh [--dir DIR] [--worktree] [SUITE] [COMMAND...]
 
-  SUITE       bookworm (Debian 12, the default) or noble (Ubuntu 24.04, with MIRROR set)
+  SUITE       bookworm (Debian 12, the default), trixie (Debian 13) or noble (Ubuntu 24.04)
   COMMAND     what runs in the clone; default: ./demo and then ./check
   --dir DIR   where the systems are made (default: build/newcomer), not on tmpfs
   --worktree  the working tree instead of a clone of what is committed
 
 Everything runs as root, there is no sudo. MIRROR in the environment: where the packages come from.
+The base system and the packages that were downloaded stay in DIR for the next time.
 TEXT
 }
 
@@ -32,9 +33,10 @@ done
 suite=${1:-bookworm}
 shift || true
 case $suite in
-  bookworm) options=('--include=git,ca-certificates') ;;
+  bookworm | trixie) options=('--include=git,ca-certificates') mirror=http://deb.debian.org/debian ;;
   noble)
     options=('--include=git,ca-certificates' '--components=main,universe')
+    mirror=http://archive.ubuntu.com/ubuntu
     # Debian has no package with Ubuntu's keys: without them debootstrap warns and goes on.
     keys=/usr/share/keyrings/ubuntu-archive-keyring.gpg
     [[ ! -e $keys ]] || options+=(--keyring="$keys") ;;
@@ -51,7 +53,7 @@ if [[ ! -d $base ]]; then
   # An older debootstrap does not know the suite by name; all of Ubuntu's share one script.
   [[ -e $script || $suite != noble ]] || script=/usr/share/debootstrap/scripts/jammy
   rm -rf "$base.new"
-  debootstrap --variant=minbase "${options[@]}" "$suite" "$base.new" "${MIRROR:-}" "$script" |
+  debootstrap --variant=minbase "${options[@]}" "$suite" "$base.new" "${MIRROR:-$mirror}" "$script" |
     tail -n 3
   mv "$base.new" "$base"
 fi
@@ -76,6 +78,8 @@ mount_in() {
 mount_in proc -t proc proc
 mount_in dev/shm -t tmpfs tmpfs
 mount_in dev/pts --bind /dev/pts
+mkdir -p "$dir/packages-$suite"
+mount_in var/cache/apt/archives --bind "$dir/packages-$suite"
 
 clone=$root/root/instinfer
 if $worktree; then
