@@ -202,6 +202,8 @@ static void places_that_cannot_hold_kv(void **state)
     int code = run_child(child_without_rights);
     assert_int_equal(chmod(root, 0700), 0);
     assert_true(code == 0 || code == 77);
+    if (code == 77)
+        not_tested("a place that may not be written: nobody else can be made here");
     snprintf(path, sizeof path, "%s/file", root);
     close(open(path, O_CREAT | O_WRONLY, 0600));
     assert_int_equal(kv_place_look(&place, path, &msg), INST_EIO);
