@@ -203,8 +203,8 @@ static void test_storm(void **state)
     struct scene s;
     new_scene(&s);
     play(&clean, &s, NULL, true, 1);
-    unsigned failures = 0, answers = 0;
-    for (uint64_t seed = 1; seed <= 40; seed += more() ? 1 : 3) {
+    unsigned failures = 0, answers = 0, runs = 0;
+    for (uint64_t seed = 1; seed <= 40; seed += more() ? 1 : 3, runs++) {
         const struct flash_fault_plan plan = {.seed = seed,
                                               .read_error = 3000 * (uint32_t)seed,
                                               .short_transfer = 1000 * (uint32_t)seed,
@@ -220,7 +220,7 @@ static void test_storm(void **state)
         failures += run.failures;
     }
     print_message("storm: %u answers, %u failures\n", answers, failures);
-    assert_true(answers > 200 && failures > 40);
+    assert_true(answers > 5 * runs && failures > runs);
     scene_free(&s);
 }
 

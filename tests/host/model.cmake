@@ -12,12 +12,10 @@ foreach(name template template_known tokens_golden token_bpe token_points)
 endforeach()
 add_test(NAME host/model_bad_corpus
   COMMAND ${Python3_EXECUTABLE} ${CMAKE_SOURCE_DIR}/tests/bad/make_bad.py --check)
-# Every code point; the whole of it takes a while.
+# Every code point, and no Unicode of the installed PCRE2.
 target_link_options(test_host_model_token_points PRIVATE -Wl,--wrap=pcre2_compile_8)
 target_include_directories(test_host_model_token_points SYSTEM PRIVATE ${PCRE2_INCLUDE})
-set_tests_properties(host/model_token_points PROPERTIES TIMEOUT ${INST_SLOW})
-add_test(NAME host/model_token_points_all COMMAND test_host_model_token_points all)
-set_tests_properties(host/model_token_points_all PROPERTIES LABELS slow TIMEOUT ${INST_SLOW})
+inst_more(host/model_token_points test_host_model_token_points)
 inst_fast(host/model_gguf host/model_gguf_split host/model_config host/model_bad host/model_bad_corpus
   host/model_tokenizer host/model_token_special host/model_text host/model_synth host/model_template
-  host/model_tokens_golden)
+  host/model_token_points host/model_tokens_golden)
