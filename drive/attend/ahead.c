@@ -84,11 +84,11 @@ static bool read_row(struct space *space, struct sequence *sequence, uint32_t la
     struct frame *frame = frames_take_row(space->frames);
     if (!frame)
         return false;
-    if (!frames_read(space->frames, frame, row->place, 0, &identity, row->sums)) {
+    if (!frames_read_ahead(space->frames, frame, row->place, &identity, row->sums,
+                           space->ahead.clock)) {
         frames_give(space->frames, frame);
         return false;
     }
-    frames_ahead(space->frames, frame, space->ahead.clock);
     return true;
 }
 

@@ -11,6 +11,9 @@ enum {
     IOS_MAX = 2048,       // operations in flight
     HUGE_PAGE = 2 << 20,  // slabs lie on large pages where the pool is that large
     IO_ROWS_RESERVED = 2, // rows' worth of operations that reads leave to programs
+    // Bytes that are on their way for nobody in particular: a few milliseconds of any device.
+    AHEAD_BYTES = 8 << 20,
+    PROGRAM_BYTES = 8 << 20,
 };
 
 struct list {
@@ -32,11 +35,14 @@ struct frames {
     uint64_t *sums;       // [slabs][row_pages]
     uint32_t *split_used; // [slabs] pages of a split slab that are not free
     struct flash_io *ios, *free_ios;
-    uint32_t n_ios, n_free_ios, ios_per_row, ios_reserved;
+    uint32_t n_ios, ios_per_row, ios_reserved;
+    uint32_t n_free_ios; // that are not promised to a frame either
     struct list free_rows, free_pages, cached_rows, cached_pages, ahead;
-    uint32_t split;  // slabs that are split
-    uint32_t given;  // slabs whose memory went back to the budget
-    uint32_t window; // frames that may be read ahead
+    struct list held_ahead, held_programs;       // oldest go first
+    uint64_t ahead_in_flight, program_in_flight; // bytes
+    uint32_t split;                              // slabs that are split
+    uint32_t given;                              // slabs whose memory went back to the budget
+    uint32_t window;                             // frames that may be read ahead
     uint32_t n_programming, n_in_flight;
     struct frame **table; // by place, chained
     uint64_t table_mask;
@@ -330,7 +336,7 @@ static void ahead_remove(struct frames *f, struct frame *frame)
 {
     if (!frame->ahead)
         return;
-    list_remove(&f->ahead, frame);
+    list_remove(frame->held ? &f->held_ahead : &f->ahead, frame);
     frame->ahead = false;
 }
 
@@ -400,10 +406,33 @@ static void empty_slab(struct frames *f, uint32_t slab)
     }
 }
 
+static uint32_t operations(const struct frames *f, const struct frame *frame)
+{
+    return frame->single ? 1 : f->ios_per_row;
+}
+
+// A row that was to be read ahead and is not wanted any more.
+static void drop_held(struct frames *f, struct frame *frame)
+{
+    ahead_remove(f, frame);
+    table_remove(f, frame);
+    frame->held = false;
+    f->n_free_ios += operations(f, frame);
+    segments_unpin(f->segments, frame->place);
+    f->counters.read_bytes -= f->row_bytes;
+    f->counters.ahead_rows--;
+    put_free(f, frame);
+}
+
 // A row that was read ahead last and that nobody has asked for.
 static bool steal_ahead(struct frames *f)
 {
-    struct frame *frame = f->ahead.newest;
+    struct frame *frame = f->held_ahead.newest;
+    if (frame) {
+        drop_held(f, frame);
+        return true;
+    }
+    frame = f->ahead.newest;
     while (frame && frame->state != FRAME_READY)
         frame = frame->older;
     if (frame)
@@ -522,20 +551,27 @@ bool frame_verify(const struct frame *frame)
     return true;
 }
 
-static uint32_t operations(const struct frames *f, const struct frame *frame)
+// Promises the operations of a frame that is to be read or programmed, and holds its segment.
+static void promise(struct frames *f, struct frame *frame)
 {
-    return frame->single ? 1 : f->ios_per_row;
+    uint64_t *bytes =
+        frame->state == FRAME_READ ? &f->counters.read_bytes : &f->counters.program_bytes;
+    f->n_free_ios -= operations(f, frame);
+    segments_pin(f->segments, frame->place);
+    *bytes += frame_pages(frame) * f->page_bytes;
 }
 
-static void queue_frame(struct frames *f, struct frame *frame, enum flash_op op)
+// Queues them for flash.
+static void queue_frame(struct frames *f, struct frame *frame)
 {
     uint32_t n = operations(f, frame), step = frame_pages(frame) / n;
+    frame->held = false;
     frame->pending = n;
     for (uint32_t i = 0; i < n; i++) {
         struct flash_io *io = f->free_ios;
         f->free_ios = io->next;
         *io = (struct flash_io){
-            .op = op,
+            .op = frame->state == FRAME_READ ? FLASH_READ : FLASH_PROGRAM,
             .pages = step,
             .data = frame->data + (uint64_t)i * step * f->page_bytes,
             .owner = frame,
@@ -544,15 +580,11 @@ static void queue_frame(struct frames *f, struct frame *frame, enum flash_op op)
         *f->queue_end = io;
         f->queue_end = &io->next;
     }
-    f->n_free_ios -= n;
     f->n_in_flight++;
-    segments_pin(f->segments, frame->place);
-    uint64_t *bytes = op == FLASH_READ ? &f->counters.read_bytes : &f->counters.program_bytes;
-    *bytes += frame_pages(frame) * f->page_bytes;
 }
 
-bool frames_read(struct frames *f, struct frame *frame, struct place place, uint32_t page,
-                 const struct page_identity *identity, const uint64_t *sums)
+static bool begin_read(struct frames *f, struct frame *frame, struct place place, uint32_t page,
+                       const struct page_identity *identity, const uint64_t *sums)
 {
     if (operations(f, frame) + f->ios_reserved > f->n_free_ios)
         return false;
@@ -564,7 +596,28 @@ bool frames_read(struct frames *f, struct frame *frame, struct place place, uint
     frame->identity = *identity;
     memcpy(sums_of(frame), sums, frame_pages(frame) * sizeof *sums);
     table_insert(f, frame);
-    queue_frame(f, frame, FLASH_READ);
+    promise(f, frame);
+    return true;
+}
+
+bool frames_read(struct frames *f, struct frame *frame, struct place place, uint32_t page,
+                 const struct page_identity *identity, const uint64_t *sums)
+{
+    if (!begin_read(f, frame, place, page, identity, sums))
+        return false;
+    queue_frame(f, frame);
+    return true;
+}
+
+bool frames_read_ahead(struct frames *f, struct frame *frame, struct place place,
+                       const struct page_identity *identity, const uint64_t *sums, uint64_t stamp)
+{
+    if (!begin_read(f, frame, place, 0, identity, sums))
+        return false;
+    frame->ahead = frame->held = true;
+    frame->stamp = stamp;
+    list_push(&f->held_ahead, frame);
+    f->counters.ahead_rows++;
     return true;
 }
 
@@ -575,7 +628,9 @@ static void start_program(struct frames *f, struct frame *frame)
     for (uint32_t i = 0; i < frame_pages(frame); i++, identity.page++)
         segments_record(f->segments, frame->place, frame->page + i, &identity, sums[i]);
     table_insert(f, frame);
-    queue_frame(f, frame, FLASH_PROGRAM);
+    promise(f, frame);
+    frame->held = true;
+    list_push(&f->held_programs, frame);
 }
 
 void frames_program(struct frames *f, struct frame *frame, struct place place, uint32_t page,
@@ -602,8 +657,30 @@ void frames_program_again(struct frames *f, struct frame *frame, struct place pl
     start_program(f, frame);
 }
 
+// Lets go what waits, once half of what may be on its way has arrived: several at a time, so that a
+// back end can join them. Programs keep their order, as pages of a block must.
+static void let_go(struct frames *f, struct list *held, uint64_t *in_flight, uint64_t most)
+{
+    uint64_t bytes;
+    if (*in_flight > most / 2)
+        return;
+    for (struct frame *frame; (frame = held->oldest); *in_flight += bytes) {
+        bytes = frame_pages(frame) * f->page_bytes;
+        if (*in_flight && *in_flight + bytes > most)
+            break;
+        list_remove(held, frame);
+        queue_frame(f, frame);
+        if (held == &f->held_ahead) {
+            frame->early = true;
+            list_push(&f->ahead, frame);
+        }
+    }
+}
+
 void frames_submit(struct frames *f, uint64_t now_ns)
 {
+    let_go(f, &f->held_ahead, &f->ahead_in_flight, AHEAD_BYTES);
+    let_go(f, &f->held_programs, &f->program_in_flight, PROGRAM_BYTES);
     struct flash_io *list = f->queue;
     if (!list)
         return;
@@ -643,7 +720,11 @@ struct frame *frames_done(struct flash_io *io)
         return NULL;
     f->n_in_flight--;
     segments_unpin(f->segments, frame->place);
+    if (frame->early)
+        f->ahead_in_flight -= f->row_bytes;
+    frame->early = false;
     if (frame->state == FRAME_PROGRAM) {
+        f->program_in_flight -= frame_pages(frame) * f->page_bytes;
         if (!frame->status)
             frames_program_ended(f, frame);
         return frame;
@@ -672,6 +753,8 @@ void frame_use(struct frames *f, struct frame *frame, bool hit)
     if (frame->ahead) {
         ahead_remove(f, frame);
         f->counters.ahead_hits++;
+        if (frame->held)
+            queue_frame(f, frame);
     }
     frame->users++;
 }
@@ -701,10 +784,14 @@ void frames_set_window(struct frames *f, uint32_t slabs)
 
 bool frames_ahead_room(struct frames *f, uint64_t stamp)
 {
-    while (f->ahead.n >= f->window) {
-        struct frame *frame = f->ahead.oldest;
-        if (frame->stamp >= stamp)
+    while (f->ahead.n + f->held_ahead.n >= f->window) {
+        struct frame *frame = f->ahead.n ? f->ahead.oldest : f->held_ahead.oldest;
+        if (!frame || frame->stamp >= stamp)
             return false;
+        if (frame->held) {
+            drop_held(f, frame);
+            continue;
+        }
         ahead_remove(f, frame);
         if (frame->state == FRAME_READY)
             cache(f, frame, false);
@@ -712,18 +799,14 @@ bool frames_ahead_room(struct frames *f, uint64_t stamp)
     return true;
 }
 
-void frames_ahead(struct frames *f, struct frame *frame, uint64_t stamp)
-{
-    frame->ahead = true;
-    frame->stamp = stamp;
-    list_push(&f->ahead, frame);
-    f->counters.ahead_rows++;
-}
-
 static void forget(struct frames *f, struct frame *frame)
 {
     if (frame->state == FRAME_READY && !frame->users) {
         drop(f, frame);
+        return;
+    }
+    if (frame->ahead && frame->held) {
+        drop_held(f, frame);
         return;
     }
     ahead_remove(f, frame);

@@ -10,6 +10,11 @@
 // refers to it) or a read fails, its frames leave the table at once, and their memory follows when
 // the last user lets go.
 //
+// What goes to flash first: reads that somebody waits for, at once. Reading ahead and programs wait
+// here, and only so many of each are on their way that the device is not idle; so a read never
+// finds more than these before it. A row read ahead that is asked for while it waits goes at once,
+// too.
+//
 // What is forgotten first: frames used once by a scan (dense attention reads all rows in a cycle)
 // go before everything that was found again, so that a cycle longer than the cache still finds a
 // cache full of it; one in SCAN_KEEP of them is kept, so that what nobody asks for any more goes in
@@ -41,6 +46,8 @@ struct frame {
     bool found;    // in the table
     bool read;     // came from flash, not from a WRITE
     bool ahead;    // read ahead, nobody has asked for it yet
+    bool held;     // its operations have not been handed to flash yet
+    bool early;    // they were, as reading ahead
     bool again;    // was found in the cache at least once
     uint8_t tries; // programs of it that failed
     int status;    // of the flash operations
@@ -51,7 +58,7 @@ struct frame {
     struct page_identity identity; // of that page
     uint64_t stamp;                // of the last use, or of the reading ahead
     struct frame *next;            // table chain
-    struct frame *newer, *older;   // list of free, cached or read-ahead frames
+    struct frame *newer, *older;   // list of free, cached, held or read-ahead frames
     struct frames *set;
 };
 
@@ -100,12 +107,15 @@ struct frame *frames_find_page(struct frames *frames, struct place place, uint32
 // stays taken. Programs always begin.
 bool frames_read(struct frames *frames, struct frame *frame, struct place place, uint32_t page,
                  const struct page_identity *identity, const uint64_t *sums);
+// A whole row that nobody has asked for yet. `stamp`: see frames_ahead_room.
+bool frames_read_ahead(struct frames *frames, struct frame *frame, struct place place,
+                       const struct page_identity *identity, const uint64_t *sums, uint64_t stamp);
 void frames_program(struct frames *frames, struct frame *frame, struct place place, uint32_t page,
                     const struct page_identity *identity, uint64_t *sums);
 // The program of a frame failed and the row has another place now.
 void frames_program_again(struct frames *frames, struct frame *frame, struct place place);
 // Operations queued since the last call go to flash as one list, so that a back end can join
-// neighbours.
+// neighbours, and with them what waits and may go.
 void frames_submit(struct frames *frames, uint64_t now_ns);
 
 // Takes back a finished operation whose owner is a frame. Returns the frame when that was its last
@@ -123,7 +133,6 @@ void frame_spoiled(struct frames *frames, struct frame *frame, int status);
 // Reading ahead: at most `window` slabs' worth of frames. A frame that waits unused since before
 // `stamp` makes room for others.
 bool frames_ahead_room(struct frames *frames, uint64_t stamp);
-void frames_ahead(struct frames *frames, struct frame *frame, uint64_t stamp);
 void frames_set_window(struct frames *frames, uint32_t slabs);
 
 // The row has died: its frames are not found again.

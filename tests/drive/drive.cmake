@@ -2,6 +2,7 @@ set(DRIVE_LIBS inst_drive inst_kernels inst_base)
 inst_test(NAME drive/slot SOURCES drive_slot.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/attention SOURCES drive_attention.c drive_harness.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/commands SOURCES drive_commands.c drive_harness.c LIBS ${DRIVE_LIBS})
+inst_test(NAME drive/order SOURCES drive_order.c drive_harness.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/full SOURCES drive_full.c drive_harness.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/reclaim SOURCES drive_reclaim.c drive_harness.c LIBS ${DRIVE_LIBS})
 # Ten million pages take minutes; the other versions are the same code.
