@@ -11,7 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum engine_kind { ENGINE_CHECK, ENGINE_ATTEND, ENGINE_FOLD, ENGINE_SELECT };
+enum engine_kind { ENGINE_CHECK, ENGINE_ATTEND, ENGINE_FOLD, ENGINE_SELECT, ENGINE_BUILD };
 
 // `items` independent calls of fn(arg, item, worker). Owned by the submitter; the engine holds it
 // from submit until poll hands it back.
@@ -22,7 +22,8 @@ struct engine_task {
     // What a model goes by: the kind, and the bytes of K and V (or of scores) that all items touch.
     enum engine_kind kind;
     uint64_t bytes;
-    uint64_t done_ns; // out: when it finished
+    void (*done)(struct engine_task *task); // called once it was polled, by whoever polls
+    uint64_t done_ns;                       // out: when it finished
     struct engine_task *next;
     void *owner; // the submitter's
 };
@@ -44,6 +45,18 @@ struct engine {
 
 // Runs tasks in `pool`, which stays the caller's, when it is polled.
 int engine_pool_open(struct engine **out, struct pool *pool, struct inst_msg *msg);
+
+// Polls, and tells the submitters; true when something had finished.
+static inline bool engine_take(struct engine *engine, uint64_t now_ns)
+{
+    struct engine_task *next, *task = engine->ops->poll(engine, now_ns);
+    bool any = task != NULL;
+    for (; task; task = next) {
+        next = task->next; // the submitter may use it again
+        task->done(task);
+    }
+    return any;
+}
 
 static inline void engine_close(struct engine *engine)
 {

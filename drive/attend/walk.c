@@ -82,7 +82,6 @@ int walk_open(struct walk **out, struct attend_env *env, struct space *space, un
     w->env = env;
     w->space = space;
     w->last = &w->first;
-    w->work.owner = w;
     for (int i = UNITS_MAX; i-- > 0;) {
         w->units[i].next = w->free_units;
         w->free_units = &w->units[i];
@@ -110,6 +109,8 @@ void walk_close(struct walk *w)
 {
     if (!w)
         return;
+    while (w->busy) // far enough in the future for an engine with a time of its own
+        engine_take(w->env->engine, UINT64_MAX / 2);
     for (int i = 0; w->methods[i]; i++) {
         if (w->states[i])
             w->methods[i]->close(w->states[i]);
@@ -413,14 +414,25 @@ static void run_think(void *arg, size_t index, unsigned worker)
     task->unit->job->method->think(task, scratch_of(w, worker));
 }
 
+static void work_done(struct engine_task *task)
+{
+    struct walk *w = task->owner;
+    w->busy = false;
+}
+
 // Hands work to the engine; false: there is none.
 static bool submit(struct walk *w, enum engine_kind kind, pool_fn *fn, size_t items, uint64_t bytes,
                    uint64_t now_ns)
 {
     if (!items)
         return false;
-    w->work = (struct engine_task){
-        .fn = fn, .arg = w, .items = items, .kind = kind, .bytes = bytes, .owner = w};
+    w->work = (struct engine_task){.fn = fn,
+                                   .arg = w,
+                                   .items = items,
+                                   .kind = kind,
+                                   .bytes = bytes,
+                                   .done = work_done,
+                                   .owner = w};
     w->busy = true;
     w->env->engine->ops->submit(w->env->engine, &w->work, now_ns);
     return true;
@@ -593,18 +605,8 @@ bool walk_compute(struct walk *w, uint64_t now_ns)
     do {
         while (!w->busy && !next_stage(w, now_ns, &moved) && w->stage != STAGE_COLLECT)
             ;
-        // An engine that works when it is polled has finished by now.
-        struct engine_task *task =
-            w->busy ? w->env->engine->ops->poll(w->env->engine, now_ns) : NULL;
-        for (struct engine_task *next; task; task = next) {
-            next = task->next;
-            ((struct walk *)task->owner)->busy = false;
-        }
+        if (w->busy) // an engine that works when it is polled has finished then
+            moved |= engine_take(w->env->engine, now_ns); // maybe somebody else's
     } while (!w->busy && w->stage != STAGE_COLLECT);
     return moved;
-}
-
-void walk_done(struct walk *w)
-{
-    w->busy = false;
 }

@@ -70,8 +70,6 @@ bool walk_fetch(struct walk *walk);
 bool walk_wants(const struct walk *walk);
 // Arithmetic on what is ready; true when something moved.
 bool walk_compute(struct walk *walk, uint64_t now_ns);
-// The engine has finished the walk's task.
-void walk_done(struct walk *walk);
 // All units of the job have been started and have ended.
 bool job_ended(const struct job *job);
 bool walk_idle(const struct walk *walk);

@@ -832,7 +832,7 @@ static bool finish_jobs(struct drive *drive)
 
 // Frames go to jobs, the oldest first, then to what derived streams do in the background, then to
 // reading ahead.
-static bool fetch(struct drive *drive)
+static bool fetch(struct drive *drive, uint64_t now_ns)
 {
     bool moved = false;
     for (struct job *job = drive->first_job; job; job = job->next) {
@@ -844,7 +844,7 @@ static bool fetch(struct drive *drive)
         moved |= walk_fetch(space->walk);
         for (uint32_t i = 1; i < STREAM_MAX; i++) {
             if (space->streams[i].ops)
-                moved |= space->streams[i].ops->work(space, drive->env.pool);
+                moved |= space->streams[i].ops->work(space, drive->env.engine, now_ns);
         }
         if (drive->read_ahead && !walk_wants(space->walk))
             ahead_fetch(space);
@@ -852,23 +852,14 @@ static bool fetch(struct drive *drive)
     return moved;
 }
 
-static void take_tasks(struct drive *drive, uint64_t now_ns)
-{
-    struct engine_task *next, *task = drive->env.engine->ops->poll(drive->env.engine, now_ns);
-    for (; task; task = next) {
-        next = task->next;
-        walk_done(task->owner);
-    }
-}
-
 size_t drive_step(struct drive *drive, uint64_t now_ns, struct completion *out, size_t max)
 {
     drive->runnable = false;
     take_back(drive, now_ns);
     bool moved = admit(drive, now_ns);
-    moved |= fetch(drive);
+    moved |= fetch(drive, now_ns);
     submit_flash(drive, now_ns); // before computing: the device works meanwhile
-    take_tasks(drive, now_ns);
+    moved |= engine_take(drive->env.engine, now_ns);
     for (struct space *space = drive->spaces; space; space = space->next)
         moved |= walk_compute(space->walk, now_ns);
     moved |= finish_jobs(drive);

@@ -54,7 +54,7 @@ static uint64_t most_head_tokens(const struct layer_state *layer, const struct t
 
 // What the WRITE brought so far, for derived streams; what it only repeats may differ from what is
 // stored.
-static int write_derived(struct drive *drive, const struct pending *pending, struct space *space,
+static int write_derived(const struct pending *pending, struct space *space,
                          struct sequence *sequence, const struct table_header *header,
                          const struct table_item *item, const uint8_t *slab, uint64_t pos)
 {
@@ -72,7 +72,7 @@ static int write_derived(struct drive *drive, const struct pending *pending, str
         .v = k + item->n_tokens * dim,
         .stride = 2 * item->n_tokens * dim,
     };
-    return sequence_take_slab(space, drive->env.pool, sequence, &brought);
+    return sequence_take_slab(space, sequence, &brought);
 }
 
 // Stores as much of one item as group buffers allow. 0 when it is done.
@@ -84,7 +84,7 @@ static int write_rows(struct drive *drive, struct pending *pending, struct space
     size_t dim = space->config.head_dim, n = item->n_tokens;
     for (;;) {
         uint64_t pos = item->pos + pending->done;
-        int status = write_derived(drive, pending, space, sequence, header, item, slab, pos);
+        int status = write_derived(pending, space, sequence, header, item, slab, pos);
         if (status)
             return status;
         if (pending->done == n)

@@ -14,15 +14,19 @@ enum {
     PIECES_MAX = 8,
 };
 
+// What the engine was asked to do last, or nothing.
+enum build_stage { BUILD_READS, BUILD_CHECKS, BUILD_PUTS };
+
 // The one group that is being built, for one bundle of heads.
 struct build {
-    struct channel_layer *layer; // NULL: none
-    uint64_t group, next;        // next: token to read
+    struct channel_layer *layer; // NULL: none, or one that was given up while the engine had it
+    enum build_stage stage;
+    uint64_t group, next; // next: token to read
     uint32_t head_first, n_heads;
     uint32_t waiting;             // pieces that are not computed
     struct piece *pieces, **last; // oldest first; only the last can be partly acquired
     struct frame **out;           // [bundle][row_pages]
-    bool failed;
+    bool failed, given_up;
 };
 
 // Of a layer of a sequence.
@@ -42,8 +46,11 @@ struct channels {
     struct pieces pieces;
     struct build build;
     struct frame **unchecked;
-    struct piece **ready;
-    size_t n_ready;
+    struct piece **ready; // what the engine works on
+    size_t n_ready, n_unchecked;
+    struct engine *engine;
+    struct engine_task task;
+    bool busy;                           // the engine has it
     struct channel_layer *first, **last; // queue
     uint64_t build_read_bytes, program_bytes, lost_rows;
 };
@@ -154,7 +161,6 @@ static int channels_plan(struct stream_plan *plan, const struct flash_geometry *
     // A row being put together, the reads for it, and a row on its way to flash.
     uint32_t row_pages = channels_bundle(g, c, &streams[STREAM_KV]) * own->row_pages;
     plan->pages = 2 * row_pages + s.piece_pages;
-    plan->scratch = 2 * sizeof(uint16_t) * ATTENTION_TILE * c->head_dim;
     plan->bytes = map + means + sequences * c->layers * (sizeof(struct channel_layer) + 128) +
                   sizeof(struct channels) + pieces_bytes(s.pieces, s.piece_rows, s.piece_pages) +
                   s.pieces * (sizeof(void *) + s.piece_pages * sizeof(void *)) +
@@ -190,6 +196,8 @@ static void channels_close(struct space *space)
     struct channels *c = channels_of(space);
     if (!c)
         return;
+    while (c->busy) // far enough in the future for an engine with a time of its own
+        engine_take(c->engine, UINT64_MAX / 2);
     pieces_close(&c->pieces);
     budget_free(space->budget, c->build.out);
     budget_free(space->budget, c->ready);
@@ -326,22 +334,24 @@ static void channels_lost(struct space *space, struct place place,
 
 // ---- transposing -------------------------------------------------------------------------------
 
-// Puts K of n tokens, rows of head_dim, at token t of the row in `pages`. The scratch memory holds
-// a tile.
+// Puts K of n tokens, rows of head_dim, at token t of the row in `pages`.
 static void put_tokens(const struct space *space, struct frame **pages, uint64_t t,
-                       const uint16_t *k, uint64_t n, uint16_t *scratch)
+                       const uint16_t *k, uint64_t n)
 {
+    enum { CHANNELS = 16 };
     uint32_t dim = space->config.head_dim, per_page = space->config.page_channels;
-    uint64_t tokens = group_tokens(space);
-    for (; n; k += ATTENTION_TILE * dim, t += ATTENTION_TILE) {
-        uint64_t step = min_u64(n, ATTENTION_TILE);
-        kernel_transpose16(scratch, ATTENTION_TILE, k, dim, step, dim);
+    uint64_t tokens = group_tokens(space), step;
+    uint16_t turned[CHANNELS * ATTENTION_TILE];
+    for (; n; n -= step, k += step * dim, t += step) {
+        step = min_u64(n, ATTENTION_TILE);
         for (uint32_t c = 0; c < dim; c++) {
+            if (c % CHANNELS == 0)
+                kernel_transpose16(turned, ATTENTION_TILE, k + c, dim, step,
+                                   min_u64(CHANNELS, dim - c));
             uint16_t *page = (uint16_t *)pages[c / per_page]->data;
-            memcpy(page + c % per_page * tokens + t, scratch + (size_t)c * ATTENTION_TILE,
+            memcpy(page + c % per_page * tokens + t, turned + c % CHANNELS * ATTENTION_TILE,
                    step * sizeof *page);
         }
-        n -= step;
     }
 }
 
@@ -365,23 +375,8 @@ static bool take_rows(const struct space *space, struct frame **out, uint32_t ro
     return true;
 }
 
-struct payload {
-    const struct space *space;
-    struct frame **out;
-    const uint16_t *k;
-    size_t stride;
-    struct pool *pool;
-};
-
-static void put_payload(void *arg, size_t index, unsigned worker)
-{
-    const struct payload *p = arg;
-    put_tokens(p->space, p->out + index * p->space->streams[STREAM_CHANNELS].row_pages, 0,
-               p->k + index * p->stride, group_tokens(p->space), pool_scratch(p->pool, worker));
-}
-
 // The channel groups that a WRITE brought as a whole are transposed from its payload.
-static int write_group(struct space *space, struct pool *pool, struct sequence *sequence,
+static int write_group(struct space *space, struct sequence *sequence,
                        const struct stream_slab *slab, uint64_t group)
 {
     enum { HEADS = 16, PAGES = 256 };
@@ -406,11 +401,12 @@ static int write_group(struct space *space, struct pool *pool, struct sequence *
             break;
         if (!n || !take_rows(space, out, n))
             return 1;
-        struct payload payload = {space, out, k + i * slab->stride, slab->stride, pool};
-        pool_run(pool, put_payload, &payload, n);
         bool placed = true;
-        for (uint32_t j = 0; j < n; j++)
+        for (uint32_t j = 0; j < n; j++) {
+            put_tokens(space, out + j * row_pages, 0, k + (i + j) * slab->stride,
+                       group_tokens(space));
             placed &= program_row(space, layer, group, first + i + j, out + j * row_pages);
+        }
         if (!placed)
             return 0;
         i += n;
@@ -418,14 +414,14 @@ static int write_group(struct space *space, struct pool *pool, struct sequence *
     return 0;
 }
 
-static int channels_take_slab(struct space *space, struct pool *pool, struct sequence *sequence,
+static int channels_take_slab(struct space *space, struct sequence *sequence,
                               const struct stream_slab *slab)
 {
     uint64_t tokens = group_tokens(space);
     // Only the one that ends where the WRITE has come to: it calls after every row.
     if (slab->pos % tokens || slab->pos < slab->from + tokens)
         return 0;
-    return write_group(space, pool, sequence, slab, slab->pos / tokens - 1);
+    return write_group(space, sequence, slab, slab->pos / tokens - 1);
 }
 
 // ---- building in the background ----------------------------------------------------------------
@@ -558,9 +554,8 @@ static bool build_acquire(struct space *space)
 // One piece, one head of the bundle.
 static void put_piece(void *arg, size_t index, unsigned worker)
 {
-    const struct payload *p = arg;
-    const struct space *space = p->space;
-    const struct channels *c = channels_of(space);
+    const struct channels *c = arg;
+    const struct space *space = c->space;
     const struct build *b = &c->build;
     const struct stream *kv = &space->streams[STREAM_KV];
     const struct piece *piece = c->ready[index / b->n_heads];
@@ -584,54 +579,114 @@ static void put_piece(void *arg, size_t index, unsigned worker)
 
 static void check_frame(void *arg, size_t index, unsigned worker)
 {
+    const struct channels *c = arg;
     (void)worker;
-    piece_check_frame(arg, index);
+    piece_check_frame(c->unchecked, index);
 }
 
-static bool build_compute(struct space *space, struct pool *pool)
+static void task_done(struct engine_task *task)
 {
-    struct channels *c = channels_of(space);
-    struct build *b = &c->build;
-    size_t n_unchecked = 0;
-    uint64_t group;
-    c->n_ready = 0;
-    for (struct piece *piece = b->pieces; piece && !b->failed; piece = piece->next) {
+    struct channels *c = task->owner;
+    c->busy = false;
+}
+
+// Hands work to the engine; false: there is none.
+static bool submit(struct channels *c, enum engine_kind kind, pool_fn *fn, size_t items,
+                   uint64_t now_ns)
+{
+    uint64_t tokens = 0;
+    for (size_t i = 0; i < c->n_ready; i++)
+        tokens += c->ready[i]->tokens;
+    c->task = (struct engine_task){
+        .fn = fn,
+        .arg = c,
+        .items = items,
+        .kind = kind,
+        .bytes = tokens * 2 * c->space->config.head_dim * c->build.n_heads,
+        .done = task_done,
+        .owner = c,
+    };
+    c->busy = items != 0;
+    if (items)
+        c->engine->ops->submit(c->engine, &c->task, now_ns);
+    return c->busy;
+}
+
+static bool build_collect(struct channels *c)
+{
+    c->n_ready = c->n_unchecked = 0;
+    for (struct piece *piece = c->build.pieces; piece && !c->build.failed; piece = piece->next) {
         if (!piece->acquired || !piece_ready(piece))
             continue;
         c->ready[c->n_ready++] = piece;
-        n_unchecked = piece_unchecked(piece, c->unchecked, n_unchecked);
+        c->n_unchecked = piece_unchecked(piece, c->unchecked, c->n_unchecked);
     }
-    if (!c->n_ready)
-        return false;
-    pool_run(pool, check_frame, c->unchecked, n_unchecked);
-    piece_checked(space, c->unchecked, n_unchecked);
-    for (size_t i = 0; i < c->n_ready; i++)
-        b->failed |= piece_read_status(c->ready[i], &group) != 0;
-    struct payload payload = {.space = space, .pool = pool};
-    if (!b->failed)
-        pool_run(pool, put_piece, &payload, c->n_ready * b->n_heads);
-    for (struct piece **link = &b->pieces; *link && !b->failed;) {
-        struct piece *piece = *link;
-        if (!piece->acquired || !piece_ready(piece)) {
-            link = &piece->next;
-            continue;
-        }
-        *link = piece->next;
-        piece_release(space, piece);
-        piece_put(piece);
+    return c->n_ready != 0;
+}
+
+// What was put in its place goes back.
+static void build_settle(struct channels *c)
+{
+    struct build *b = &c->build;
+    for (size_t i = 0; i < c->n_ready && !b->failed; i++) {
+        struct piece **link = &b->pieces;
+        while (*link != c->ready[i])
+            link = &(*link)->next;
+        *link = c->ready[i]->next;
+        piece_release(c->space, c->ready[i]);
+        piece_put(c->ready[i]);
         b->waiting--;
     }
     b->last = &b->pieces;
     while (*b->last)
         b->last = &(*b->last)->next;
+    b->stage = BUILD_READS;
+}
+
+// Goes on with what the engine has done; true when something moved.
+static bool build_compute(struct channels *c, uint64_t now_ns)
+{
+    struct build *b = &c->build;
+    uint64_t index;
+    if (c->busy)
+        return false;
+    switch (b->stage) {
+    case BUILD_READS:
+        if (!build_collect(c))
+            return false;
+        b->stage = BUILD_CHECKS;
+        if (submit(c, ENGINE_CHECK, check_frame, c->n_unchecked, now_ns))
+            return true;
+        break;
+    case BUILD_CHECKS:
+        break;
+    case BUILD_PUTS:
+        build_settle(c);
+        return true;
+    }
+    piece_checked(c->space, c->unchecked, c->n_unchecked);
+    for (size_t i = 0; i < c->n_ready; i++)
+        b->failed |= piece_read_status(c->ready[i], &index) != 0;
+    b->stage = BUILD_PUTS;
+    if (b->failed)
+        build_settle(c);
+    else
+        submit(c, ENGINE_BUILD, put_piece, c->n_ready * b->n_heads, now_ns);
     return true;
 }
 
-// Gives everything back that an unfinished build holds.
+// Gives everything back that an unfinished build holds, once the engine has done with it.
 static void build_abandon(struct space *space)
 {
     struct channels *c = channels_of(space);
     struct build *b = &c->build;
+    b->layer = NULL;
+    b->given_up = c->busy;
+    if (b->given_up)
+        return;
+    if (b->stage == BUILD_CHECKS)
+        piece_checked(space, c->unchecked, c->n_unchecked);
+    b->stage = BUILD_READS;
     for (struct piece *next, *piece = b->pieces; piece; piece = next) {
         next = piece->next;
         piece_release(space, piece);
@@ -642,7 +697,6 @@ static void build_abandon(struct space *space)
     b->waiting = 0;
     for (uint32_t i = 0; i < b->n_heads * space->streams[STREAM_CHANNELS].row_pages; i++)
         frames_give(space->frames, b->out[i]);
-    b->layer = NULL;
 }
 
 static void build_finish(struct space *space)
@@ -667,21 +721,30 @@ static void build_finish(struct space *space)
 
 static bool channels_working(const struct space *space)
 {
-    return channels_of(space)->first != NULL;
+    const struct channels *c = channels_of(space);
+    return c->first || c->build.given_up;
 }
 
-static bool channels_work(struct space *space, struct pool *pool)
+static bool channels_work(struct space *space, struct engine *engine, uint64_t now_ns)
 {
-    struct build *b = &channels_of(space)->build;
-    bool moved = false, queued = channels_working(space);
+    struct channels *c = channels_of(space);
+    struct build *b = &c->build;
+    bool moved = false, queued = c->first != NULL;
+    c->engine = engine;
+    if (b->given_up) {
+        if (c->busy)
+            return false;
+        build_abandon(space);
+        return true;
+    }
     if (!b->layer && !build_start(space))
         return queued && !channels_working(space); // FLUSH waits for that
     for (;;) {
         // Programs of what is built need operations: with none to be had, not even a row is taken.
         bool more = build_acquire(space);
-        more |= build_compute(space, pool);
+        more |= build_compute(c, now_ns);
         moved |= more;
-        if (b->failed) {
+        if (b->failed && !c->busy) {
             struct channel_layer *layer = b->layer;
             layer->groups = max_u64(layer->groups, b->group + 1);
             build_abandon(space);

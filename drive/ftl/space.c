@@ -683,12 +683,12 @@ void sequence_appended(struct space *space, struct layer_state *layer)
     space->streams[i].ops->appended(space, layer);
 }
 
-int sequence_take_slab(struct space *space, struct pool *pool, struct sequence *sequence,
+int sequence_take_slab(struct space *space, struct sequence *sequence,
                        const struct stream_slab *slab)
 {
     int status = 0;
     EACH_DERIVED(space, i)
-    status = status ? status : space->streams[i].ops->take_slab(space, pool, sequence, slab);
+    status = status ? status : space->streams[i].ops->take_slab(space, sequence, slab);
     return status;
 }
 

@@ -178,7 +178,7 @@ uint64_t sequence_append(struct space *space, struct sequence *sequence, uint32_
 // After an append: derived streams see all of it.
 void sequence_appended(struct space *space, struct layer_state *layer);
 // What a WRITE brought, for derived streams. 1: wait for frames.
-int sequence_take_slab(struct space *space, struct pool *pool, struct sequence *sequence,
+int sequence_take_slab(struct space *space, struct sequence *sequence,
                        const struct stream_slab *slab);
 
 // Drops tokens from `tokens` on in one layer (0 = all of it).

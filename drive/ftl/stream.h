@@ -5,8 +5,8 @@
 #ifndef INST_DRIVE_FTL_STREAM_H
 #define INST_DRIVE_FTL_STREAM_H
 
-#include "base/pool.h"
 #include "drive/command.h"
+#include "drive/engine.h"
 #include "drive/ftl/segment.h"
 #include "drive/ftl/slot.h"
 
@@ -75,7 +75,7 @@ struct stream_ops {
     // All of what an append brings is stored.
     void (*appended)(struct space *space, struct layer_state *layer);
     // 0: done with what a WRITE brought, 1: wait for frames.
-    int (*take_slab)(struct space *space, struct pool *pool, struct sequence *sequence,
+    int (*take_slab)(struct space *space, struct sequence *sequence,
                      const struct stream_slab *slab);
     void (*truncate)(struct space *space, struct layer_state *layer, uint64_t tokens);
     void (*punch)(struct space *space, struct layer_state *layer, uint64_t first, uint64_t end);
@@ -84,7 +84,7 @@ struct stream_ops {
     // A page did not get to flash.
     void (*lost)(struct space *space, struct place place, const struct page_identity *identity);
     // Goes on in the background; true when something moved.
-    bool (*work)(struct space *space, struct pool *pool);
+    bool (*work)(struct space *space, struct engine *engine, uint64_t now_ns);
     bool (*working)(const struct space *space); // FLUSH waits for it
     void (*stats)(const struct space *space, struct drive_stats *stats);
     // For drive_check: counts the references of a layer.

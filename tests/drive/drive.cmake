@@ -13,6 +13,8 @@ inst_test(NAME drive/sparf SOURCES drive_sparf.c sparf_scene.c drive_harness.c
           LIBS ${DRIVE_LIBS} inst_reference m)
 inst_test(NAME drive/sparf_faults SOURCES drive_sparf_faults.c sparf_scene.c drive_harness.c
           LIBS ${DRIVE_LIBS} inst_reference m)
+inst_test(NAME drive/engine SOURCES drive_engine.c late_engine.c sparf_scene.c drive_harness.c
+          LIBS ${DRIVE_LIBS} inst_reference m)
 foreach(name attention churn sparf sparf_faults)
   inst_more(drive/${name} test_drive_${name})
 endforeach()
@@ -23,4 +25,5 @@ inst_test(NAME drive/interleave_faults SOURCES interleave_faults.c ${INTERLEAVE_
           LIBS ${DRIVE_LIBS} m)
 set_tests_properties(drive/interleave drive/interleave_faults PROPERTIES LABELS drive)
 inst_more(drive/interleave test_drive_interleave)
-inst_fast(drive/slot drive/commands drive/full drive/reclaim drive/interleave drive/interleave_faults)
+inst_fast(drive/slot drive/commands drive/full drive/reclaim drive/engine drive/interleave
+          drive/interleave_faults)

@@ -41,6 +41,8 @@ void rig_open(struct rig *rig, const struct rig_options *o)
         .dram_bytes = o->dram_bytes ? o->dram_bytes : 256 << 20,
         .pool = rig->pool,
         .kernels = o->kernels ? kernels_by_name(o->kernels) : NULL,
+        .engine = o->engine,
+        .methods = o->methods,
         .no_read_ahead = o->no_read_ahead,
         .no_row_cache = !o->row_cache,
     };

@@ -37,6 +37,8 @@ struct rig_options {
     const char *kernels;
     const struct flash_fault_plan *faults;
     struct flash *wrap, **wrap_inner; // a wrapper of the test's own, and where what it wraps goes
+    struct engine *engine;            // NULL: the pool
+    const struct method *const *methods; // of the test's own
     bool no_read_ahead;
     bool row_cache; // off: what is read comes from flash
 };

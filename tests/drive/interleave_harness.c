@@ -217,15 +217,18 @@ static bool begin(struct run *run)
     struct drive_stats stats;
     run->writers = run->numbers = 1;
     draw_shape(run);
+    if (one_in(&run->chance, 3)) // arithmetic ends in any order as well
+        run->shape.late_engine = 1 + below(&run->chance, INT32_MAX);
     const struct flash_geometry *g = &run->shape.geometry;
     tell(run,
-         "page %u, block %u pages, %u dies, %llu blocks, DRAM %llu (%s), flash %s, %s%s%s, depth "
+         "page %u, block %u pages, %u dies, %llu blocks, DRAM %llu (%s), flash %s, %s%s%s%s, depth "
          "%u, %u commands\n",
          g->page_bytes, g->pages_per_block, g->dies, (unsigned long long)g->blocks,
          (unsigned long long)run->shape.dram_bytes, run->scarce_memory ? "scarce" : "plenty",
          run->scarce_flash ? "scarce" : "plenty", run->shape.views ? "views" : "reads",
          run->shape.no_read_ahead ? "" : ", read-ahead",
-         run->shape.no_row_cache ? "" : ", row cache", run->depth, run->commands);
+         run->shape.no_row_cache ? "" : ", row cache",
+         run->shape.late_engine ? ", late engine" : "", run->depth, run->commands);
     if (port_open(&run->port, &run->shape, &run->chance, &msg))
         return wrong(run, "open: %s", msg.text);
     run->chaos = chaos_count(run->port.flash);

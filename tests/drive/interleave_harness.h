@@ -18,6 +18,7 @@
 
 #include "chaos_flash.h"
 #include "drive/drive.h"
+#include "late_engine.h"
 
 #include <stdio.h>
 
@@ -58,6 +59,7 @@ static inline bool known(enum fault fault)
 struct port {
     struct pool *pool;
     struct flash *flash; // chaos
+    struct late_engine engine;
     struct drive *drive;
     uint64_t now_ns;
 };
@@ -66,6 +68,7 @@ struct port_options {
     struct flash_geometry geometry;
     uint64_t dram_bytes;
     bool views, no_read_ahead, no_row_cache;
+    uint32_t late_engine; // its seed, 0: the pool
 };
 
 // One command's memory: a table and a data region, alive until it completes.

@@ -19,9 +19,11 @@ int port_open(struct port *port, const struct port_options *o, struct chance *ch
     int status = chaos_open(&port->flash, &o->geometry, chance, o->views, msg);
     if (status)
         return status;
+    late_engine_init(&port->engine, o->late_engine, 1);
     struct drive_limits limits = {
         .dram_bytes = o->dram_bytes,
         .pool = pool,
+        .engine = o->late_engine ? &port->engine.engine : NULL,
         .no_read_ahead = o->no_read_ahead,
         .no_row_cache = o->no_row_cache,
     };
@@ -119,7 +121,7 @@ int port_call(struct port *port, struct command command, const struct port_buffe
 
 bool port_runnable(const struct port *port)
 {
-    return drive_runnable(port->drive);
+    return drive_runnable(port->drive) || late_engine_has(&port->engine, UINT32_MAX);
 }
 
 int port_check(const struct port *port, struct inst_msg *msg)
