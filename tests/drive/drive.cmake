@@ -13,6 +13,8 @@ inst_test(NAME drive/sparf SOURCES drive_sparf.c sparf_scene.c drive_harness.c
           LIBS ${DRIVE_LIBS} inst_reference m)
 inst_test(NAME drive/sparf_faults SOURCES drive_sparf_faults.c sparf_scene.c drive_harness.c
           LIBS ${DRIVE_LIBS} inst_reference m)
+inst_test(NAME drive/method SOURCES drive_method.c method_mean.c late_engine.c drive_harness.c
+          LIBS ${DRIVE_LIBS} m)
 inst_test(NAME drive/engine SOURCES drive_engine.c late_engine.c sparf_scene.c drive_harness.c
           LIBS ${DRIVE_LIBS} inst_reference m)
 foreach(name attention churn sparf sparf_faults)

@@ -22,7 +22,8 @@ struct rig {
     struct space_config config;
     uint32_t q_heads;
     uint64_t seed;
-    float softcap; // of every ATTEND, 0 = none
+    float softcap;   // of every ATTEND, 0 = none
+    uint32_t method; // of every ATTEND
 };
 
 struct rig_options {
