@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Interleavings of commands and flash operations by seed. Without arguments: the same 150 every day,
-// or 1,000 (tests/more.h). With arguments, to look for more:
+// Interleavings of commands and flash operations by seed. Without arguments: the same 150 every
+// day, or 1,000 (tests/more.h). With arguments, to look for more:
 //   --seeds N        so many runs
 //   --seconds N      as many as fit
 //   --seed N         the first seed (also: environment INTERLEAVE_SEED)

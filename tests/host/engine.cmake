@@ -6,7 +6,7 @@ endforeach()
 foreach(name architectures numbers preflight sync stories sparf faults cut)
   inst_test(NAME host/engine_${name} SOURCES engine_${name}.c fake_drive.c LIBS ${ENGINE_TEST_LIBS})
 endforeach()
-foreach(name sparf faults cut)
+foreach(name architectures stories sparf faults cut)
   inst_more(host/engine_${name} test_host_engine_${name})
 endforeach()
 # What llama.cpp wrote is kept as JSON (CJSON_*: model.cmake).

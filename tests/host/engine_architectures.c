@@ -3,6 +3,7 @@
 // bit, in a chunk of any size and decoded, alone and in a batch, on the fake drive and the real
 // one, with every kernel set. tests/logits says that they are the right ones.
 #include "tests/host/engine_helper.h"
+#include "tests/more.h"
 
 enum { N = 211, WINDOW = 37, DECODED_FROM = 150 };
 
@@ -108,6 +109,8 @@ static void equal_bits(void **state)
         char *want = all_logits(NULL, &(struct inst_options){.chunk = N}, N, false);
         size_t bytes = SYNTH_VOCAB_MIN * sizeof(float);
         for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+            if ((i + s) % 2 && !more())
+                continue;
             char *got = all_logits(cases[i].kv, &cases[i].o, cases[i].prefilled, cases[i].company);
             for (size_t at = 0; at < N; at++)
                 if (memcmp(got + at * bytes, want + at * bytes, bytes))
