@@ -17,9 +17,33 @@ enum { SMALL_ALIGN = 64, PAGE_ALIGN = 4096, MAP_FROM = 64 * 1024 };
 
 void budget_init(struct budget *budget, uint64_t limit_bytes)
 {
-    budget->limit = limit_bytes;
-    atomic_init(&budget->used, 0);
-    atomic_init(&budget->peak, 0);
+    *budget = (struct budget){.limit = limit_bytes};
+}
+
+void budget_init_part(struct budget *budget, struct budget *whole)
+{
+    *budget = (struct budget){.limit = UINT64_MAX, .whole = whole};
+}
+
+// What a part that uses so much takes from the whole beyond its reservation.
+static uint64_t beyond(uint64_t used, uint64_t reserved)
+{
+    return used - min_u64(used, reserved);
+}
+
+int budget_reserve(struct budget *part, uint64_t bytes, const char *what, struct inst_msg *msg)
+{
+    uint64_t used = part->used, before = part->reserved + beyond(used, part->reserved);
+    uint64_t after = max_u64(bytes, used);
+    if (after > before) {
+        int err = budget_take(part->whole, after - before, what, msg);
+        if (err)
+            return err;
+    } else {
+        budget_give(part->whole, before - after);
+    }
+    part->reserved = bytes;
+    return 0;
 }
 
 int budget_take(struct budget *budget, uint64_t bytes, const char *what, struct inst_msg *msg)
@@ -34,6 +58,14 @@ int budget_take(struct budget *budget, uint64_t bytes, const char *what, struct 
                              (unsigned long long)(budget->limit - min_u64(used, budget->limit)),
                              (unsigned long long)budget->limit);
     } while (!atomic_compare_exchange_weak(&budget->used, &used, next));
+    if (budget->whole) {
+        uint64_t more = beyond(next, budget->reserved) - beyond(used, budget->reserved);
+        int err = more ? budget_take(budget->whole, more, what, msg) : 0;
+        if (err) {
+            atomic_fetch_sub(&budget->used, bytes);
+            return err;
+        }
+    }
     uint64_t peak = atomic_load(&budget->peak);
     while (peak < next && !atomic_compare_exchange_weak(&budget->peak, &peak, next))
         ;
@@ -42,7 +74,10 @@ int budget_take(struct budget *budget, uint64_t bytes, const char *what, struct 
 
 void budget_give(struct budget *budget, uint64_t bytes)
 {
-    atomic_fetch_sub(&budget->used, bytes);
+    uint64_t used = atomic_fetch_sub(&budget->used, bytes);
+    if (budget->whole)
+        budget_give(budget->whole,
+                    beyond(used, budget->reserved) - beyond(used - bytes, budget->reserved));
 }
 
 static void *alloc_aligned(struct budget *budget, uint64_t bytes, size_t align, const char *what,

@@ -2,6 +2,10 @@
 // The memory budget: every sizeable allocation asks here first, so that an engine stays inside
 // --memory and a refusal is an error message instead of an OOM kill. Large pieces are mapped
 // directly, so freeing them gives the memory back to the system. Thread-safe.
+//
+// A budget may be a part of another one: what it has reserved there is its own, whoever asks for
+// memory meanwhile; beyond that it takes from the other one like everybody else. Parts are for one
+// thread at a time.
 #ifndef INST_BASE_BUDGET_H
 #define INST_BASE_BUDGET_H
 
@@ -14,9 +18,15 @@
 struct budget {
     uint64_t limit; // bytes
     _Atomic uint64_t used, peak;
+    struct budget *whole; // of which this is a part, or NULL
+    uint64_t reserved;    // taken from it in advance
 };
 
 void budget_init(struct budget *budget, uint64_t limit_bytes);
+// An empty part of `whole` without a reservation.
+void budget_init_part(struct budget *budget, struct budget *whole);
+// Changes a part's reservation; only taking more can fail. `what` as below.
+int budget_reserve(struct budget *part, uint64_t bytes, const char *what, struct inst_msg *msg);
 
 // Accounts for memory that somebody else allocates (stacks, a library's buffers).
 int budget_take(struct budget *budget, uint64_t bytes, const char *what, struct inst_msg *msg);

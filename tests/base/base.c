@@ -128,12 +128,53 @@ static void test_resize(void **state)
     assert_int_equal(budget.used, 0);
 }
 
+// A reservation is the part's own; beyond it a part competes with all others.
+static void test_budget_parts(void **state)
+{
+    (void)state;
+    struct budget whole, a, b;
+    struct inst_msg msg = {0};
+    budget_init(&whole, 1000);
+    budget_init_part(&a, &whole);
+    budget_init_part(&b, &whole);
+    assert_int_equal(budget_reserve(&a, 600, "part a", &msg), 0);
+    assert_int_equal(whole.used, 600);
+    assert_int_equal(budget_reserve(&b, 500, "part b", &msg), INST_ENOMEM);
+    assert_non_null(strstr(msg.text, "part b needs 500 bytes, but only 400"));
+    assert_int_equal(b.reserved, 0);
+    assert_int_equal(budget_take(&b, 400, "b", NULL), 0);
+    assert_int_equal(budget_take(&b, 1, "b", NULL), INST_ENOMEM);
+    assert_int_equal(b.used, 400);
+    // What is reserved is there although the whole is used up.
+    assert_int_equal(budget_take(&a, 600, "a", NULL), 0);
+    assert_int_equal(whole.used, 1000);
+    assert_int_equal(budget_take(&a, 1, "a", NULL), INST_ENOMEM);
+    assert_int_equal(a.used, 600);
+    budget_give(&b, 300);
+    assert_int_equal(whole.used, 700);
+    assert_int_equal(budget_take(&a, 200, "a", NULL), 0);
+    assert_int_equal(whole.used, 900);
+    budget_give(&a, 500); // 200 of them were not reserved
+    assert_int_equal(whole.used, 700);
+    // A smaller and a larger reservation, around what is used.
+    assert_int_equal(budget_reserve(&a, 100, "a", NULL), 0);
+    assert_int_equal(whole.used, 400);
+    assert_int_equal(budget_reserve(&a, 1000, "a", NULL), INST_ENOMEM);
+    assert_int_equal(budget_reserve(&a, 900, "a", NULL), 0);
+    assert_int_equal(whole.used, 1000);
+    budget_give(&a, 300);
+    budget_give(&b, 100);
+    assert_int_equal(budget_reserve(&a, 0, "a", NULL), 0);
+    assert_int_equal(whole.used, 0);
+    assert_int_equal(whole.peak, 1000);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_status),        cmocka_unit_test(test_checked),
         cmocka_unit_test(test_little_endian), cmocka_unit_test(test_budget),
-        cmocka_unit_test(test_resize),
+        cmocka_unit_test(test_resize),        cmocka_unit_test(test_budget_parts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
