@@ -307,6 +307,10 @@ const char *opcode_name(uint8_t opcode)
         return "SEAL";
     case OP_OPEN:
         return "OPEN";
+    case OP_REMOVE:
+        return "REMOVE";
+    case OP_ABORT:
+        return "ABORT";
     default:
         return "unknown command";
     }

@@ -44,7 +44,9 @@ enum opcode {
     OP_RECLAIM = 0xe1,  // items {seq, epoch, pos, n_tokens, layer_first, layer_count, seq_count}
     OP_FLUSH = 0xe4,    // full rows are on stable flash, summaries and erases done
     OP_SEAL = 0xe5,     // NOT_SUPPORTED
-    OP_OPEN = 0xea,     // NOT_SUPPORTED
+    OP_OPEN = 0xe9,     // NOT_SUPPORTED; host to drive, as SEAL: both bring a name
+    OP_REMOVE = 0xf0,   // the space ends, with all sequences and READs that nobody has collected
+    OP_ABORT = 0xec,    // gives a ticket up, whatever has become of it; result = there was one
 };
 
 // The 64-byte entry, decoded. Layout: byte 0 opcode, 2-3 cid, 40-43 space, 44-47 layer, 48-51
@@ -52,13 +54,17 @@ enum opcode {
 // own data pointers).
 struct command {
     uint8_t opcode;
-    uint16_t cid;        // chosen by the host, comes back in the completion
-    uint32_t space;      // created by CONFIG, number chosen by the host
-    uint32_t layer;      // WRITE, READ, ATTEND
-    uint32_t count;      // items of the table
-    uint32_t ticket;     // READ, ATTEND, COLLECT: chosen by the host, free again after COLLECT
-    uint32_t length;     // bytes of the data
-    uint32_t timeout_ms; // COLLECT: how long to wait for the ticket (0 = for ever)
+    uint16_t cid;   // chosen by the host, comes back in the completion
+    uint32_t space; // created by CONFIG, number chosen by the host
+    uint32_t layer; // WRITE, READ, ATTEND
+    uint32_t count; // items of the table
+    // READ, ATTEND, COLLECT, ABORT: chosen by the host, free again after COLLECT or ABORT. One that
+    // is not collected for the drive's ticket_ms may be given up.
+    uint32_t ticket;
+    uint32_t length; // bytes of the data
+    // COLLECT: how long to wait for the ticket's result. 0: for ticket_ms until there is such a
+    // ticket, then for as long as it takes.
+    uint32_t timeout_ms;
 };
 
 struct completion {
@@ -175,7 +181,8 @@ bool attend_layout(struct attend_layout *layout, uint32_t count, uint32_t q_head
     X(dies, "dies")                                                                                \
     X(read_bytes, "best read size")                                                                \
     X(max_tickets, "ATTENDs and READs that may wait for their COLLECT")                            \
-    X(max_items, "items of one command")
+    X(max_items, "items of one command")                                                           \
+    X(ticket_ms, "how long a ticket waits for its COLLECT at least, and a COLLECT for its ticket")
 
 #define STAT_MAP(X)                                                                                \
     X(stream_bytes, "stream bytes accepted (K and V of whole token groups)")                       \

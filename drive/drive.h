@@ -40,6 +40,10 @@ void drive_close(struct drive *drive);
 int drive_submit(struct drive *drive, uint32_t owner, const uint8_t entry[COMMAND_BYTES],
                  const void *table, size_t table_bytes, void *data, uint64_t now_ns);
 
+// The owner has gone: its commands complete no more, its tickets are given up. False: arithmetic may
+// still write to its data; step and ask again.
+bool drive_abort(struct drive *drive, uint32_t owner);
+
 // Does what can be done now; returns how many completions it stored.
 size_t drive_step(struct drive *drive, uint64_t now_ns, struct completion *out, size_t max);
 
@@ -47,15 +51,19 @@ size_t drive_step(struct drive *drive, uint64_t now_ns, struct completion *out, 
 bool drive_runnable(const struct drive *drive);
 
 // For tests: do the parts of the drive agree with each other? INST_EINTERNAL says where not.
-int drive_check(const struct drive *drive, struct inst_msg *msg);
+int drive_check(struct drive *drive, struct inst_msg *msg);
 
 // What a space needs: pure arithmetic, for hosts that must say so before they start.
 struct drive_plan {
     uint32_t group_tokens;
     uint32_t page_channels;   // 0 without METHOD_SPARF
     uint64_t row_bytes;       // padded to pages
-    uint64_t min_dram_bytes;  // with the least read window that works
-    uint64_t good_dram_bytes; // with a read window that keeps the device busy, and no row cache
+    // With the least read window that works, group buffers of max_sequences, and maps of max_tokens
+    // tokens, in one sequence or in several: CONFIG promises that.
+    uint64_t min_dram_bytes;
+    // With a read window that keeps the device busy and maps of max_sequences full sequences, and no
+    // row cache.
+    uint64_t good_dram_bytes;
     uint64_t flash_bytes;     // for max_sequences x max_tokens, summaries included
     uint64_t full_bytes;      // of these, what they take when each token is written once
     uint64_t full_dram_bytes; // with all of max_sequences x max_tokens in the row cache

@@ -18,7 +18,10 @@ struct link_ops {
     // none it waits for at most max_wait_ns (0 = does not wait). Doing the drive's work happens in
     // here for an in-process drive.
     size_t (*poll)(struct link *link, struct completion *out, size_t max, uint64_t max_wait_ns);
-    void (*close)(struct link *link);
+    // Forgets all that was submitted: no completion of it comes any more, its data is not touched,
+    // tickets are given up.
+    void (*abort)(struct link *link);
+    void (*close)(struct link *link); // aborts first
 };
 
 struct link {

@@ -64,14 +64,28 @@ static size_t local_poll(struct link *link, struct completion *out, size_t max,
     }
 }
 
+static void local_abort(struct link *link)
+{
+    enum { SLICE_NS = 1000 * 1000 };
+    struct link_local *local = (struct link_local *)link;
+    struct completion done;
+    while (!drive_abort(local->drive, OWNER)) {
+        drive_step(local->drive, now_ns(), &done, 1);
+        if (!drive_runnable(local->drive) && local->flash->ops->wait)
+            local->flash->ops->wait(local->flash, SLICE_NS);
+    }
+}
+
 static void local_close(struct link *link)
 {
+    local_abort(link);
     free(link);
 }
 
 static const struct link_ops local_ops = {
     .submit = local_submit,
     .poll = local_poll,
+    .abort = local_abort,
     .close = local_close,
 };
 

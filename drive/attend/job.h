@@ -38,6 +38,8 @@ struct job {
     uint8_t *result;             // ATTEND: layout.out_bytes
     uint8_t *dest;               // READ: where COLLECT wants it, NULL = no COLLECT yet
     int status;                  // READ: of the whole
+    bool cancelled;              // nobody wants the result
+    uint64_t since_ns;           // READ: when it was admitted; once it has ended: when that was
     struct inst_msg error;       // of the first item that failed
     uint32_t item_at, head_at;   // of the next unit
     uint32_t units;              // started and not ended

@@ -11,8 +11,7 @@ static int broken(struct inst_msg *msg, const char *what, uint64_t a, uint64_t b
 }
 
 static int check_layer(const struct space *space, const struct sequence *sequence,
-                       uint32_t layer_index, uint64_t *references, uint64_t *open,
-                       struct inst_msg *msg)
+                       uint32_t layer_index, uint64_t *open, struct inst_msg *msg)
 {
     const struct layer_state *layer = &sequence->layers[layer_index];
     uint64_t row_tokens = space->config.group_tokens;
@@ -29,19 +28,41 @@ static int check_layer(const struct space *space, const struct sequence *sequenc
     *open += layer->open != NULL;
     for (uint64_t g = 0; g < layer->rows.n; g++) {
         const struct row *row = sequence_row(space, sequence, layer_index, g);
-        if (row->place.segment == PLACE_NONE)
-            continue;
-        ++*references;
-        if (!segments_references(space->segments, row->place))
+        if (row_placed(row) && !segments_references(space->segments, row->place))
             return broken(msg, "row that the flash does not count", row->place.segment,
                           row->place.row);
     }
     int status = 0;
     for (uint32_t i = 1; i < STREAM_MAX && !status; i++) {
         const struct stream_ops *ops = space->streams[i].ops;
-        status = ops ? ops->check(space, layer, references, msg) : 0;
+        status = ops ? ops->check(space, layer, msg) : 0;
     }
     return status;
+}
+
+static void count_row(void *arg, void *entry)
+{
+    *(uint64_t *)arg += row_placed(entry);
+}
+
+// Every map entry that refers to a row, those that several sequences share once.
+static uint64_t count_references(struct space *space)
+{
+    uint64_t references = 0;
+    for (uint32_t i = 0; i < STREAM_MAX; i++) {
+        if (!space_has(space, i))
+            continue;
+        struct map_kind *kind = &space->maps[i].kind;
+        map_walk_begin(kind, count_row, &references);
+        for (struct sequence *s = NULL; (s = space_next(space, s));) {
+            for (uint32_t l = 0; l < space->config.layers; l++) {
+                const struct layer_state *layer = &s->layers[l];
+                const struct stream_ops *ops = space->streams[i].ops;
+                map_walk(kind, ops ? ops->rows_of(layer) : &layer->rows, count_row, &references);
+            }
+        }
+    }
+    return references;
 }
 
 static int check_frames(const struct space *space, uint64_t open, bool idle, struct inst_msg *msg)
@@ -61,23 +82,24 @@ static int check_frames(const struct space *space, uint64_t open, bool idle, str
     return 0;
 }
 
-int drive_check(const struct drive *drive, struct inst_msg *msg)
+int drive_check(struct drive *drive, struct inst_msg *msg)
 {
     uint64_t references = 0, live_rows = segments_all_references(drive->segments);
-    for (const struct space *space = drive->spaces; space; space = space->next) {
+    for (struct space *space = drive->spaces; space; space = space->next) {
+        references += count_references(space);
         uint64_t open = 0, sequences = 0;
-        const struct sequence *sequence = NULL;
+        struct sequence *sequence = NULL;
         while ((sequence = space_next(space, sequence))) {
             sequences++;
             for (uint32_t l = 0; l < space->config.layers; l++) {
-                int status = check_layer(space, sequence, l, &references, &open, msg);
+                int status = check_layer(space, sequence, l, &open, msg);
                 if (status)
                     return status;
             }
         }
         if (sequences != space->n_sequences)
             return broken(msg, "sequences found, counted", sequences, space->n_sequences);
-        bool idle = !drive->first_job && !drive->n_pending && !frames_in_flight(space->frames);
+        bool idle = !drive->first_job && !drive->queue.first && !frames_in_flight(space->frames);
         for (uint32_t i = 1; i < STREAM_MAX && idle; i++)
             idle = !space->streams[i].ops || !space->streams[i].ops->working(space);
         int status = check_frames(space, open, idle, msg);

@@ -69,6 +69,7 @@ int counters_identify(struct drive *drive, const struct command *command, uint8_
         .read_bytes = g->read_bytes,
         .max_tickets = MAX_TICKETS,
         .max_items = MAX_ITEMS,
+        .ticket_ms = TICKET_MS,
     };
     if (command->length < IDENTIFY_TABLE_BYTES)
         return inst_fail(&drive->msg, INST_EINVAL, "IDENTIFY: %u bytes are too few",

@@ -59,7 +59,8 @@ static int plan_segments(struct control_plan *plan, const struct flash_geometry 
 {
     uint64_t sequences = max_u64(c->max_sequences, 1), device = g->blocks / g->dies;
     uint64_t summary = (uint64_t)segment_summary_pages(g) * g->page_bytes * g->dies;
-    uint64_t total = 0, full = 0, tables = div_round_up(device, 64) * sizeof(void *) + 64 * 128;
+    uint64_t total = 0, full = 0, more = 0;
+    uint64_t tables = div_round_up(device, 64) * sizeof(void *) + 64 * 128;
     for (uint32_t i = 0; i < STREAM_MAX; i++) {
         const struct stream *stream = &plan->streams[i];
         if (!stream->row_pages)
@@ -71,12 +72,16 @@ static int plan_segments(struct control_plan *plan, const struct flash_geometry 
         if (!checked_mul(each, sequences, &all) || !checked_add(total, all, &total))
             return inst_fail(msg, INST_EINVAL, "CONFIG: the KV cache overflows 64 bits");
         full += once * sequences; // no more than the sum that is checked
-        tables += min_u64(all + SEGMENTS_DEAD_MAX, device) * segment_bytes(g, stream);
+        // Promised: what one full sequence fills, and one that each of the others is filling.
+        uint64_t some = min_u64(each + 2 * (sequences - 1) + SEGMENTS_DEAD_MAX, device);
+        tables += some * segment_bytes(g, stream);
+        more += (min_u64(all + SEGMENTS_DEAD_MAX, device) - some) * segment_bytes(g, stream);
         // While a segment is open, and while its summary is programmed.
         tables +=
             (sequences + 2) * (summary + g->dies * sizeof(struct flash_io) + 3 * ALLOCATION_EXTRA);
     }
     plan->tables = tables;
+    plan->more_tables = more;
     uint64_t segment = (uint64_t)g->page_bytes * g->pages_per_block * g->dies;
     if (!checked_mul(total, segment, &plan->flash_bytes))
         return inst_fail(msg, INST_EINVAL, "CONFIG: the KV cache overflows 64 bits");
@@ -111,8 +116,9 @@ static int plan_level(struct control_plan *plan, const struct attend_env *env,
     uint64_t pages = div_round_up((uint64_t)walk.pages + space.pages, kv->row_pages);
     plan->level = level;
     plan->scratch = max_u64(walk.scratch, space.scratch);
-    plan->fixed = plan->tables + walk.bytes + space.bytes + ticket_bytes(c) + sizeof(struct drive) +
-                  64 * 1024;
+    plan->tickets = ticket_bytes(c);
+    plan->fixed =
+        plan->tables + walk.bytes + space.bytes + plan->tickets + sizeof(struct drive) + 64 * 1024;
     // Group buffers of every layer, two pieces of whole rows and a little for programs under way,
     // and the slabs that are split for single pages.
     plan->reserve = (uint32_t)(2 * walk.rows + 2 + pages);
@@ -123,10 +129,13 @@ static int plan_level(struct control_plan *plan, const struct attend_env *env,
     plan->open = (uint32_t)open;
     plan->frames = (struct frames_size){
         .slabs = plan->open + plan->reserve + 2 * walk.rows + 2,
+        .least = plan->open + plan->reserve + 2 * walk.rows + 2,
         .row_pages = kv->row_pages,
         .split = pages ? plan->reserve + 2 * walk.rows : 0,
     };
     plan->single_pages = pages != 0;
+    plan->promised = space.bytes + frames_bytes(g, &plan->frames);
+    plan->more = plan->more_tables + space.more;
     return 0;
 }
 
@@ -192,7 +201,7 @@ int control_plan(struct control_plan *plan, const struct attend_env *env,
         bool fits = level_bytes(&tried, g) <= dram &&
                     tried.fixed - least_fixed + tried.window <= min_u64(room, WINDOW_MOST);
         if (level == METHOD_LEVELS - 1)
-            plan->good_bytes = level_bytes(&tried, g) + WINDOW_MOST;
+            plan->good_bytes = level_bytes(&tried, g) + WINDOW_MOST + tried.more;
         if (!fits)
             continue;
         uint64_t min = plan->min_bytes, good = plan->good_bytes;
@@ -202,13 +211,12 @@ int control_plan(struct control_plan *plan, const struct attend_env *env,
         break;
     }
     if (!plan->good_bytes)
-        plan->good_bytes = plan->min_bytes + WINDOW_MOST;
+        plan->good_bytes = plan->min_bytes + WINDOW_MOST + plan->more;
     tried = *plan;
     plan_slabs(&tried, g, c, INT64_MAX, true);
-    plan->full_bytes = max_u64(level_bytes(&tried, g), plan->good_bytes);
+    plan->full_bytes = max_u64(level_bytes(&tried, g) + tried.more, plan->good_bytes);
     if (plan->min_bytes <= dram)
         plan_slabs(plan, g, c, dram, cache);
-    plan->bytes = level_bytes(plan, g);
     return 0;
 }
 

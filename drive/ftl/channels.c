@@ -32,8 +32,8 @@ struct build {
 // Of a layer of a sequence.
 struct channel_layer {
     struct layer_state *layer;
-    struct row_map rows; // [channel group][kv_heads]; PLACE_NONE: there is no such row
-    uint64_t groups;     // before this one all are built or given up
+    struct map rows; // [channel group][kv_heads]; PLACE_NONE: there is no such row
+    uint64_t groups; // before this one all are built or given up
     struct means means;
     struct channel_layer *next; // in the queue of layers with groups to be built
     bool queued;
@@ -51,6 +51,7 @@ struct channels {
     struct engine *engine;
     struct engine_task task;
     bool busy;                           // the engine has it
+    struct map_kind sums;                // marks of the means
     struct channel_layer *first, **last; // queue
     uint64_t build_read_bytes, program_bytes, lost_rows;
 };
@@ -149,18 +150,22 @@ static int channels_plan(struct stream_plan *plan, const struct flash_geometry *
 {
     const struct stream *own = &streams[STREAM_CHANNELS];
     struct channels_size s = size_of(g, c, &streams[STREAM_KV], level);
-    uint64_t sequences = max_u64(c->max_sequences, 1), rows, map, means;
-    uint64_t groups = c->max_tokens / own->row_tokens + 16;
-    if (!checked_mul(c->layers * sequences, groups * c->kv_heads, &rows) ||
-        !checked_mul(rows, row_map_bytes(own) + 8, &map) || map > INT64_MAX / 4 ||
-        !checked_mul(c->layers * sequences, means_bytes(c->kv_heads, c->head_dim, c->max_tokens),
-                     &means) ||
-        means > INT64_MAX / 4)
+    uint64_t sequences = max_u64(c->max_sequences, 1), rows, map, each, means, more;
+    uint64_t least = means_bytes(c->kv_heads, c->head_dim, 0);
+    uint64_t full = means_bytes(c->kv_heads, c->head_dim, c->max_tokens);
+    if (!checked_mul(c->max_tokens / own->row_tokens + 1, c->kv_heads, &rows) ||
+        !row_maps_bytes(own, c->layers, sequences, rows, &map) ||
+        !row_maps_bytes(own, c->layers, 0, rows, &each) ||
+        !checked_mul(sequences, c->layers * least, &means) ||
+        !checked_add(means, c->layers * full, &means) ||
+        !checked_add(each, c->layers * full, &each) || !checked_mul(sequences - 1, each, &more) ||
+        more > INT64_MAX / 8 || means > INT64_MAX / 8)
         return inst_fail(msg, INST_EINVAL, "CONFIG: %llu tokens in %llu sequences overflow",
                          (unsigned long long)c->max_tokens, (unsigned long long)sequences);
     // A row being put together, the reads for it, and a row on its way to flash.
     uint32_t row_pages = channels_bundle(g, c, &streams[STREAM_KV]) * own->row_pages;
     plan->pages = 2 * row_pages + s.piece_pages;
+    plan->more = more;
     plan->bytes = map + means + sequences * c->layers * (sizeof(struct channel_layer) + 128) +
                   sizeof(struct channels) + pieces_bytes(s.pieces, s.piece_rows, s.piece_pages) +
                   s.pieces * (sizeof(void *) + s.piece_pages * sizeof(void *)) +
@@ -177,6 +182,8 @@ static int channels_open(struct space *space, unsigned level, struct inst_msg *m
         return INST_ENOMEM;
     space->derived[STREAM_CHANNELS] = c;
     c->space = space;
+    means_kind(&c->sums, space->config.kv_heads, space->config.head_dim, space->budget);
+    space->sums = &c->sums;
     c->bundle = channels_bundle(&space->flash->geometry, &space->config, kv);
     c->last = &c->first;
     c->build.last = &c->build.pieces;
@@ -198,6 +205,7 @@ static void channels_close(struct space *space)
         return;
     while (c->busy) // far enough in the future for an engine with a time of its own
         engine_take(c->engine, UINT64_MAX / 2);
+    space->sums = NULL;
     pieces_close(&c->pieces);
     budget_free(space->budget, c->build.out);
     budget_free(space->budget, c->ready);
@@ -212,8 +220,8 @@ static int channels_layer_open(struct space *space, struct layer_state *layer, s
     if (!own)
         return INST_ENOMEM;
     own->layer = layer;
-    return means_open(&own->means, space->config.kv_heads, space->config.head_dim, space->budget,
-                      msg);
+    return means_open(&own->means, &channels_of(space)->sums, space->config.kv_heads,
+                      space->config.head_dim, space->budget, msg);
 }
 
 static void channels_layer_close(struct space *space, struct layer_state *layer)
@@ -221,7 +229,7 @@ static void channels_layer_close(struct space *space, struct layer_state *layer)
     struct channel_layer *own = state_of(layer);
     if (!own)
         return;
-    row_map_free(space, &own->rows);
+    map_truncate(&space->maps[STREAM_CHANNELS].kind, &own->rows, 0);
     means_close(&own->means, space->budget);
     budget_free(space->budget, own);
 }
@@ -241,7 +249,7 @@ static uint32_t group_tokens(const struct space *space)
 static struct row *channels_entry(const struct space *space, const struct layer_state *layer,
                                   uint64_t i)
 {
-    const struct row_map *map = &state_of(layer)->rows;
+    const struct map *map = &state_of(layer)->rows;
     return i < map->n ? row_map_at(space, STREAM_CHANNELS, map, i) : NULL;
 }
 
@@ -252,18 +260,19 @@ struct row *channels_row(const struct space *space, const struct layer_state *la
     return row && row_placed(row) ? row : NULL;
 }
 
-// Makes the entries of all groups up to this one exist.
-static int ensure_group(struct space *space, struct layer_state *layer, uint64_t group,
-                        struct inst_msg *msg)
+// The entry of a group's row, to be written to; NULL: no memory. Entries before it exist then, too.
+static struct row *edit_entry(struct space *space, struct layer_state *layer, uint64_t group,
+                              uint32_t head)
 {
-    struct row_map *map = &state_of(layer)->rows;
+    struct map_kind *kind = &space->maps[STREAM_CHANNELS].kind;
+    struct map *map = &state_of(layer)->rows;
     while (map->n < index_of(space, group + 1, 0)) {
-        int status = row_map_ensure(space, STREAM_CHANNELS, map, map->n, msg);
-        if (status)
-            return status;
-        row_map_at(space, STREAM_CHANNELS, map, map->n++)->place.segment = PLACE_NONE;
+        struct row *row = map_append(kind, map, NULL);
+        if (!row)
+            return NULL;
+        row->place.segment = PLACE_NONE;
     }
-    return 0;
+    return map_edit(kind, map, index_of(space, group, head), NULL);
 }
 
 // Gives the group's row of a head, whose pages are there, a place and programs it. False: there is
@@ -277,22 +286,22 @@ static bool program_row(struct space *space, struct layer_state *layer, uint64_t
     struct frontier *frontier = &sequence->lifetime->frontiers[STREAM_CHANNELS];
     struct place place;
     bool wait;
-    int status = ensure_group(space, layer, group, NULL);
+    struct row *row = edit_entry(space, layer, group, head);
+    int status = row ? 0 : INST_ENOMEM;
     if (!status && !frames_can_program(space->frames, 0, stream->row_pages))
         status = INST_ENORESOURCE;
     if (!status)
-        status = segments_reserve(space->segments, frontier, &wait);
+        status = segments_reserve(space->segments, frontier, 1, &wait);
     if (!status) {
         status = segments_place(space->segments, frontier, &place, NULL);
         if (status)
-            segments_unreserve(space->segments, frontier);
+            segments_unreserve(space->segments, frontier, 1);
     }
     if (status) {
         for (uint32_t page = 0; page < stream->row_pages; page++)
             frames_give(space->frames, pages[page]);
         return false;
     }
-    struct row *row = channels_entry(space, layer, index_of(space, group, head));
     row->place = place;
     row->seq = sequence->id;
     row->epoch = sequence->epoch;
@@ -767,9 +776,7 @@ static void channels_truncate(struct space *space, struct layer_state *layer, ui
     struct channels *c = channels_of(space);
     struct channel_layer *own = state_of(layer);
     uint64_t groups = tokens / group_tokens(space);
-    while (own->rows.n > index_of(space, groups, 0))
-        row_drop(space, STREAM_CHANNELS,
-                 row_map_at(space, STREAM_CHANNELS, &own->rows, --own->rows.n));
+    map_truncate(&space->maps[STREAM_CHANNELS].kind, &own->rows, index_of(space, groups, 0));
     own->groups = min_u64(own->groups, groups);
     if (c->build.layer == own && c->build.group >= groups)
         build_abandon(space);
@@ -779,19 +786,24 @@ static void channels_truncate(struct space *space, struct layer_state *layer, ui
 }
 
 // Gives up the rows that hold any of the tokens [first, end).
-static void channels_punch(struct space *space, struct layer_state *layer, uint64_t first,
-                           uint64_t end)
+static int channels_punch(struct space *space, struct layer_state *layer, uint64_t first,
+                          uint64_t end, struct inst_msg *msg)
 {
     uint64_t tokens = group_tokens(space);
     if (channels_of(space)->build.layer == state_of(layer))
         build_abandon(space); // it starts again, and fails where K is gone
     for (uint64_t g = first / tokens; g < div_round_up(end, tokens); g++) {
         for (uint32_t h = 0; h < space->config.kv_heads; h++) {
-            struct row *row = channels_row(space, layer, g, h);
-            if (row)
-                row_drop(space, STREAM_CHANNELS, row);
+            if (!channels_row(space, layer, g, h))
+                continue;
+            struct row *row = map_edit(&space->maps[STREAM_CHANNELS].kind, &state_of(layer)->rows,
+                                       index_of(space, g, h), msg);
+            if (!row)
+                return INST_ENOMEM;
+            row_drop(space, STREAM_CHANNELS, row);
         }
     }
+    return 0;
 }
 
 static int channels_fork(struct space *space, const struct layer_state *from,
@@ -801,17 +813,9 @@ static int channels_fork(struct space *space, const struct layer_state *from,
     struct channel_layer *child = state_of(to);
     uint64_t groups = tokens / group_tokens(space);
     uint64_t n = min_u64(own->rows.n, index_of(space, groups, 0));
-    for (uint64_t i = 0; i < n; i++) {
-        int status = row_map_ensure(space, STREAM_CHANNELS, &child->rows, i, msg);
-        if (status)
-            return status;
-        struct row *row = row_map_at(space, STREAM_CHANNELS, &child->rows, i);
-        memcpy(row, row_map_at(space, STREAM_CHANNELS, &own->rows, i),
-               row_map_bytes(&space->streams[STREAM_CHANNELS]));
-        child->rows.n++;
-        if (row_placed(row))
-            segments_ref(space->segments, row->place);
-    }
+    int status = map_fork(&space->maps[STREAM_CHANNELS].kind, &own->rows, &child->rows, n, msg);
+    if (status)
+        return status;
     child->groups = min_u64(own->groups, groups);
     return means_fork(&own->means, from->head_tokens, &child->means, tokens, msg);
 }
@@ -850,7 +854,7 @@ static int broken(struct inst_msg *msg, const char *what, uint64_t a, uint64_t b
 }
 
 static int channels_check(const struct space *space, const struct layer_state *layer,
-                          uint64_t *references, struct inst_msg *msg)
+                          struct inst_msg *msg)
 {
     const struct channel_layer *own = state_of(layer);
     uint64_t tokens = group_tokens(space), heads = space->config.kv_heads;
@@ -865,10 +869,7 @@ static int channels_check(const struct space *space, const struct layer_state *l
         return broken(msg, "complete channel groups, settled", layer->tokens / tokens, own->groups);
     for (uint64_t i = 0; i < own->rows.n; i++) {
         const struct row *row = row_map_at(space, STREAM_CHANNELS, &own->rows, i);
-        if (!row_placed(row))
-            continue;
-        ++*references;
-        if (!segments_references(space->segments, row->place))
+        if (row_placed(row) && !segments_references(space->segments, row->place))
             return broken(msg, "channel row that the flash does not count", row->place.segment,
                           row->place.row);
     }
@@ -878,6 +879,11 @@ static int channels_check(const struct space *space, const struct layer_state *l
             return broken(msg, "gap of a mean, tokens", gap->end, layer->head_tokens[h]);
     }
     return 0;
+}
+
+static const struct map *channels_rows_of(const struct layer_state *layer)
+{
+    return &state_of(layer)->rows;
 }
 
 const struct stream_ops stream_channels = {
@@ -903,4 +909,5 @@ const struct stream_ops stream_channels = {
     .working = channels_working,
     .stats = channels_stats,
     .check = channels_check,
+    .rows_of = channels_rows_of,
 };

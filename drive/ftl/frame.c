@@ -4,6 +4,7 @@
 
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #include <xxhash.h>
 
 enum {
@@ -42,6 +43,7 @@ struct frames {
     uint64_t ahead_in_flight, program_in_flight; // bytes
     uint32_t split;                              // slabs that are split
     uint32_t given;                              // slabs whose memory went back to the budget
+    bool held;                                   // what was given is not taken back
     uint32_t window;                             // frames that may be read ahead
     uint32_t n_programming, n_in_flight;
     struct frame **table; // by place, chained
@@ -440,10 +442,9 @@ static bool steal_ahead(struct frames *f)
     return frame != NULL;
 }
 
-// Memory that was given to others comes back, one slab, where the budget allows.
-static bool take_back_slab(struct frames *f)
+bool frames_grow(struct frames *f)
 {
-    if (!f->given || budget_take(f->budget, f->row_bytes, "row buffers", NULL))
+    if (!f->given || f->held || budget_take(f->budget, f->row_bytes, "row buffers", NULL))
         return false;
     uint32_t slab = 0; // rare: the search may be long
     while (f->rows[slab].state != FRAME_FREE || f->rows[slab].newer != &f->rows[slab])
@@ -453,9 +454,14 @@ static bool take_back_slab(struct frames *f)
     return true;
 }
 
-struct frame *frames_take_row(struct frames *f)
+void frames_may_grow(struct frames *f, bool may)
 {
-    while (!f->free_rows.n && !take_back_slab(f)) {
+    f->held = !may;
+}
+
+static struct frame *take_row(struct frames *f, bool grow)
+{
+    while (!f->free_rows.n && !(grow && frames_grow(f))) {
         struct frame *frame = oldest(f);
         if (!frame && !steal_ahead(f))
             return NULL;
@@ -465,6 +471,11 @@ struct frame *frames_take_row(struct frames *f)
             drop(f, frame);
     }
     return take(&f->free_rows);
+}
+
+struct frame *frames_take_row(struct frames *f)
+{
+    return take_row(f, true);
 }
 
 static bool split_slab(struct frames *f)
@@ -485,7 +496,7 @@ static bool split_slab(struct frames *f)
 struct frame *frames_take_page(struct frames *f)
 {
     while (!f->free_pages.n) {
-        if ((f->free_rows.n || take_back_slab(f)) && split_slab(f))
+        if ((f->free_rows.n || frames_grow(f)) && split_slab(f))
             break;
         struct frame *frame = f->split == f->size.split ? f->cached_pages.oldest : oldest(f);
         if (!frame && (f->split == f->size.split || !steal_ahead(f)))
@@ -505,7 +516,7 @@ void frames_give(struct frames *f, struct frame *frame)
 
 uint32_t frames_slabs(const struct frames *f)
 {
-    return f->size.slabs;
+    return f->size.slabs - f->given;
 }
 
 uint64_t frames_free_pages(const struct frames *f)
@@ -832,16 +843,31 @@ void frames_forget_row(struct frames *f, struct place place, uint32_t row_pages)
     }
 }
 
+uint64_t frames_spare(const struct frames *f)
+{
+    return (f->size.slabs - f->given - f->size.least) * f->row_bytes;
+}
+
+// The system's pages that lie in the slab as a whole: its neighbours may be in use.
+static void release_slab(const struct frames *f, const struct frame *frame)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t first = ((uintptr_t)frame->data + page - 1) / page * page;
+    uintptr_t end = ((uintptr_t)frame->data + f->row_bytes) / page * page;
+    if (first < end)
+        (void)madvise((void *)first, end - first, MADV_DONTNEED);
+}
+
 uint64_t frames_shrink(struct frames *f, uint64_t bytes)
 {
     uint64_t given = 0;
-    while (given < bytes && f->given + 1 < f->size.slabs) {
-        struct frame *frame = frames_take_row(f);
+    while (given < bytes && f->given + f->size.least < f->size.slabs) {
+        struct frame *frame = take_row(f, false);
         if (!frame)
             break;
         frame->state = FRAME_FREE;
         frame->newer = frame; // marks it as in no list
-        (void)madvise(frame->data, f->row_bytes, MADV_DONTNEED);
+        release_slab(f, frame);
         budget_give(f->budget, f->row_bytes);
         f->given++;
         given += f->row_bytes;

@@ -68,6 +68,7 @@ struct frames;
 // group buffers and whole rows.
 struct frames_size {
     uint32_t slabs, split;
+    uint32_t least; // slabs that are never given back
     uint32_t row_pages;
     uint64_t cache_bytes; // unused frames that are remembered, at most; UINT64_MAX: all
 };
@@ -137,8 +138,13 @@ void frames_set_window(struct frames *frames, uint32_t slabs);
 
 // The row has died: its frames are not found again.
 void frames_forget_row(struct frames *frames, struct place place, uint32_t row_pages);
-// Gives at least `bytes` of DRAM back to the budget, as far as frames are unused; returns how much.
+// Gives at least `bytes` of DRAM back to the budget, as far as frames are unused and there are more
+// than the least; returns how much.
 uint64_t frames_shrink(struct frames *frames, uint64_t bytes);
+bool frames_grow(struct frames *frames); // takes a slab back, if the budget has room for it again
+// Whether it may: not while what was given is for somebody who has not taken it yet.
+void frames_may_grow(struct frames *frames, bool may);
+uint64_t frames_spare(const struct frames *frames); // what that could give if all were unused
 
 // Compares all page checksums; false when one differs. Pure, may run in any worker.
 bool frame_verify(const struct frame *frame);

@@ -69,7 +69,6 @@ static void release(struct map_kind *kind, struct map_node *node)
         return;
     node->next = kind->dead;
     kind->dead = node;
-    kind->dead_nodes++;
 }
 
 // How many of the node's entries or children lie before entry `limit` of it.
@@ -275,7 +274,6 @@ bool map_sweep(struct map_kind *kind, uint64_t *work)
     while (kind->dead && *work) {
         struct map_node *node = kind->dead;
         kind->dead = node->next;
-        kind->dead_nodes--;
         *work -= min_u64(*work, 1u + node->used);
         trim(kind, node, 0);
         budget_free(kind->budget, node);

@@ -28,8 +28,7 @@ struct map_kind {
     void *arg;
     struct budget *budget;
     struct map_node *dead; // not freed yet
-    uint64_t dead_nodes;
-    uint32_t walk; // number of the latest map_walk
+    uint32_t walk;         // number of the latest map_walk
 };
 
 struct map {

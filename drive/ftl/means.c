@@ -12,18 +12,32 @@ static size_t head_bytes(const struct means *m)
 
 static uint64_t *mark(const struct means *m, uint64_t tokens, uint32_t head)
 {
-    return m->marks[tokens / MEANS_STEP - 1] + (size_t)head * m->head_dim;
+    uint64_t *sums = map_at(m->kind, &m->marks, tokens / MEANS_STEP - 1);
+    return sums + (size_t)head * m->head_dim;
 }
 
 uint64_t means_bytes(uint32_t kv_heads, uint32_t head_dim, uint64_t tokens)
 {
-    uint64_t marks = tokens / MEANS_STEP + 1, row = 8ull * kv_heads * head_dim + 128 + 64;
-    return row * (marks + 1) + 32ull * kv_heads + 128 + 2 * 8 * (marks + 8) + 128;
+    struct map_kind kind;
+    means_kind(&kind, kv_heads, head_dim, NULL);
+    // A path of nodes of its own, where most is shared.
+    return map_bytes(&kind, tokens / MEANS_STEP + 1) + kind.entry_bytes + 32ull * kv_heads +
+           2 * (4096 + 64) + 1024;
 }
 
-int means_open(struct means *m, uint32_t kv_heads, uint32_t head_dim, struct budget *budget,
-               struct inst_msg *msg)
+void means_kind(struct map_kind *kind, uint32_t kv_heads, uint32_t head_dim, struct budget *budget)
 {
+    *kind = (struct map_kind){
+        .entry_bytes = (size_t)kv_heads * head_dim * sizeof(uint64_t),
+        .leaf_entries = 1,
+        .budget = budget,
+    };
+}
+
+int means_open(struct means *m, struct map_kind *kind, uint32_t kv_heads, uint32_t head_dim,
+               struct budget *budget, struct inst_msg *msg)
+{
+    m->kind = kind;
     m->kv_heads = kv_heads;
     m->head_dim = head_dim;
     m->budget = budget;
@@ -34,9 +48,8 @@ int means_open(struct means *m, uint32_t kv_heads, uint32_t head_dim, struct bud
 
 void means_close(struct means *m, struct budget *budget)
 {
-    for (uint64_t i = 0; i < m->mark_slots; i++)
-        budget_free(budget, m->marks[i]);
-    budget_free(budget, m->marks);
+    if (m->kind)
+        map_truncate(m->kind, &m->marks, 0);
     budget_free(budget, m->sums);
     budget_free(budget, m->heads);
     *m = (struct means){0};
@@ -44,21 +57,8 @@ void means_close(struct means *m, struct budget *budget)
 
 int means_reserve(struct means *m, uint64_t tokens, struct inst_msg *msg)
 {
-    uint64_t n = tokens / MEANS_STEP;
-    if (n > m->mark_slots) {
-        uint64_t slots = max_u64(n, max_u64(4, 2 * m->mark_slots));
-        uint64_t **marks = budget_alloc(m->budget, slots, sizeof *marks, "sums of V", msg);
-        if (!marks)
-            return INST_ENOMEM;
-        if (m->marks)
-            memcpy(marks, m->marks, m->mark_slots * sizeof *marks);
-        budget_free(m->budget, m->marks);
-        m->marks = marks;
-        m->mark_slots = slots;
-    }
-    while (n && !m->marks[n - 1]) {
-        m->marks[n - 1] = budget_alloc(m->budget, m->kv_heads, head_bytes(m), "sums of V", msg);
-        if (!m->marks[--n])
+    while (m->marks.n < tokens / MEANS_STEP) {
+        if (!map_append(m->kind, &m->marks, msg))
             return INST_ENOMEM;
     }
     return 0;
@@ -133,12 +133,15 @@ void means_truncate(struct means *m, const uint64_t *head_tokens, uint64_t token
         own->gap = (struct mean_gap){at, tokens};
         own->hole = cut_hole(own->hole, tokens);
     }
+    // What comes instead is written to marks of its own: these may be shared.
+    if (m->heads)
+        map_truncate(m->kind, &m->marks, tokens / MEANS_STEP);
 }
 
 int means_fork(const struct means *from, const uint64_t *head_tokens, struct means *to,
                uint64_t tokens, struct inst_msg *msg)
 {
-    int status = means_reserve(to, tokens, msg);
+    int status = map_fork(to->kind, &from->marks, &to->marks, tokens / MEANS_STEP, msg);
     if (status)
         return status;
     for (uint32_t head = 0; head < to->kv_heads; head++) {
@@ -146,8 +149,6 @@ int means_fork(const struct means *from, const uint64_t *head_tokens, struct mea
                   &to->heads[head].gap);
         to->heads[head].hole = cut_hole(from->heads[head].hole, tokens);
     }
-    for (uint64_t i = 0; i < tokens / MEANS_STEP; i++)
-        memcpy(to->marks[i], from->marks[i], to->kv_heads * head_bytes(to));
     return 0;
 }
 
@@ -174,6 +175,7 @@ void means_fill(struct means *m, uint32_t head, uint64_t head_tokens, const stru
         own->hole.first = empty(&own->hole) ? gap->first : min_u64(own->hole.first, gap->first);
         own->hole.end = gap->end;
     }
+    // Whoever shares these marks has a gap of its own from before them on.
     while ((at += MEANS_STEP) <= head_tokens) {
         for (uint32_t d = 0; d < m->head_dim; d++)
             mark(m, at, head)[d] += sums[d];

@@ -7,7 +7,7 @@
 #ifndef INST_DRIVE_FTL_MEANS_H
 #define INST_DRIVE_FTL_MEANS_H
 
-#include "base/budget.h"
+#include "drive/ftl/map.h"
 
 #include <stdint.h>
 
@@ -28,15 +28,17 @@ struct means {
     struct budget *budget;
     struct mean_head *heads; // [kv_heads]
     uint64_t *sums;          // [kv_heads][head_dim], two's complement
-    uint64_t **marks;        // marks[i]: sums at (i + 1) * MEANS_STEP tokens
-    uint64_t mark_slots;
+    struct map_kind *kind;
+    struct map marks; // entry i: sums at (i + 1) * MEANS_STEP tokens
 };
 
 // Bytes that a layer of `tokens` tokens takes.
 uint64_t means_bytes(uint32_t kv_heads, uint32_t head_dim, uint64_t tokens);
 
-int means_open(struct means *means, uint32_t kv_heads, uint32_t head_dim, struct budget *budget,
-               struct inst_msg *msg);
+// Of the marks of all means that can be forked from each other.
+void means_kind(struct map_kind *kind, uint32_t kv_heads, uint32_t head_dim, struct budget *budget);
+int means_open(struct means *means, struct map_kind *kind, uint32_t kv_heads, uint32_t head_dim,
+               struct budget *budget, struct inst_msg *msg);
 void means_close(struct means *means, struct budget *budget); // zeroed is fine
 // Room for the marks of `tokens` tokens.
 int means_reserve(struct means *means, uint64_t tokens, struct inst_msg *msg);

@@ -33,27 +33,26 @@ static enum progress place_again(struct space *space, struct frame *frame)
     struct place old = frame->place, place;
     bool wait = true;
     if (!frames_can_program(space->frames, 1, 0) ||
-        segments_reserve(space->segments, frontier, &wait)) {
+        segments_reserve(space->segments, frontier, 1, &wait)) {
         frame->tries -= wait;
         if (!wait) // what it failed of would have been mended
             frame->status = INST_ENOSPC;
         return wait ? WAIT : FAILED;
     }
     if (segments_place(space->segments, frontier, &place, NULL)) {
-        segments_unreserve(space->segments, frontier);
+        segments_unreserve(space->segments, frontier, 1);
         wait = segments_working(space->segments);
         frame->tries -= wait;
         return wait ? WAIT : FAILED;
     }
     bool counted = true; // the place comes with one reference
-    for (struct sequence *s = first, *next; s; s = next) {
-        next = next_owner(space, s, frame);
-        struct row *row = row_of(space, s, frame);
+    // Sequences that share the map entry have it all at once.
+    for (struct sequence *s = first; s; s = next_owner(space, s, frame)) {
         if (!counted)
             segments_ref(space->segments, place);
         counted = false;
         segments_unref(space->segments, old);
-        row->place = place;
+        row_of(space, s, frame)->place = place;
     }
     frames_program_again(space->frames, frame, place);
     space->replaced_rows++;
@@ -65,11 +64,12 @@ static void lose(struct space *space, struct frame *frame)
     const struct stream *stream = &space->streams[frame->identity.stream];
     if (stream->ops)
         stream->ops->lost(space, frame->place, &frame->identity);
-    // What is on flash in its place is of no kind: nobody is to read it.
-    for (struct sequence *s = NULL; !stream->ops && (s = next_owner(space, s, frame));) {
+    for (struct sequence *s = NULL; !stream->ops && (s = next_owner(space, s, frame));)
         sequence_lost(s, frame->status, &frame->identity);
+    // What is on flash in its place is of no kind: nobody is to read it. All have been told by now
+    // that refer to it, some of them through the same map entry.
+    for (struct sequence *s = NULL; !stream->ops && (s = next_owner(space, s, frame));)
         row_drop(space, STREAM_KV, row_of(space, s, frame));
-    }
     frames_program_ended(space->frames, frame);
 }
 

@@ -23,6 +23,12 @@ enum segment_state {
     SEGMENT_BAD,   // an erase failed: never used again
 };
 
+// What all segments of a frontier share, so that its end is one step.
+struct segment_owner {
+    uint64_t segments; // that are not erased
+    bool finished;     // all sequences of the lifetime have ended
+};
+
 struct segment {
     enum segment_state state;
     uint32_t row_pages;
@@ -34,12 +40,11 @@ struct segment {
     uint32_t pending; // own operations in flight
     bool submitted;   // own operations of this state are on their way
     bool failed;
-    bool finished;        // all sequences of its lifetime have ended
-    uint64_t owner;       // number of the frontier that filled it
-    uint64_t used;        // when its rows were last read or programmed, by segments.clock
-    uint8_t *records;     // [die][data page] 32 bytes, padded to summary pages; while open
-    struct flash_io *ios; // one per die, for summary and erase
-    uint32_t next;        // in the free, work or dead list
+    struct segment_owner *owner; // the frontier that filled it, until it is erased
+    uint64_t used;               // when its rows were last read or programmed, by segments.clock
+    uint8_t *records;            // [die][data page] 32 bytes, padded to summary pages; while open
+    struct flash_io *ios;        // one per die, for summary and erase
+    uint32_t next;               // in the free, work or dead list
 };
 
 struct segments {
@@ -55,7 +60,7 @@ struct segments {
     uint64_t dead;          // how many they are
     bool pressed;           // somebody waits for erases
     uint64_t clock;         // counts uses of segments
-    uint64_t frontiers;     // made so far
+    bool giving_up;         // references wait for being given up
     uint64_t reserved;      // whole segments set aside by lifetimes
     uint32_t summary_pages; // per block
     uint32_t data_pages;    // per block
@@ -145,12 +150,30 @@ static void drop_buffers(struct segments *s, struct segment *segment)
     segment->refs = NULL;
 }
 
+static void free_owner(struct segments *s, struct segment_owner *owner)
+{
+    if (owner->finished && !owner->segments)
+        budget_free(s->budget, owner);
+}
+
+static void leave_owner(struct segments *s, struct segment *segment)
+{
+    struct segment_owner *owner = segment->owner;
+    segment->owner = NULL;
+    if (!owner)
+        return;
+    owner->segments--;
+    free_owner(s, owner);
+}
+
 void segments_close(struct segments *s)
 {
     if (!s)
         return;
-    for (uint64_t i = 0; i < s->fresh; i++)
+    for (uint64_t i = 0; i < s->fresh; i++) {
         drop_buffers(s, segment_at(s, (uint32_t)i));
+        leave_owner(s, segment_at(s, (uint32_t)i));
+    }
     for (uint64_t c = 0; c < div_round_up(s->count, CHUNK); c++)
         budget_free(s->budget, s->chunks[c]);
     budget_free(s->budget, s->chunks);
@@ -162,7 +185,6 @@ void frontier_init(struct segments *s, struct frontier *f, uint32_t row_pages,
 {
     *f = (struct frontier){
         .open = PLACE_NONE,
-        .number = ++s->frontiers,
         .row_pages = row_pages,
         .row_stream_bytes = row_stream_bytes,
         .capacity = segment_capacity(&s->flash->geometry, row_pages),
@@ -194,7 +216,7 @@ static void set_reserved(struct segments *s, struct frontier *f, uint64_t rows)
 // summary was programmed.
 static bool space_comes_free(const struct segments *s)
 {
-    if (s->dead)
+    if (s->dead || s->giving_up)
         return true;
     for (uint32_t i = s->work_list; i != PLACE_NONE; i = segment_at(s, i)->next) {
         if (segment_at(s, i)->state == SEGMENT_ERASE || !segment_at(s, i)->live)
@@ -203,22 +225,22 @@ static bool space_comes_free(const struct segments *s)
     return false;
 }
 
-int segments_reserve(struct segments *s, struct frontier *f, bool *wait)
+int segments_reserve(struct segments *s, struct frontier *f, uint64_t rows, bool *wait)
 {
-    uint64_t need = segments_needed(s, f, f->reserved + 1);
+    uint64_t need = segments_needed(s, f, f->reserved + rows);
     *wait = false;
     if (s->reserved - f->segments + need > free_segments(s)) {
         *wait = space_comes_free(s);
         s->pressed = true;
         return INST_ENOSPC;
     }
-    set_reserved(s, f, f->reserved + 1);
+    set_reserved(s, f, f->reserved + rows);
     return 0;
 }
 
-void segments_unreserve(struct segments *s, struct frontier *f)
+void segments_unreserve(struct segments *s, struct frontier *f, uint64_t rows)
 {
-    set_reserved(s, f, f->reserved - 1);
+    set_reserved(s, f, f->reserved - rows);
 }
 
 static void push_work(struct segments *s, uint32_t number, enum segment_state state)
@@ -250,8 +272,8 @@ static void note_if_dead(struct segments *s, uint32_t number)
 
 static bool erase_before(const struct segment *a, const struct segment *b)
 {
-    if (a->finished != b->finished)
-        return a->finished;
+    if (a->owner->finished != b->owner->finished)
+        return a->owner->finished;
     return a->used < b->used;
 }
 
@@ -315,7 +337,9 @@ static int open_segment(struct segments *s, struct frontier *f, struct inst_msg 
     segment->ios = budget_alloc(s->budget, g->dies, sizeof *segment->ios, "page records", msg);
     segment->refs =
         budget_alloc(s->budget, f->capacity, sizeof *segment->refs, "page records", msg);
-    if (!segment->records || !segment->ios || !segment->refs) {
+    if (!f->owner)
+        f->owner = budget_alloc(s->budget, 1, sizeof *f->owner, "page records", msg);
+    if (!segment->records || !segment->ios || !segment->refs || !f->owner) {
         drop_buffers(s, segment);
         s->pressed = true; // dead ones hold memory, too
         return INST_ENOMEM;
@@ -330,8 +354,9 @@ static int open_segment(struct segments *s, struct frontier *f, struct inst_msg 
     segment->row_pages = f->row_pages;
     segment->row_stream_bytes = f->row_stream_bytes;
     segment->rows = segment->live = 0;
-    segment->failed = segment->finished = false;
-    segment->owner = f->number;
+    segment->failed = false;
+    segment->owner = f->owner;
+    f->owner->segments++;
     f->open = number;
     s->counters.allocated_blocks += g->dies;
     return 0;
@@ -361,12 +386,18 @@ void segments_end(struct segments *s, struct frontier *f)
     uint32_t number = f->open;
     f->open = PLACE_NONE;
     set_reserved(s, f, 0);
-    for (uint64_t i = 0; i < s->fresh; i++) {
-        struct segment *segment = segment_at(s, (uint32_t)i);
-        segment->finished |= segment->owner == f->number;
+    if (f->owner) {
+        f->owner->finished = true;
+        free_owner(s, f->owner);
+        f->owner = NULL;
     }
     if (number != PLACE_NONE)
         push_work(s, number, SEGMENT_CLOSING);
+}
+
+void segments_giving_up(struct segments *s, bool any)
+{
+    s->giving_up = any;
 }
 
 void segments_ref(struct segments *s, struct place place)
@@ -509,6 +540,7 @@ void segments_done(struct segments *s, struct flash_io *io)
         return;
     }
     drop_buffers(s, segment);
+    leave_owner(s, segment);
     if (segment->failed) {
         segment->state = SEGMENT_BAD;
         return;

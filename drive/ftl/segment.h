@@ -39,13 +39,13 @@ struct page_identity {
 // Where the rows of one stream and one lifetime are appended: the segment that they fill, and
 // promises of room for rows to come.
 struct frontier {
-    uint64_t number;           // never used again
-    uint32_t open;             // segment being filled, PLACE_NONE = none
-    uint32_t row_pages;        // of every row
-    uint32_t capacity;         // rows per segment
-    uint64_t row_stream_bytes; // without the padding to whole pages
-    uint64_t reserved;         // rows promised
-    uint64_t segments;         // whole segments set aside for `reserved`
+    struct segment_owner *owner; // of the segments that it filled, NULL: none yet
+    uint32_t open;               // segment being filled, PLACE_NONE = none
+    uint32_t row_pages;          // of every row
+    uint32_t capacity;           // rows per segment
+    uint64_t row_stream_bytes;   // without the padding to whole pages
+    uint64_t reserved;           // rows promised
+    uint64_t segments;           // whole segments set aside for `reserved`
 };
 
 struct segments;
@@ -62,14 +62,17 @@ uint32_t segment_summary_pages(const struct flash_geometry *geometry);
 void frontier_init(struct segments *segments, struct frontier *frontier, uint32_t row_pages,
                    uint64_t row_stream_bytes);
 
-// Promises room for one more row, or INST_ENOSPC. `*wait` says that blocks will come free.
-int segments_reserve(struct segments *segments, struct frontier *frontier, bool *wait);
-void segments_unreserve(struct segments *segments, struct frontier *frontier);
+// Promises room for so many more rows, or INST_ENOSPC. `*wait` says that blocks will come free.
+int segments_reserve(struct segments *segments, struct frontier *frontier, uint64_t rows,
+                     bool *wait);
+void segments_unreserve(struct segments *segments, struct frontier *frontier, uint64_t rows);
 // Turns a promise into a place, with one reference. INST_ENOMEM when DRAM for records is short.
 int segments_place(struct segments *segments, struct frontier *frontier, struct place *out,
                    struct inst_msg *msg);
 // Nobody will append here any more: the open segment is closed as it is.
 void segments_end(struct segments *segments, struct frontier *frontier);
+// References that wait for being given up: while there are any, room will come free.
+void segments_giving_up(struct segments *segments, bool any);
 
 void segments_ref(struct segments *segments, struct place place);
 // True: nobody refers to the row any more.

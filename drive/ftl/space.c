@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-enum { BUCKETS = 256, ROW_CHUNK = 16, LOAD_TRIES = 2 };
+enum { BUCKETS = 256, LEAF_ROWS = 16, LOAD_TRIES = 2 };
 
 static const uint32_t max_layers = 4096, max_kv_heads = 4096;
 
@@ -63,15 +63,18 @@ int space_plan(struct space_plan *plan, const struct flash_geometry *g,
                struct inst_msg *msg)
 {
     enum { EACH = 4096 + 64 }; // what one budget_alloc may add
-    uint64_t sequences = max_u64(c->max_sequences, 1), rows, map;
+    uint64_t sequences = max_u64(c->max_sequences, 1);
     uint64_t groups = div_round_up(max_u64(c->max_tokens, 1), c->group_tokens);
     *plan = (struct space_plan){0};
-    if (!checked_mul(c->layers * sequences, groups + ROW_CHUNK, &rows) ||
-        !checked_mul(rows, row_map_bytes(&streams[STREAM_KV]) + 8, &map) || map > INT64_MAX / 4)
+    // Maps of one sequence of max_tokens, or of several that have as many together.
+    uint64_t layer = sizeof(struct layer_state) + 8ull * c->kv_heads + 1024, maps, each;
+    const struct stream *kv = &streams[STREAM_KV];
+    if (!row_maps_bytes(kv, c->layers, sequences, groups, &maps) ||
+        !row_maps_bytes(kv, c->layers, 0, groups, &each) ||
+        !checked_mul(sequences - 1, each, &plan->more) || plan->more > INT64_MAX / 8)
         return inst_fail(msg, INST_EINVAL, "CONFIG: %llu tokens in %llu sequences overflow",
                          (unsigned long long)c->max_tokens, (unsigned long long)sequences);
-    uint64_t layer = sizeof(struct layer_state) + 8ull * c->kv_heads + 1024;
-    plan->bytes = sizeof(struct space) + BUCKETS * sizeof(void *) + 2 * EACH + map +
+    plan->bytes = sizeof(struct space) + BUCKETS * sizeof(void *) + 2 * EACH + maps +
                   sequences * (c->layers * layer + EACH);
     for (uint32_t i = 1; i < STREAM_MAX; i++) {
         struct stream_plan own = {0};
@@ -79,10 +82,73 @@ int space_plan(struct space_plan *plan, const struct flash_geometry *g,
         if (status)
             return status;
         plan->bytes += own.bytes;
+        plan->more += own.more;
         plan->pages += own.pages;
         plan->scratch = max_u64(plan->scratch, own.scratch);
     }
     return 0;
+}
+
+static void share_row(void *arg, void *entry)
+{
+    const struct row_maps *maps = arg;
+    const struct row *row = entry;
+    if (row_placed(row))
+        segments_ref(maps->space->segments, row->place);
+}
+
+static void drop_row(void *arg, void *entry)
+{
+    const struct row_maps *maps = arg;
+    row_drop(maps->space, maps->stream, entry);
+}
+
+static size_t row_bytes(const struct stream *stream)
+{
+    return sizeof(struct row) + stream->row_pages * sizeof(uint64_t);
+}
+
+static void open_maps(struct space *space, uint32_t stream)
+{
+    struct row_maps *maps = &space->maps[stream];
+    *maps = (struct row_maps){.space = space, .stream = stream};
+    maps->kind = (struct map_kind){
+        .entry_bytes = row_bytes(&space->streams[stream]),
+        .leaf_entries = LEAF_ROWS,
+        .share = share_row,
+        .drop = drop_row,
+        .arg = maps,
+        .budget = &space->own,
+    };
+}
+
+bool row_maps_bytes(const struct stream *stream, uint32_t layers, uint64_t sequences, uint64_t rows,
+                    uint64_t *out)
+{
+    const struct map_kind kind = {.entry_bytes = row_bytes(stream), .leaf_entries = LEAF_ROWS};
+    uint64_t least;
+    // A sequence has a leaf of its own at least, and a path to it. Rows are numbered in 32 bits.
+    return rows < UINT32_MAX &&
+           checked_mul(sequences, map_bytes(&kind, LEAF_ROWS) + 1024, &least) &&
+           checked_add(least, map_bytes(&kind, rows), out) && checked_mul(*out, layers, out) &&
+           *out < INT64_MAX / 8;
+}
+
+bool space_sweep(struct space *space, uint64_t work)
+{
+    for (uint32_t i = 0; i < STREAM_MAX; i++)
+        map_sweep(&space->maps[i].kind, &work);
+    if (space->sums)
+        map_sweep(space->sums, &work);
+    return !space_swept(space);
+}
+
+bool space_swept(const struct space *space)
+{
+    bool dead = space->sums && space->sums->dead;
+    for (uint32_t i = 0; i < STREAM_MAX; i++)
+        dead |= space->maps[i].kind.dead != NULL;
+    return !dead;
 }
 
 int space_open(struct space **out, uint32_t id, const struct space_config *config,
@@ -96,8 +162,11 @@ int space_open(struct space **out, uint32_t id, const struct space_config *confi
     space->config = *config;
     space->flash = flash;
     space->segments = segments;
-    space->budget = budget;
+    space->budget = &space->own;
+    budget_init_part(&space->own, budget);
     memcpy(space->streams, streams, sizeof space->streams);
+    for (uint32_t i = 0; i < STREAM_MAX; i++)
+        open_maps(space, i);
     space->table = budget_alloc(budget, BUCKETS, sizeof *space->table, "space", msg);
     if (!space->table) {
         space_close(space);
@@ -120,13 +189,6 @@ int space_open_frames(struct space *space, const struct frames_size *size, uint3
     return status;
 }
 
-void row_map_free(struct space *space, struct row_map *map)
-{
-    for (uint64_t c = 0; c < map->chunk_slots; c++)
-        budget_free(space->budget, map->chunks[c]);
-    budget_free(space->budget, map->chunks);
-}
-
 // The hook of every derived stream that the space has.
 #define EACH_DERIVED(space, i)                                                                     \
     for (uint32_t i = 1; i < STREAM_MAX; i++)                                                      \
@@ -136,7 +198,7 @@ static void free_layers(struct space *space, struct sequence *sequence)
 {
     for (uint32_t l = 0; sequence->layers && l < space->config.layers; l++) {
         struct layer_state *layer = &sequence->layers[l];
-        row_map_free(space, &layer->rows);
+        map_truncate(&space->maps[STREAM_KV].kind, &layer->rows, 0);
         EACH_DERIVED(space, i)
         space->streams[i].ops->layer_close(space, layer);
     }
@@ -144,6 +206,14 @@ static void free_layers(struct space *space, struct sequence *sequence)
         budget_free(space->budget, sequence->layers[0].head_tokens);
     budget_free(space->budget, sequence->layers);
     budget_free(space->budget, sequence);
+}
+
+static void end_frontiers(struct space *space, struct lifetime *lifetime)
+{
+    for (uint32_t i = 0; i < STREAM_MAX; i++) {
+        if (space_has(space, i))
+            segments_end(space->segments, &lifetime->frontiers[i]);
+    }
 }
 
 void space_close(struct space *space)
@@ -160,13 +230,16 @@ void space_close(struct space *space)
     struct lifetime *next, *lifetime = space->lifetimes;
     for (; lifetime; lifetime = next) {
         next = lifetime->next;
+        end_frontiers(space, lifetime);
         budget_free(space->budget, lifetime);
     }
+    space_sweep(space, UINT64_MAX);
     EACH_DERIVED(space, i)
     space->streams[i].ops->close(space);
     frames_close(space->frames);
     budget_free(space->budget, space->table);
-    budget_free(space->budget, space);
+    budget_reserve(&space->own, 0, "", NULL); // the space itself is not of it
+    budget_free(space->own.whole, space);
 }
 
 static struct sequence **bucket(const struct space *space, uint32_t id)
@@ -252,10 +325,7 @@ static void leave_lifetime(struct space *space, struct lifetime *lifetime)
 {
     if (--lifetime->sequences)
         return;
-    for (uint32_t i = 0; i < STREAM_MAX; i++) {
-        if (space_has(space, i))
-            segments_end(space->segments, &lifetime->frontiers[i]);
-    }
+    end_frontiers(space, lifetime);
     struct lifetime **link = &space->lifetimes;
     while (*link != lifetime)
         link = &(*link)->next;
@@ -272,6 +342,7 @@ int space_create(struct space *space, const struct table_item *item, struct sequ
         return INST_ENOMEM;
     sequence->id = item->seq;
     sequence->epoch = item->epoch;
+    sequence->serial = ++space->serial;
     sequence->layers =
         budget_alloc(space->budget, layers, sizeof *sequence->layers, "sequence", msg);
     uint64_t *head_tokens =
@@ -316,23 +387,6 @@ void space_remove(struct space *space, struct sequence *sequence)
     space->n_sequences--;
 }
 
-uint64_t row_map_bytes(const struct stream *stream)
-{
-    return sizeof(struct row) + stream->row_pages * sizeof(uint64_t);
-}
-
-static size_t row_entry_bytes(const struct space *space, uint32_t stream)
-{
-    return row_map_bytes(&space->streams[stream]);
-}
-
-struct row *row_map_at(const struct space *space, uint32_t stream, const struct row_map *map,
-                       uint64_t i)
-{
-    return (struct row *)(map->chunks[i / ROW_CHUNK] +
-                          i % ROW_CHUNK * row_entry_bytes(space, stream));
-}
-
 static struct row *row_at(const struct space *space, const struct layer_state *layer,
                           uint64_t group)
 {
@@ -371,33 +425,6 @@ void stream_identity(const struct space *space, const struct row *row, uint32_t 
     };
 }
 
-int row_map_ensure(struct space *space, uint32_t stream, struct row_map *map, uint64_t i,
-                   struct inst_msg *msg)
-{
-    uint64_t chunk = i / ROW_CHUNK;
-    if (chunk >= map->chunk_slots) {
-        uint64_t slots = max_u64(chunk + 1, map->chunk_slots ? 2 * map->chunk_slots : 4);
-        uint8_t **chunks = budget_alloc(space->budget, slots, sizeof *chunks, "row map", msg);
-        if (!chunks)
-            return INST_ENOMEM;
-        if (map->chunks)
-            memcpy(chunks, map->chunks, map->chunk_slots * sizeof *chunks);
-        budget_free(space->budget, map->chunks);
-        map->chunks = chunks;
-        map->chunk_slots = slots;
-    }
-    if (!map->chunks[chunk])
-        map->chunks[chunk] =
-            budget_alloc(space->budget, ROW_CHUNK, row_entry_bytes(space, stream), "row map", msg);
-    return map->chunks[chunk] ? 0 : INST_ENOMEM;
-}
-
-// Makes sure that the entry of the next token group exists.
-static int ensure_row(struct space *space, struct layer_state *layer, struct inst_msg *msg)
-{
-    return row_map_ensure(space, STREAM_KV, &layer->rows, layer->rows.n, msg);
-}
-
 void row_drop(struct space *space, uint32_t stream, struct row *row)
 {
     if (row_placed(row) && segments_unref(space->segments, row->place))
@@ -405,9 +432,9 @@ void row_drop(struct space *space, uint32_t stream, struct row *row)
     row->place.segment = PLACE_NONE;
 }
 
-static void drop_row(struct space *space, struct layer_state *layer, uint64_t group)
+static struct map_kind *kv_maps(struct space *space)
 {
-    row_drop(space, STREAM_KV, row_at(space, layer, group));
+    return &space->maps[STREAM_KV].kind;
 }
 
 static struct frontier *kv_frontier(struct sequence *sequence)
@@ -415,23 +442,95 @@ static struct frontier *kv_frontier(struct sequence *sequence)
     return &sequence->lifetime->frontiers[STREAM_KV];
 }
 
-// Takes a frame for a group buffer and a promise of flash for it. Result as prepare_append.
-static int take_open_frame(struct space *space, struct sequence *sequence, struct frame **out,
-                           struct inst_msg *msg)
+uint64_t append_rows(const struct space *space, const struct layer_state *layer, uint64_t end,
+                     bool *buffer)
+{
+    uint64_t row_tokens = space->config.group_tokens, groups = div_round_up(end, row_tokens);
+    *buffer = !layer || !layer->open;
+    if (!layer)
+        return groups;
+    // A row that reaches beyond the tokens goes to flash once more.
+    uint64_t have = min_u64(layer->rows.n, layer->tokens / row_tokens) + (layer->open != NULL);
+    return groups - min_u64(groups, have);
+}
+
+int space_buffers(const struct space *space, uint64_t more, struct inst_msg *msg)
+{
+    uint64_t slabs;
+    do {
+        slabs = frames_slabs(space->frames) - space->read_reserve;
+        if (space->n_open_frames <= slabs && more <= slabs - space->n_open_frames)
+            return 0;
+    } while (frames_grow(space->frames));
+    return inst_fail(msg, INST_ENORESOURCE,
+                     "%llu of the %llu group buffers of the drive are in use, %llu more are needed",
+                     (unsigned long long)space->n_open_frames, (unsigned long long)slabs,
+                     (unsigned long long)more);
+}
+
+int sequence_promise(struct space *space, struct sequence *sequence, uint32_t layer, uint64_t rows,
+                     struct inst_msg *msg)
 {
     bool wait;
-    if (space->n_open_frames + space->read_reserve >= frames_slabs(space->frames))
-        return inst_fail(msg, INST_ENORESOURCE,
-                         "sequence %u: all %llu group buffers of the drive are in use",
-                         sequence->id, (unsigned long long)space->n_open_frames);
-    if (segments_reserve(space->segments, kv_frontier(sequence), &wait))
-        return wait ? 1
-                    : inst_fail(msg, INST_ENOSPC, "sequence %u: the drive is full", sequence->id);
+    if (!segments_reserve(space->segments, kv_frontier(sequence), rows, &wait)) {
+        sequence->layers[layer].promised += rows;
+        return 0;
+    }
+    return wait ? 1 : inst_fail(msg, INST_ENOSPC, "sequence %u: the drive is full", sequence->id);
+}
+
+void sequence_unpromise(struct space *space, struct sequence *sequence, uint32_t layer)
+{
+    uint64_t *rows = &sequence->layers[layer].promised;
+    segments_unreserve(space->segments, kv_frontier(sequence), *rows);
+    *rows = 0;
+}
+
+bool sequence_empty(const struct space *space, const struct sequence *sequence)
+{
+    const uint64_t *tokens = sequence->layers[0].head_tokens; // of all layers
+    for (uint64_t i = 0; i < (uint64_t)space->config.layers * space->config.kv_heads; i++) {
+        if (tokens[i])
+            return false;
+    }
+    return true;
+}
+
+// The next token goes to a row which is on flash.
+static bool continues_row(const struct space *space, const struct layer_state *layer)
+{
+    return !layer->open && layer->tokens < layer->rows.n * space->config.group_tokens;
+}
+
+int sequence_can_append(const struct space *space, const struct sequence *sequence, uint32_t layer,
+                        struct inst_msg *msg)
+{
+    const struct layer_state *state = &sequence->layers[layer];
+    if (sequence->failed)
+        return sequence_refuse(sequence, msg);
+    if (!continues_row(space, state) || row_placed(row_at(space, state, state->rows.n - 1)))
+        return 0;
+    return inst_fail(msg, INST_ENOENT, "sequence %u layer %u: token group %llu was given up",
+                     sequence->id, layer, (unsigned long long)state->rows.n - 1);
+}
+
+// Takes a frame for a group buffer and a promise of flash for it. Result as prepare_append.
+static int take_open_frame(struct space *space, struct sequence *sequence, uint32_t layer,
+                           struct frame **out, struct inst_msg *msg)
+{
+    int status = space_buffers(space, 1, msg);
+    bool promised = sequence->layers[layer].promised;
+    if (!status && !promised)
+        status = sequence_promise(space, sequence, layer, 1, msg);
+    if (status)
+        return status;
     struct frame *frame = frames_take_row(space->frames);
     if (!frame) {
-        segments_unreserve(space->segments, kv_frontier(sequence));
+        if (!promised)
+            sequence_unpromise(space, sequence, layer);
         return 1;
     }
+    sequence->layers[layer].promised--;
     const struct stream *kv = &space->streams[STREAM_KV];
     memset(frame->data + kv->data_bytes, 0,
            kv->row_bytes - kv->data_bytes); // padding goes to flash too
@@ -443,7 +542,7 @@ static int take_open_frame(struct space *space, struct sequence *sequence, struc
 static void free_open_frame(struct space *space, struct sequence *sequence, struct frame *frame)
 {
     frames_give(space->frames, frame);
-    segments_unreserve(space->segments, kv_frontier(sequence));
+    segments_unreserve(space->segments, kv_frontier(sequence), 1);
     space->n_open_frames--;
 }
 
@@ -456,10 +555,6 @@ static int load_last_row(struct space *space, struct sequence *sequence, uint32_
     uint64_t group = layer->rows.n - 1;
     struct row *row = row_at(space, layer, group);
     if (!layer->loading) {
-        if (row->place.segment == PLACE_NONE)
-            return inst_fail(msg, INST_ENOENT,
-                             "sequence %u layer %u: token group %llu was given up", sequence->id,
-                             layer_index, (unsigned long long)group);
         struct page_identity identity;
         stream_identity(space, row, layer_index, STREAM_KV, group, &identity);
         struct frame *frame = frames_find_row(space->frames, row->place, &identity);
@@ -494,7 +589,7 @@ static int load_last_row(struct space *space, struct sequence *sequence, uint32_
         return inst_fail(msg, status, "sequence %u layer %u token group %llu: %s", sequence->id,
                          layer_index, (unsigned long long)group, inst_status_text(status));
     }
-    status = take_open_frame(space, sequence, &open, msg);
+    status = take_open_frame(space, sequence, layer_index, &open, msg);
     if (status) {
         if (status < 0) { // refused: nobody may come back for it
             frame_unuse(space->frames, loaded, USE_CHOICE);
@@ -507,8 +602,7 @@ static int load_last_row(struct space *space, struct sequence *sequence, uint32_
     layer->loading = NULL;
     layer->load_tries = 0;
     layer->open = open;
-    drop_row(space, layer, group);
-    layer->rows.n--;
+    map_truncate(kv_maps(space), &layer->rows, group);
     return 0;
 }
 
@@ -525,11 +619,13 @@ static int close_group(struct space *space, struct sequence *sequence, uint32_t 
 {
     struct layer_state *layer = &sequence->layers[layer_index];
     struct frame *frame = layer->open;
-    struct row *row = row_at(space, layer, layer->rows.n);
     struct page_identity identity;
+    struct place place;
     if (!frames_can_program(space->frames, 1, 0))
         return 1;
-    int status = segments_place(space->segments, kv_frontier(sequence), &row->place, NULL);
+    int status = map_reserve(kv_maps(space), &layer->rows, NULL);
+    if (!status)
+        status = segments_place(space->segments, kv_frontier(sequence), &place, NULL);
     if (status == INST_ENOMEM && segments_working(space->segments))
         return 1;
     if (status)
@@ -538,11 +634,12 @@ static int close_group(struct space *space, struct sequence *sequence, uint32_t 
                          inst_status_text(status));
     layer->open = NULL;
     space->n_open_frames--;
+    struct row *row = map_append(kv_maps(space), &layer->rows, NULL); // was reserved
+    row->place = place;
     row->seq = sequence->id;
     row->epoch = sequence->epoch;
-    stream_identity(space, row, layer_index, STREAM_KV, layer->rows.n, &identity);
+    stream_identity(space, row, layer_index, STREAM_KV, layer->rows.n - 1, &identity);
     frames_program(space->frames, frame, row->place, 0, &identity, row->sums);
-    layer->rows.n++;
     space->stream_bytes += space->streams[STREAM_KV].data_bytes;
     return 0;
 }
@@ -551,27 +648,34 @@ int sequence_prepare_append(struct space *space, struct sequence *sequence, uint
                             struct inst_msg *msg)
 {
     struct layer_state *layer = &sequence->layers[layer_index];
-    if (sequence->failed)
-        return sequence_refuse(sequence, msg);
-    if (group_complete(space, layer)) {
-        int status = close_group(space, sequence, layer_index, msg);
-        if (status)
-            return status;
-    }
+    int status = sequence_can_append(space, sequence, layer_index, msg);
+    if (!status && group_complete(space, layer))
+        status = close_group(space, sequence, layer_index, msg);
+    if (status)
+        return status;
     uint64_t row_tokens = space->config.group_tokens;
+    bool load = continues_row(space, layer);
+    bool take = !layer->open && !load;
+    if (take)
+        status = take_open_frame(space, sequence, layer_index, &layer->open, msg);
+    if (status)
+        return status;
+    // Memory for the map entry before there is something to be mapped.
+    if (load)
+        status = map_edit(kv_maps(space), &layer->rows, layer->rows.n - 1, msg) ? 0 : INST_ENOMEM;
+    else
+        status = map_reserve(kv_maps(space), &layer->rows, msg);
     EACH_DERIVED(space, i)
-    {
-        int status = space->streams[i].ops->reserve(
-            space, layer, (layer->tokens / row_tokens + 1) * row_tokens, msg);
-        if (status)
-            return status;
+    status = status ? status
+                    : space->streams[i].ops->reserve(
+                          space, layer, (layer->tokens / row_tokens + 1) * row_tokens, msg);
+    if (!status)
+        return load ? load_last_row(space, sequence, layer_index, msg) : 0;
+    if (take) {
+        free_open_frame(space, sequence, layer->open);
+        layer->open = NULL;
     }
-    if (layer->open)
-        return 0;
-    if (layer->tokens < layer->rows.n * space->config.group_tokens)
-        return load_last_row(space, sequence, layer_index, msg);
-    int status = ensure_row(space, layer, msg);
-    return status ? status : take_open_frame(space, sequence, &layer->open, msg);
+    return status;
 }
 
 uint64_t sequence_append(struct space *space, struct sequence *sequence, uint32_t layer_index,
@@ -616,8 +720,7 @@ void sequence_truncate(struct space *space, struct sequence *sequence, uint32_t 
         free_open_frame(space, sequence, layer->open);
         layer->open = NULL;
     }
-    while (layer->rows.n && (layer->rows.n - 1) * row_tokens >= tokens)
-        drop_row(space, layer, --layer->rows.n);
+    map_truncate(kv_maps(space), &layer->rows, div_round_up(tokens, row_tokens));
     EACH_DERIVED(space, i)
     space->streams[i].ops->truncate(space, layer, tokens);
     for (uint32_t head = 0; head < space->config.kv_heads; head++)
@@ -625,8 +728,8 @@ void sequence_truncate(struct space *space, struct sequence *sequence, uint32_t 
     layer->tokens = min_u64(layer->tokens, tokens);
 }
 
-void sequence_punch(struct space *space, struct sequence *sequence, uint32_t layer_index,
-                    uint64_t pos, uint64_t n)
+int sequence_punch(struct space *space, struct sequence *sequence, uint32_t layer_index,
+                   uint64_t pos, uint64_t n, struct inst_msg *msg)
 {
     struct layer_state *layer = &sequence->layers[layer_index];
     uint64_t row_tokens = space->config.group_tokens, end;
@@ -634,46 +737,45 @@ void sequence_punch(struct space *space, struct sequence *sequence, uint32_t lay
         end = UINT64_MAX;
     uint64_t first = div_round_up(pos, row_tokens);
     uint64_t last = min_u64(end / row_tokens, layer->rows.n);
-    for (uint64_t group = first; group < last; group++)
-        drop_row(space, layer, group);
+    for (uint64_t group = first; group < last; group++) {
+        if (!row_placed(row_at(space, layer, group)))
+            continue;
+        struct row *row = map_edit(kv_maps(space), &layer->rows, group, msg);
+        if (!row)
+            return INST_ENOMEM;
+        row_drop(space, STREAM_KV, row);
+    }
+    int status = 0;
     EACH_DERIVED(space, i)
-    if (first < last)
-        space->streams[i].ops->punch(space, layer, first * row_tokens, last * row_tokens);
+    if (first < last && !status)
+        status =
+            space->streams[i].ops->punch(space, layer, first * row_tokens, last * row_tokens, msg);
+    return status;
 }
 
-static int fork_layer(struct space *space, struct sequence *parent, struct sequence *child,
-                      uint32_t layer_index, uint64_t tokens, struct inst_msg *msg)
+int sequence_fork_layer(struct space *space, struct sequence *parent, struct sequence *child,
+                        uint32_t layer_index, uint64_t *bytes, struct inst_msg *msg)
 {
     struct layer_state *from = &parent->layers[layer_index], *to = &child->layers[layer_index];
+    uint64_t tokens = child->fork_pos;
     uint64_t groups = div_round_up(tokens, space->config.group_tokens);
     uint64_t shared = min_u64(groups, from->rows.n);
-    for (uint64_t group = 0; group < shared; group++) {
-        int status = ensure_row(space, to, msg);
-        if (status)
-            return status;
-        memcpy(row_at(space, to, group), row_at(space, from, group),
-               row_entry_bytes(space, STREAM_KV));
-        to->rows.n++;
-        if (row_placed(row_at(space, to, group)))
-            segments_ref(space->segments, row_at(space, to, group)->place);
-    }
-    if (groups > shared) { // the rest is in the parent's group buffer
-        int status = ensure_row(space, to, msg);
-        if (!status)
-            status = take_open_frame(space, child, &to->open, msg);
-        if (status)
-            return status;
-        memcpy(to->open->data, from->open->data, space->streams[STREAM_KV].row_bytes);
-    }
+    int status = map_fork(kv_maps(space), &from->rows, &to->rows, shared, msg);
+    if (!status && groups > shared) // the rest is in the parent's group buffer
+        status = take_open_frame(space, child, layer_index, &to->open, msg);
     EACH_DERIVED(space, i)
-    {
-        int status = space->streams[i].ops->fork(space, from, to, tokens, msg);
-        if (status)
-            return status;
+    status = status ? status : space->streams[i].ops->fork(space, from, to, tokens, msg);
+    if (status) {
+        sequence_truncate(space, child, layer_index, 0);
+        return status;
     }
+    if (to->open)
+        memcpy(to->open->data, from->open->data, space->streams[STREAM_KV].row_bytes);
+    *bytes += to->open ? space->streams[STREAM_KV].row_bytes : 0;
     to->tokens = tokens;
     for (uint32_t head = 0; head < space->config.kv_heads; head++)
         to->head_tokens[head] = tokens;
+    sequence_appended(space, to);
     return 0;
 }
 
@@ -692,23 +794,35 @@ int sequence_take_slab(struct space *space, struct sequence *sequence,
     return status;
 }
 
-int sequence_fork(struct space *space, struct sequence *parent, const struct table_item *item,
-                  struct sequence **out, struct inst_msg *msg)
+int sequence_can_fork(const struct space *space, const struct sequence *parent, uint64_t pos,
+                      uint64_t *buffers, struct inst_msg *msg)
 {
     for (uint32_t l = 0; l < space->config.layers; l++) {
-        if (parent->layers[l].tokens < item->pos)
-            return inst_fail(msg, INST_ESEQUENCE,
-                             "FORK at %llu: sequence %u has only %llu tokens in layer %u",
-                             (unsigned long long)item->pos, parent->id,
-                             (unsigned long long)parent->layers[l].tokens, l);
+        const struct layer_state *layer = &parent->layers[l];
+        if (layer->tokens < pos)
+            return inst_fail(
+                msg, INST_ESEQUENCE, "FORK at %llu: sequence %u has only %llu tokens in layer %u",
+                (unsigned long long)pos, parent->id, (unsigned long long)layer->tokens, l);
+        *buffers += pos > layer->rows.n * space->config.group_tokens;
     }
+    return 0;
+}
+
+bool sequence_forked_by(const struct sequence *child, const struct table_item *item)
+{
+    return child->epoch == item->epoch && child->forked && child->parent == item->parent &&
+           child->parent_epoch == item->parent_epoch && child->fork_pos == item->pos;
+}
+
+int sequence_fork(struct space *space, const struct sequence *parent, const struct table_item *item,
+                  struct sequence **out, struct inst_msg *msg)
+{
     int status = space_create(space, item, out, msg);
-    for (uint32_t l = 0; !status && l < space->config.layers; l++) {
-        status = fork_layer(space, parent, *out, l, item->pos, msg);
-        if (status)
-            space_remove(space, *out);
-        else
-            sequence_appended(space, &(*out)->layers[l]);
-    }
-    return status;
+    if (status)
+        return status;
+    (*out)->forked = true;
+    (*out)->parent = parent->id;
+    (*out)->parent_epoch = parent->epoch;
+    (*out)->fork_pos = item->pos;
+    return 0;
 }

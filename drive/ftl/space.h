@@ -9,6 +9,7 @@
 
 #include "drive/command.h"
 #include "drive/ftl/frame.h"
+#include "drive/ftl/map.h"
 #include "drive/ftl/stream.h"
 #include "kernels/kernels.h"
 
@@ -36,11 +37,11 @@ struct row {
     uint64_t sums[]; // row_pages checksums
 };
 
-// A growing array of struct row.
-struct row_map {
-    uint64_t n;       // entries in use
-    uint8_t **chunks; // ROW_CHUNK entries each
-    uint64_t chunk_slots;
+// What maps of the rows of a stream share.
+struct row_maps {
+    struct map_kind kind;
+    struct space *space;
+    uint32_t stream;
 };
 
 // Sequences that end together share a lifetime, and so segments.
@@ -76,7 +77,8 @@ struct layer_state {
     struct frame *open;        // group buffer of group rows.n, NULL when it is empty
     struct frame *loading;     // copy on append: the row being read for the next append
     uint32_t load_tries;       // reads of it that failed
-    struct row_map rows;       // the last may reach beyond `tokens` after FORK or truncation
+    struct map rows;           // the last may reach beyond `tokens` after FORK or truncation
+    uint64_t promised;         // rows of flash, for the WRITE at work
     struct sequence *sequence; // it belongs to
     void *derived[STREAM_MAX]; // what derived streams keep
 };
@@ -86,6 +88,10 @@ struct sequence {
     int failed; // a row of it could not be programmed: every further command on it gets this
     uint32_t lost_layer, lost_group; // which row
     uint32_t jobs;                   // READs and ATTENDs that look at it
+    uint64_t serial;                 // later ones have larger numbers
+    bool forked;                     // from these, at that position
+    uint32_t parent, parent_epoch;
+    uint64_t fork_pos;
     struct lifetime *lifetime;
     struct layer_state *layers;
     struct ahead_cursor ahead;
@@ -96,28 +102,33 @@ struct space {
     uint32_t id;
     struct space_config config;        // group_tokens and page_channels chosen
     struct stream streams[STREAM_MAX]; // ops NULL: not of this space
-    void *derived[STREAM_MAX];         // what derived streams keep
+    struct row_maps maps[STREAM_MAX];
+    struct map_kind *sums;     // of maps that a derived stream has beside, NULL: none
+    void *derived[STREAM_MAX]; // what derived streams keep
     struct flash *flash;
     struct segments *segments;
     struct frames *frames;
-    struct budget *budget;
-    struct sequence **table; // hash by id
+    struct budget own;     // of the drive's: what CONFIG promised, and what is taken beyond
+    struct budget *budget; // that
+    uint64_t promised_tickets, promised_tables; // what others hold in reserve for this space
+    struct space_config asked;                  // as CONFIG came
+    struct sequence **table;                    // hash by id
     struct lifetime *lifetimes;
     struct ahead_queue ahead;
     struct frame *stranded; // rows whose program failed and that have no new place yet
-    uint64_t n_sequences, n_open_frames;
+    uint64_t n_sequences, n_open_frames, serial;
     uint64_t stream_bytes, view_bytes, bridged_bytes, checksum_errors, replaced_rows;
     uint32_t read_reserve; // slabs that appends leave to others
     bool views;            // the flash may be memory
-    uint64_t promised;     // DRAM that CONFIG has set aside for all of it, used or not
     void *walk;            // attend's
     struct space *next;
 };
 
-// What a space of this configuration needs, beside what its walk needs: tables, maps that are full,
-// and streams. `pages`: single pages that derived streams must be able to take.
+// What a space of this configuration needs, beside what its walk needs: tables, streams, and the
+// maps of max_tokens tokens. `pages`: single pages that derived streams must be able to take.
 struct space_plan {
     uint64_t bytes;
+    uint64_t more; // for maps of all sequences at full length
     uint32_t pages;
     size_t scratch;
 };
@@ -125,7 +136,7 @@ int space_plan(struct space_plan *plan, const struct flash_geometry *geometry,
                const struct space_config *config, const struct stream *streams, unsigned level,
                struct inst_msg *msg);
 
-// `streams`: as stream_layouts filled them in.
+// `streams`: as stream_layouts filled them in. The space's memory is a part of `budget`.
 int space_open(struct space **out, uint32_t id, const struct space_config *config,
                const struct stream *streams, struct flash *flash, struct segments *segments,
                struct budget *budget, struct inst_msg *msg);
@@ -165,6 +176,24 @@ void space_lost(struct space *space, struct place place, int status,
 // The answer to commands on a sequence that lost a row.
 int sequence_refuse(const struct sequence *sequence, struct inst_msg *msg);
 
+// What appending tokens up to `end` takes beyond what the layer has (NULL: a new sequence), before
+// any of it: rows of flash, and whether a group buffer.
+uint64_t append_rows(const struct space *space, const struct layer_state *layer, uint64_t end,
+                     bool *buffer);
+// Are there so many more group buffers? INST_ENORESOURCE
+int space_buffers(const struct space *space, uint64_t more, struct inst_msg *msg);
+// Promises rows of flash to the layer's next appends, so that none of them is refused for want of
+// it. 1: wait. What is left over is to be given back.
+int sequence_promise(struct space *space, struct sequence *sequence, uint32_t layer, uint64_t rows,
+                     struct inst_msg *msg);
+void sequence_unpromise(struct space *space, struct sequence *sequence, uint32_t layer);
+// 0, or why nothing can be appended to the layer whatever room there is: the sequence has lost a
+// row, or the one that has to be continued was given up.
+int sequence_can_append(const struct space *space, const struct sequence *sequence, uint32_t layer,
+                        struct inst_msg *msg);
+// Nothing is stored in any layer.
+bool sequence_empty(const struct space *space, const struct sequence *sequence);
+
 // Makes the group buffer ready that the layer's next token goes to. 0: ready. 1: wait (a frame or
 // an erase is about to come free, or a row is being loaded). Negative: refused.
 int sequence_prepare_append(struct space *space, struct sequence *sequence, uint32_t layer,
@@ -184,12 +213,21 @@ int sequence_take_slab(struct space *space, struct sequence *sequence,
 // Drops tokens from `tokens` on in one layer (0 = all of it).
 void sequence_truncate(struct space *space, struct sequence *sequence, uint32_t layer,
                        uint64_t tokens);
-// Gives up whole rows inside [pos, pos + n) of one layer; they can no longer be read.
-void sequence_punch(struct space *space, struct sequence *sequence, uint32_t layer, uint64_t pos,
-                    uint64_t n);
-// 1: wait (a frame or an erase is about to come free); nothing has changed.
-int sequence_fork(struct space *space, struct sequence *parent, const struct table_item *item,
+// Gives up whole rows inside [pos, pos + n) of one layer; they can no longer be read. Refused only
+// for want of memory; to be asked again then.
+int sequence_punch(struct space *space, struct sequence *sequence, uint32_t layer, uint64_t pos,
+                   uint64_t n, struct inst_msg *msg);
+// Can the sequence be forked there? *buffers += group buffers that it takes.
+int sequence_can_fork(const struct space *space, const struct sequence *parent, uint64_t pos,
+                      uint64_t *buffers, struct inst_msg *msg);
+// The child is what a FORK of the item made, once.
+bool sequence_forked_by(const struct sequence *child, const struct table_item *item);
+// Creates the child without any token; its layers come one by one. 1: wait (a frame or an erase is
+// about to come free); the layer has not changed. *bytes += what was copied.
+int sequence_fork(struct space *space, const struct sequence *parent, const struct table_item *item,
                   struct sequence **out, struct inst_msg *msg);
+int sequence_fork_layer(struct space *space, struct sequence *parent, struct sequence *child,
+                        uint32_t layer, uint64_t *bytes, struct inst_msg *msg);
 
 // The map entry of a token group; NULL when it is in the group buffer or does not exist.
 struct row *sequence_row(const struct space *space, const struct sequence *sequence, uint32_t layer,
@@ -201,15 +239,20 @@ struct row *stream_row(const struct space *space, const struct sequence *sequenc
 void stream_identity(const struct space *space, const struct row *row, uint32_t layer,
                      uint32_t stream, uint64_t index, struct page_identity *out);
 
-// Entry i < n of a map of the stream.
-struct row *row_map_at(const struct space *space, uint32_t stream, const struct row_map *map,
-                       uint64_t i);
-// Makes sure that entry i can be written; entries before it exist.
-int row_map_ensure(struct space *space, uint32_t stream, struct row_map *map, uint64_t i,
-                   struct inst_msg *msg);
-void row_map_free(struct space *space, struct row_map *map);
-uint64_t row_map_bytes(const struct stream *stream); // of one entry
-// Gives up the reference of an entry.
+// Entry i < n of a map of the stream. What is changed in it holds for all maps that share it.
+static inline struct row *row_map_at(const struct space *space, uint32_t stream,
+                                     const struct map *map, uint64_t i)
+{
+    return map_at(&space->maps[stream].kind, map, i);
+}
+// Bytes that maps of the stream take in `layers` layers of `sequences` sequences which have `rows`
+// rows together in each. False when that overflows.
+bool row_maps_bytes(const struct stream *stream, uint32_t layers, uint64_t sequences, uint64_t rows,
+                    uint64_t *out);
+// Gives up references that nobody needs any more, a slice of them; true when there are more.
+bool space_sweep(struct space *space, uint64_t work);
+bool space_swept(const struct space *space);
+// Gives up the reference of an entry, for all maps that share it.
 void row_drop(struct space *space, uint32_t stream, struct row *row);
 static inline bool row_placed(const struct row *row)
 {

@@ -43,6 +43,7 @@ struct stream_slab {
 
 struct stream_plan {
     uint64_t bytes;
+    uint64_t more;  // for maps of all sequences at full length
     uint32_t pages; // single page frames without which it cannot go on
     size_t scratch; // of each worker
 };
@@ -53,7 +54,7 @@ struct stream_ops {
     void (*choose)(struct space_config *config, const struct flash_geometry *geometry);
     int (*layout)(struct stream *stream, const struct flash_geometry *geometry,
                   const struct space_config *config, struct inst_msg *msg);
-    // Maps of max_sequences full sequences included.
+    // Maps of one full sequence included.
     int (*plan)(struct stream_plan *plan, const struct flash_geometry *geometry,
                 const struct space_config *config, const struct stream *streams, unsigned level,
                 struct inst_msg *msg);
@@ -78,7 +79,8 @@ struct stream_ops {
     int (*take_slab)(struct space *space, struct sequence *sequence,
                      const struct stream_slab *slab);
     void (*truncate)(struct space *space, struct layer_state *layer, uint64_t tokens);
-    void (*punch)(struct space *space, struct layer_state *layer, uint64_t first, uint64_t end);
+    int (*punch)(struct space *space, struct layer_state *layer, uint64_t first, uint64_t end,
+                 struct inst_msg *msg);
     int (*fork)(struct space *space, const struct layer_state *from, struct layer_state *to,
                 uint64_t tokens, struct inst_msg *msg);
     // A page did not get to flash.
@@ -87,9 +89,9 @@ struct stream_ops {
     bool (*work)(struct space *space, struct engine *engine, uint64_t now_ns);
     bool (*working)(const struct space *space); // FLUSH waits for it
     void (*stats)(const struct space *space, struct drive_stats *stats);
-    // For drive_check: counts the references of a layer.
-    int (*check)(const struct space *space, const struct layer_state *layer, uint64_t *references,
-                 struct inst_msg *msg);
+    // For drive_check.
+    int (*check)(const struct space *space, const struct layer_state *layer, struct inst_msg *msg);
+    const struct map *(*rows_of)(const struct layer_state *layer);
 };
 
 extern const struct stream_ops stream_channels;

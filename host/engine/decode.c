@@ -119,32 +119,57 @@ static void put_table(struct batch *b, uint32_t layer, unsigned char *table)
     }
 }
 
+// Status of a row's item, once ATTEND and COLLECT have succeeded.
+static int item_status(const struct batch *b, size_t row)
+{
+    const unsigned char *out = engine_bytes(b->e, BUFFER_attend_out);
+    return inst_status_from_nvme((uint16_t)le_get32(out + b->layout.status + 4 * row));
+}
+
+static bool rows_lack_room(const struct batch *b)
+{
+    size_t row = 0;
+    while (row < b->n && item_status(b, row) != INST_ENORESOURCE)
+        row++;
+    return row < b->n;
+}
+
+// The commands of one layer. Where the drive has no room for some rows now, all are sent again:
+// what was appended is then only looked at.
+static int attend_commands(struct batch *b, uint32_t layer, struct inst_msg *msg)
+{
+    struct port *port = &b->e->port;
+    struct port_patience patience = {0};
+    unsigned char *table = engine_bytes(b->e, BUFFER_attend_table);
+    put_table(b, layer, table);
+    struct command attend = {.opcode = OP_ATTEND,
+                             .layer = layer,
+                             .count = (uint32_t)b->n,
+                             .length = (uint32_t)b->layout.in_bytes};
+    struct command collect = {
+        .opcode = OP_COLLECT, .layer = layer, .length = (uint32_t)b->layout.out_bytes};
+    int err;
+    do {
+        attend.ticket = collect.ticket = port_ticket(port);
+        msg->text[0] = 0;
+        // COLLECT goes only after an ATTEND that was accepted: a refused one leaves no ticket.
+        err = port_call(port, attend, table, data_in(b), NULL, msg);
+        if (!err)
+            err = port_call(port, collect, NULL, engine_bytes(b->e, BUFFER_attend_out), NULL, msg);
+    } while (!err && rows_lack_room(b) && port_patient(port, &patience));
+    return err;
+}
+
 // ATTEND and COLLECT of one layer for the rows alive.
 static void attend(struct batch *b, uint32_t layer)
 {
     struct inst_engine *e = b->e;
     double start = engine_seconds();
     struct inst_msg msg = {0};
-    unsigned char *table = engine_bytes(e, BUFFER_attend_table);
-    put_table(b, layer, table);
-    struct command attend = {.opcode = OP_ATTEND,
-                             .layer = layer,
-                             .count = (uint32_t)b->n,
-                             .ticket = port_ticket(&e->port),
-                             .length = (uint32_t)b->layout.in_bytes};
-    struct command collect = {.opcode = OP_COLLECT,
-                              .layer = layer,
-                              .ticket = attend.ticket,
-                              .length = (uint32_t)b->layout.out_bytes};
-    unsigned char *out = engine_bytes(e, BUFFER_attend_out);
-    // COLLECT goes only after an ATTEND that was accepted: a refused one leaves no ticket.
-    int err = port_call(&e->port, attend, table, data_in(b), NULL, &msg);
-    if (!err)
-        err = port_call(&e->port, collect, NULL, out, NULL, &msg);
+    int err = attend_commands(b, layer, &msg);
     bool failed = false;
     for (size_t row = 0; row < b->n; row++) {
-        uint16_t nvme = err ? 0 : (uint16_t)le_get32(out + b->layout.status + 4 * row);
-        int code = err ? err : inst_status_from_nvme(nvme);
+        int code = err ? err : item_status(b, row);
         if (!code)
             continue;
         // The text that came with it is about the first item that failed.

@@ -6,6 +6,8 @@
 
 enum { WAIT_NS = 100 * 1000 * 1000, POLL_MAX = 16 };
 
+static const uint64_t patience_ns = 2000000000, first_pause_ns = 200000, last_pause_ns = 50000000;
+
 static uint64_t now_ns(void)
 {
     struct timespec t;
@@ -36,8 +38,8 @@ static void take(struct port *port, const struct completion *done)
     port->in_flight--;
     slot->msg.text[0] = 0;
     if (done->status || *done->text)
-        inst_fail(&slot->msg, done->status, "%s of layer %u: %s", opcode_name(slot->opcode),
-                  slot->layer, *done->text ? done->text : inst_status_text(done->status));
+        inst_fail(&slot->msg, done->status, "%s of layer %u: %s", opcode_name(slot->command.opcode),
+                  slot->command.layer, *done->text ? done->text : inst_status_text(done->status));
 }
 
 static void poll(struct port *port, uint64_t max_wait_ns)
@@ -55,6 +57,22 @@ static void wait_poll(struct port *port)
     port->wait_ns += now_ns() - start;
 }
 
+// Hands a slot's command over, waiting for room in the drive's queue.
+static int send(struct port *port, struct port_slot *slot)
+{
+    int err;
+    struct link *link = port->link;
+    while ((err = link->ops->submit(link, &slot->command, slot->table, slot->data)) ==
+           INST_ENORESOURCE) {
+        if (!port->in_flight)
+            break;
+        wait_poll(port);
+    }
+    slot->state = err ? PORT_FREE : PORT_BUSY;
+    port->in_flight += !err;
+    return err;
+}
+
 int port_submit(struct port *port, struct command command, const void *table, void *data,
                 struct inst_msg *msg)
 {
@@ -65,28 +83,43 @@ int port_submit(struct port *port, struct command command, const void *table, vo
         return inst_fail(msg, INST_EINTERNAL, "more than %d commands in flight", PORT_SLOTS);
     command.cid = (uint16_t)handle;
     command.space = PORT_SPACE;
-    int err;
-    struct link *link = port->link;
-    while ((err = link->ops->submit(link, &command, table, data)) == INST_ENORESOURCE) {
-        if (!port->in_flight)
-            break;
-        wait_poll(port);
-    }
+    struct port_slot *slot = &port->slot[handle];
+    slot->command = command;
+    slot->table = table;
+    slot->data = data;
+    int err = send(port, slot);
     if (err)
         return inst_fail(msg, err, "%s of layer %u: %s", opcode_name(command.opcode), command.layer,
                          inst_status_text(err));
-    port->slot[handle].state = PORT_BUSY;
-    port->slot[handle].opcode = command.opcode;
-    port->slot[handle].layer = command.layer;
-    port->in_flight++;
     return handle;
+}
+
+bool port_patient(struct port *port, struct port_patience *patience)
+{
+    uint64_t now = now_ns();
+    if (!patience->until_ns) {
+        patience->until_ns = now + patience_ns;
+        patience->pause_ns = first_pause_ns;
+    }
+    if (now >= patience->until_ns)
+        return false;
+    for (uint64_t end = now + patience->pause_ns; now < end; now = now_ns())
+        poll(port, end - now);
+    port->wait_ns += patience->pause_ns;
+    patience->pause_ns *= patience->pause_ns < last_pause_ns ? 2 : 1;
+    return true;
 }
 
 int port_wait(struct port *port, int handle, uint64_t *result, struct inst_msg *msg)
 {
     struct port_slot *slot = &port->slot[handle];
-    while (slot->state == PORT_BUSY)
-        wait_poll(port);
+    struct port_patience patience = {0};
+    for (;;) {
+        while (slot->state == PORT_BUSY)
+            wait_poll(port);
+        if (slot->status != INST_ENORESOURCE || !port_patient(port, &patience) || send(port, slot))
+            break;
+    }
     slot->state = PORT_FREE;
     if (slot->msg.text[0])
         inst_fail(msg, slot->status, "%s", slot->msg.text);

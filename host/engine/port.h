@@ -16,11 +16,17 @@ struct port {
     struct port_slot {
         enum { PORT_FREE, PORT_BUSY, PORT_DONE } state;
         int status;
-        uint8_t opcode;
-        uint32_t layer;
         uint64_t result;
+        struct command command; // as it was sent: a drive without room is asked again
+        const void *table;
+        void *data;
         struct inst_msg msg; // when status is not 0
     } slot[PORT_SLOTS];
+};
+
+// How long the drive has been short of room for something; begins zeroed.
+struct port_patience {
+    uint64_t until_ns, pause_ns;
 };
 
 void port_open(struct port *port, struct link *link);
@@ -31,12 +37,16 @@ uint32_t port_ticket(struct port *port);
 // port_drain.
 int port_submit(struct port *port, struct command command, const void *table, void *data,
                 struct inst_msg *msg);
-// Waits for one command; its status. The handle is free afterwards. A COLLECT of which some items
-// failed is a success that fills *msg.
+// Waits for one command; its status. The handle is free afterwards. INST_ENORESOURCE is
+// back-pressure: the command is sent again until port_patient says no. A COLLECT of which some
+// items failed is a success that fills *msg.
 int port_wait(struct port *port, int handle, uint64_t *result, struct inst_msg *msg);
 // Submit and wait.
 int port_call(struct port *port, struct command command, const void *table, void *data,
               uint64_t *result, struct inst_msg *msg);
+// The drive has no room for now, which others may give back: waits a moment, longer every time.
+// False after two seconds of that.
+bool port_patient(struct port *port, struct port_patience *patience);
 // Lets the drive work without waiting.
 void port_tick(struct port *port);
 // Waits for everything in flight and forgets it: after a failure.

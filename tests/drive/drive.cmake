@@ -4,6 +4,9 @@ inst_test(NAME drive/attention SOURCES drive_attention.c drive_harness.c LIBS ${
 inst_test(NAME drive/commands SOURCES drive_commands.c drive_harness.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/order SOURCES drive_order.c drive_harness.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/full SOURCES drive_full.c drive_harness.c LIBS ${DRIVE_LIBS})
+inst_test(NAME drive/tickets SOURCES drive_tickets.c drive_harness.c LIBS ${DRIVE_LIBS})
+inst_test(NAME drive/refused SOURCES drive_refused.c drive_harness.c LIBS ${DRIVE_LIBS})
+inst_test(NAME drive/forks SOURCES drive_forks.c drive_harness.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/map SOURCES ftl_map.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/reclaim SOURCES drive_reclaim.c drive_harness.c LIBS ${DRIVE_LIBS})
 # Ten million pages take minutes; the other versions are the same code.

@@ -449,6 +449,7 @@ static bool send_ticketed(struct run *run, struct flight *f, struct ticket *t)
     uint8_t op = f->command.opcode;
     f->ticket = t;
     f->command.ticket = t->number;
+    t->state = TICKET_SENT; // a COLLECT that times out while the drive's queue is full leaves it be
     t->opcode = op;
     t->space = f->command.space;
     t->layer = f->command.layer;
@@ -641,6 +642,19 @@ static bool draw_collect(struct run *run)
     if (one_in(chance, 50))
         bytes = below(chance, (uint32_t)t->bytes); // too few
     return send_collect(run, t, timeout_ms, bytes);
+}
+
+static bool draw_abort(struct run *run)
+{
+    struct ticket *t = &run->tickets[below(&run->chance, RUN_TICKETS)];
+    if (t->collecting || t->state != TICKET_OPEN)
+        return true;
+    struct flight *f = new_flight(run, OP_ABORT);
+    if (!f)
+        return true;
+    f->command.ticket = t->number;
+    ticket_forget(t);
+    return send(run, f);
 }
 
 bool send_for_collect(struct run *run, struct ticket *t)
@@ -894,8 +908,10 @@ bool draw_command(struct run *run)
         return draw_attend(run);
     if (kind < 60)
         return draw_read(run);
-    if (kind < 80)
+    if (kind < 78)
         return draw_collect(run);
+    if (kind < 80)
+        return draw_abort(run);
     if (kind < 86)
         return draw_fork(run);
     if (kind < 93)

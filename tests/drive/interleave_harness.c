@@ -198,13 +198,14 @@ static bool quiet_check(struct run *run)
         !draw_command(run) || !drain(run) || !well(run))
         return !run->failed;
     struct ticket *t = run->last_ticket;
+    bool collected = run->last_opcode == OP_COLLECT; // COLLECT alone gives memory back
     if (run->last_opcode == OP_ATTEND && !run->last_status &&
         (!send_collect(run, t, 0, t->bytes) || !drain(run) || !well(run)))
         return !run->failed;
     if (!stats_of(run, &after))
         return false;
     run->counts->quiet_checks++;
-    if (!run->last_refused || known(FAULT_REFUSAL_CHANGES_STATE))
+    if (collected || !run->last_refused || known(FAULT_REFUSAL_CHANGES_STATE))
         return true;
     return state_unchanged(run, &before, &after);
 }

@@ -228,13 +228,16 @@ static uint32_t read_statuses(struct run *run, const struct flight *f, uint32_t 
     return end > model_tokens(space, layer) ? set | OK | BIT(INST_ESEQUENCE) : set | OK;
 }
 
-// The drive has 64 tickets; those that are open here may be free there already.
+// The drive has 64 tickets, which may have been in use when it looked at a command whose own ticket
+// is one of these: what is open here may be free there already, and completions come later.
 static uint32_t no_ticket(const struct run *run)
 {
     uint32_t open = 0;
     for (uint32_t i = 0; i < RUN_TICKETS; i++)
-        open += run->tickets[i].state == TICKET_OPEN;
-    return open >= DRIVE_TICKETS ? BIT(INST_ENORESOURCE) : 0;
+        open += run->tickets[i].state >= TICKET_SENT;
+    for (uint32_t i = 0; i < RUN_FLIGHTS; i++)
+        open += run->flights[i].used && run->flights[i].command.opcode == OP_ABORT;
+    return open > DRIVE_TICKETS ? BIT(INST_ENORESOURCE) : 0;
 }
 
 static bool judge_read(struct run *run, const struct flight *f, int status)

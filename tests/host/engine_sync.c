@@ -271,6 +271,70 @@ static void a_failed_item_harms_nobody_else(void **state)
     }
 }
 
+// Back-pressure: the drive is asked again until it has room, for a command or for some of its
+// items.
+static void no_room_is_waited_for(void **state)
+{
+    (void)state;
+    static const struct fake_faults cases[] = {
+        {.opcode = OP_WRITE, .fail_command = 2, .fail_count = 3, .fail_item = -1},
+        {.opcode = OP_READ, .fail_command = 1, .fail_count = 2, .fail_item = -1},
+        {.opcode = OP_ATTEND, .fail_command = 2, .fail_count = 3, .fail_item = -1},
+        {.opcode = OP_ATTEND, .fail_command = 1, .fail_count = 4, .fail_item = 1},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct fixture f = {0}, fresh = {0};
+        struct inst_prefix p[3];
+        struct fake_faults fault = cases[i];
+        fault.code = INST_ENORESOURCE;
+        open_engine(&f, model, NULL, &(struct inst_options){.max_sessions = 3, .chunk = 50});
+        open_engine(&fresh, model, NULL, NULL);
+        for (int step = 0; step < 2; step++) {
+            for (size_t s = 0; s < 3; s++)
+                p[s] = (struct inst_prefix){f.session[s], text[s], 130 + (size_t)step, 0};
+            if (step == (fault.opcode == OP_ATTEND))
+                fake_drive_faults(f.link, &fault);
+            assert_int_equal(inst_sync(f.engine, p, 3, NULL, NULL, &f.msg), 0);
+        }
+        for (size_t s = 0; s < 3; s++) {
+            assert_int_equal(sync_tokens(&fresh, 0, text[s], 131), 0);
+            assert_memory_equal(inst_logits(f.session[s]), inst_logits(fresh.session[0]),
+                                logits_bytes(&f));
+        }
+        close_engine(&f);
+        close_engine(&fresh);
+    }
+}
+
+// But not for ever; then the session is where it was.
+static void no_room_for_long_is_an_error(void **state)
+{
+    (void)state;
+    static const struct fake_faults cases[] = {{.opcode = OP_WRITE, .fail_item = -1},
+                                               {.opcode = OP_ATTEND, .fail_item = 0}};
+    for (size_t i = 0; i < 2; i++) {
+        struct fixture f = {0}, fresh = {0};
+        struct fake_faults fault = cases[i];
+        fault.code = INST_ENORESOURCE;
+        fault.fail_command = 1;
+        fault.fail_count = UINT32_MAX;
+        open_engine(&f, model, NULL, NULL);
+        open_engine(&fresh, model, NULL, NULL);
+        assert_int_equal(sync_tokens(&f, 0, text[0], 30), 0);
+        fake_drive_faults(f.link, &fault);
+        size_t n = fault.opcode == OP_WRITE ? 80 : 31;
+        assert_int_equal(sync_tokens(&f, 0, text[0], n), INST_ENORESOURCE);
+        assert_non_null(strstr(f.msg.text, "injected"));
+        fake_drive_faults(f.link, &(struct fake_faults){0});
+        assert_int_equal(sync_tokens(&f, 0, text[0], n), 0);
+        assert_int_equal(sync_tokens(&fresh, 0, text[0], n), 0);
+        assert_memory_equal(inst_logits(f.session[0]), inst_logits(fresh.session[0]),
+                            logits_bytes(&f));
+        close_engine(&f);
+        close_engine(&fresh);
+    }
+}
+
 static void a_session_that_cannot_be_cut_back_is_dead(void **state)
 {
     (void)state;
@@ -387,6 +451,8 @@ int main(void)
         cmocka_unit_test(bad_prefixes_are_refused),
         cmocka_unit_test(failures_leave_sessions_usable),
         cmocka_unit_test(a_failed_item_harms_nobody_else),
+        cmocka_unit_test(no_room_is_waited_for),
+        cmocka_unit_test(no_room_for_long_is_an_error),
         cmocka_unit_test(a_session_that_cannot_be_cut_back_is_dead),
         cmocka_unit_test(a_failed_close_costs_nothing_for_good),
         cmocka_unit_test(cancelling_keeps_whole_chunks),

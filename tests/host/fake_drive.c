@@ -204,9 +204,10 @@ static int attend_item(struct fake_drive *d, const struct command *c, const void
     if (err)
         return err;
     l += c->layer;
-    if (item.pos != l->length)
+    bool again = item.n_tokens && item.pos + 1 == l->length;
+    if (item.pos != l->length && !again)
         return fail(d, INST_ESEQUENCE, "ATTEND is not at the end");
-    if (item.n_tokens) {
+    if (item.n_tokens && !again) {
         uint16_t *to = append(d, l);
         for (size_t h = 0; h < kv_heads; h++) {
             memcpy(to + 2 * h * dim, data + layout->k + (i * kv_heads + h) * dim * 2, dim * 2);
@@ -359,18 +360,27 @@ static size_t fake_poll(struct link *link, struct completion *out, size_t max, u
     return n;
 }
 
+static void fake_abort(struct link *link)
+{
+    struct fake_drive *d = (struct fake_drive *)link;
+    d->queued = 0;
+    for (size_t i = 0; i < TICKETS; i++) {
+        if (d->tickets[i].used)
+            free(d->tickets[i].data);
+        d->tickets[i].used = false;
+    }
+}
+
 static void fake_close(struct link *link)
 {
     struct fake_drive *d = (struct fake_drive *)link;
+    fake_abort(link);
     for (uint32_t i = 0; i < SEQUENCES; i++)
         drop(d, i);
-    for (size_t i = 0; i < TICKETS; i++)
-        if (d->tickets[i].used)
-            free(d->tickets[i].data);
     free(d);
 }
 
-static const struct link_ops fake_ops = {fake_submit, fake_poll, fake_close};
+static const struct link_ops fake_ops = {fake_submit, fake_poll, fake_abort, fake_close};
 
 struct link *fake_drive_open(void)
 {
