@@ -2,44 +2,54 @@
 #include "drive/attend/ahead.h"
 #include "base/checked.h"
 
-static void push(struct space *space, struct sequence *sequence)
+static void push_last(struct space *space, struct sequence *sequence)
 {
     struct ahead_queue *queue = &space->ahead;
     sequence->ahead.queued = true;
     sequence->ahead.next = NULL;
+    sequence->ahead.before = queue->last;
     *(queue->last ? &queue->last->ahead.next : &queue->first) = sequence;
     queue->last = sequence;
 }
 
-static void pop(struct space *space)
+static void push_first(struct space *space, struct sequence *sequence)
 {
     struct ahead_queue *queue = &space->ahead;
-    struct sequence *sequence = queue->first;
-    queue->first = sequence->ahead.next;
-    if (!queue->first)
-        queue->last = NULL;
-    sequence->ahead.queued = false;
+    sequence->ahead.queued = true;
+    sequence->ahead.next = queue->first;
+    sequence->ahead.before = NULL;
+    *(queue->first ? &queue->first->ahead.before : &queue->last) = sequence;
+    queue->first = sequence;
 }
 
 void ahead_forget(struct space *space, struct sequence *sequence)
 {
     struct ahead_queue *queue = &space->ahead;
-    struct sequence *before = NULL, *at = queue->first;
-    if (!sequence->ahead.queued)
+    struct ahead_cursor *a = &sequence->ahead;
+    if (!a->queued)
         return;
-    while (at != sequence) {
-        before = at;
-        at = at->ahead.next;
-    }
-    *(before ? &before->ahead.next : &queue->first) = sequence->ahead.next;
-    if (queue->last == sequence)
-        queue->last = before;
-    sequence->ahead.queued = false;
+    *(a->before ? &a->before->ahead.next : &queue->first) = a->next;
+    *(a->next ? &a->next->ahead.before : &queue->last) = a->before;
+    a->queued = false;
+}
+
+// Who is attended now is attended again soonest: they go to the front, in this order, those who
+// are furthest behind first.
+static void queue_items(struct space *space, const struct job *job, uint32_t least)
+{
+    for (int nearest = 0; nearest < 2; nearest++)
+        for (uint32_t i = job->count; i-- > 0;) {
+            struct sequence *sequence = job->items[i].sequence;
+            if (!sequence || (sequence->ahead.distance == least) != nearest)
+                continue;
+            ahead_forget(space, sequence); // named twice perhaps
+            push_first(space, sequence);
+        }
 }
 
 void ahead_expect(struct space *space, const struct job *job, bool scans)
 {
-    uint32_t layers = space->config.layers;
+    uint32_t layers = space->config.layers, least = layers;
     space->ahead.clock++;
     for (uint32_t i = 0; i < job->count; i++) {
         struct sequence *sequence = job->items[i].sequence;
@@ -53,8 +63,8 @@ void ahead_expect(struct space *space, const struct job *job, bool scans)
         }
         bool expected = a->distance > 1 && job->layer == (a->layer + 1) % layers;
         a->layer = job->layer;
+        ahead_forget(space, sequence);
         if (!scans) { // what it reads depends on q
-            ahead_forget(space, sequence);
             a->distance = 0;
             continue;
         }
@@ -64,9 +74,10 @@ void ahead_expect(struct space *space, const struct job *job, bool scans)
             a->distance = 1;
             a->group = 0;
         }
-        if (!a->queued)
-            push(space, sequence);
+        least = (uint32_t)min_u64(least, a->distance);
     }
+    if (scans)
+        queue_items(space, job, least);
 }
 
 // Reads one row ahead; false when there is no room for it.
@@ -106,9 +117,10 @@ void ahead_fetch(struct space *space)
                 return;
         }
         // The others' next layers come before this one's next but one.
-        pop(space);
+        ahead_forget(space, sequence);
         a->group = 0;
-        if (a->distance++ < space->config.layers)
-            push(space, sequence);
+        // The layer that is attended right now is there, and will not be when its turn comes again.
+        if (++a->distance < space->config.layers)
+            push_last(space, sequence);
     }
 }

@@ -55,11 +55,11 @@ struct lifetime {
 // Where reading ahead has come to in a sequence (attend/ahead.h).
 struct ahead_cursor {
     uint32_t layer;    // of the last ATTEND
-    uint32_t distance; // layers after it: of the row read next; 1 to layers, 0 = not expected
+    uint32_t distance; // layers after it: of the row read next; 1 to layers - 1, 0 = not expected
     uint64_t group;    // of that row
     uint64_t round, round_before; // clock when the last two passes through the layers began
     bool queued;
-    struct sequence *next;
+    struct sequence *next, *before; // in the queue
 };
 
 // 1 = wait is a named value wherever a function of the drive can neither go on nor fail.

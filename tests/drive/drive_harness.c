@@ -45,6 +45,7 @@ void rig_open(struct rig *rig, const struct rig_options *o)
         .methods = o->methods,
         .no_read_ahead = o->no_read_ahead,
         .no_row_cache = !o->row_cache,
+        .row_cache = o->row_cache_bytes,
     };
     if (drive_open(&rig->drive, rig->flash, &limits, msg))
         fail_msg("%s", msg->text);

@@ -41,7 +41,8 @@ struct rig_options {
     struct engine *engine;            // NULL: the pool
     const struct method *const *methods; // of the test's own
     bool no_read_ahead;
-    bool row_cache; // off: what is read comes from flash
+    bool row_cache;           // off: what is read comes from flash
+    uint64_t row_cache_bytes; // 0: as many as fit
 };
 
 void rig_open(struct rig *rig, const struct rig_options *options);

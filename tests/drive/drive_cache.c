@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the row cache and reading ahead do to the bytes that come from flash: counted, not timed.
+// The shape is that of a model of 1 B parameters made small: many layers, rows of several pages,
+// decode that goes through all layers again and again, prefill that reads back what came before.
+#include "drive_harness.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    LAYERS = 12,
+    HEADS = 2,
+    Q_HEADS = 4,
+    DIM = 32,
+    GROUP = 32,
+    ROW_BYTES = HEADS * DIM * GROUP * 4,
+    TOKENS = 512, // of a sequence
+    KV_BYTES = LAYERS * (TOKENS / GROUP) * ROW_BYTES,
+    STEPS = 12,
+};
+
+enum room { ROOM_OFF, ROOM_ALL, ROOM_HALF, ROOM_EIGHTH, ROOMS, ROOM_LEAST };
+
+static const char *const room_names[ROOMS] = {"off", "all", "1/2", "1/8"};
+
+// A drive with a row cache for so much of K and V; LEAST: none, and no DRAM that it can do without.
+static void open_with(struct rig *rig, enum room room, uint32_t sequences)
+{
+    static const uint32_t shares[ROOMS] = {0, 1, 2, 8};
+    struct rig_options o = {
+        .config = {.layers = LAYERS,
+                   .kv_heads = HEADS,
+                   .head_dim = DIM,
+                   .group_tokens = GROUP,
+                   .max_sequences = sequences,
+                   .max_tokens = TOKENS + 64,
+                   .q_heads = Q_HEADS},
+        .q_heads = Q_HEADS,
+        .threads = 2,
+        .pages_per_block = 66,
+        .ram_rate = UINT64_C(1000000000000), // no views
+        .row_cache = room == ROOM_ALL || room == ROOM_HALF || room == ROOM_EIGHTH,
+    };
+    struct flash_geometry g = {.page_bytes = 4096,
+                               .pages_per_block = 66,
+                               .blocks = 4096,
+                               .dies = 1,
+                               .channels = 1,
+                               .read_bytes = 131072};
+    struct drive_plan plan;
+    assert_int_equal(drive_plan(&plan, &g, &o.config, 0, NULL), 0);
+    o.dram_bytes = room == ROOM_LEAST ? plan.min_dram_bytes : plan.full_dram_bytes;
+    if (o.row_cache)
+        o.row_cache_bytes = sequences * (uint64_t)KV_BYTES / shares[room];
+    rig_open(rig, &o);
+}
+
+static uint64_t read_bytes(struct rig *rig)
+{
+    struct drive_stats stats;
+    rig_stats(rig, &stats);
+    return stats.flash_read_bytes;
+}
+
+// Prefill: chunks of `chunk` tokens; each reads what came before it, layer by layer.
+static uint64_t prefill(struct rig *rig, uint32_t seq, uint64_t chunk)
+{
+    static uint16_t earlier[TOKENS * HEADS * DIM * 2];
+    uint64_t start = read_bytes(rig);
+    for (uint64_t pos = 0; pos < TOKENS; pos += chunk)
+        for (uint32_t l = 0; l < LAYERS; l++) {
+            for (uint64_t at = 0; at < pos; at += 128) // in pieces
+                assert_int_equal(rig_read(rig, seq, l, at, 128, 0, HEADS, earlier), 0);
+            assert_int_equal(rig_write(rig, seq, seq, l, pos, chunk, 0, HEADS), 0);
+        }
+    return read_bytes(rig) - start;
+}
+
+// One token of each of n sequences; lengths[seq] says how many they have.
+static void step_at(struct rig *rig, const uint32_t *seqs, uint32_t n, const uint64_t *lengths)
+{
+    struct rig_query queries[8];
+    static float out[8 * Q_HEADS * DIM], lse[8 * Q_HEADS];
+    for (uint32_t l = 0; l < LAYERS; l++) {
+        for (uint32_t i = 0; i < n; i++)
+            queries[i] = (struct rig_query){
+                .seq = seqs[i], .content = seqs[i], .pos = lengths[seqs[i]], .append = true};
+        assert_int_equal(rig_attend(rig, l, queries, n, out, lse), 0);
+        for (uint32_t i = 0; i < n; i++)
+            assert_int_equal(queries[i].status, 0);
+    }
+    if (lengths[seqs[0]] % 8 == 0)
+        rig_expect_attention(rig, LAYERS - 1, &queries[n - 1], out + (n - 1) * Q_HEADS * DIM,
+                             lse + (n - 1) * Q_HEADS);
+}
+
+static uint64_t decode(struct rig *rig, uint32_t seq)
+{
+    uint64_t start = read_bytes(rig);
+    for (uint64_t i = 0; i < STEPS; i++)
+        step_at(rig, &seq, 1, (uint64_t[]){TOKENS + i, TOKENS + i});
+    return read_bytes(rig) - start;
+}
+
+static void test_budgets(void **state)
+{
+    (void)state;
+    uint64_t prefilled[ROOMS], decoded[ROOMS];
+    for (enum room b = 0; b < ROOMS; b++) {
+        struct rig rig;
+        open_with(&rig, b, 1);
+        prefilled[b] = prefill(&rig, 1, 128);
+        decoded[b] = decode(&rig, 1);
+        struct drive_stats s;
+        rig_stats(&rig, &s);
+        print_message("row cache %s: prefill read %.3f of what it reads without, decode %.3f; %.2f "
+                      "of KV in the cache\n",
+                      room_names[b], (double)prefilled[b] / (double)prefilled[0],
+                      (double)decoded[b] / (double)decoded[0], (double)s.cached_bytes / KV_BYTES);
+        rig_close(&rig);
+    }
+    assert_true(prefilled[ROOM_ALL] == 0 && decoded[ROOM_ALL] == 0);
+    assert_true(10 * prefilled[ROOM_HALF] <= 6 * prefilled[0]);
+    assert_true(10 * decoded[ROOM_HALF] <= 6 * decoded[0]);
+    assert_true(100 * prefilled[ROOM_EIGHTH] <= 95 * prefilled[0]);
+    assert_true(100 * decoded[ROOM_EIGHTH] <= 95 * decoded[0]);
+}
+
+// ---- reading ahead -----------------------------------------------------------------------------
+
+enum { ALTERNATING, TOGETHER, COMING_AND_GOING, WAYS };
+enum { ROUNDS = 48 };
+
+static const char *const way_names[WAYS] = {"in turn", "together", "coming and going"};
+
+// Decode steps of several sequences; returns the bytes that they need: all rows on flash.
+static uint64_t run_way(struct rig *rig, int way)
+{
+    uint64_t length[8], needed = 0;
+    for (uint32_t s = 0; s < 8; s++)
+        length[s] = TOKENS;
+    for (uint32_t round = 0; round < ROUNDS; round++) {
+        uint32_t seqs[8], n = 0;
+        if (way == ALTERNATING) { // 1 and 2, then 3, then 1 and 2
+            seqs[n++] = round % 2 ? 3 : 1;
+            if (round % 2 == 0)
+                seqs[n++] = 2;
+        } else {
+            for (uint32_t s = 1; s <= 3; s++)
+                if (way == TOGETHER || (round / 3 + s) % 3)
+                    seqs[n++] = s;
+        }
+        for (uint32_t i = 0; i < n; i++)
+            needed += (uint64_t)LAYERS * (length[seqs[i]] / GROUP) * ROW_BYTES;
+        step_at(rig, seqs, n, length);
+        for (uint32_t i = 0; i < n; i++)
+            length[seqs[i]]++;
+    }
+    return needed;
+}
+
+// Micro-batches that take turns, and sequences that join and leave: nothing is read in vain, with
+// plenty of DRAM and with the least.
+static void test_read_ahead(void **state)
+{
+    (void)state;
+    for (int scarce = 0; scarce < 2; scarce++)
+        for (int way = 0; way < WAYS; way++) {
+            struct rig rig;
+            struct drive_stats before, after;
+            open_with(&rig, scarce ? ROOM_LEAST : ROOM_OFF, 3);
+            for (uint32_t s = 1; s <= 3; s++)
+                assert_int_equal(rig_write_all(&rig, s, s, 0, TOKENS), 0);
+            rig_stats(&rig, &before);
+            uint64_t needed = run_way(&rig, way);
+            rig_stats(&rig, &after);
+            double share =
+                (double)(after.flash_read_bytes - before.flash_read_bytes) / (double)needed;
+            print_message("%s, %s memory: read %.3f of what is needed, %llu rows ahead, %llu of "
+                          "them used\n",
+                          way_names[way], scarce ? "the least" : "plenty of", share,
+                          (unsigned long long)after.read_ahead_rows,
+                          (unsigned long long)after.read_ahead_hits);
+            assert_true(share >= 0.95 && share <= 1.05);
+            assert_true(scarce || after.read_ahead_hits > after.read_ahead_rows / 2);
+            rig_close(&rig);
+        }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_budgets),
+        cmocka_unit_test(test_read_ahead),
+    };
+    return cmocka_run_group_tests_name("drive_cache", tests, NULL, NULL);
+}
