@@ -11,11 +11,14 @@
 enum {
     DEFAULT_GROUP_MAX = 256,      // a larger group would hold whole short contexts back from flash
     ALLOCATION_EXTRA = 4096 + 64, // what one budget_alloc may add
-    WINDOW_LEAST = 16 << 20,      // bytes in flight or in use up to which a window may take all
-    WINDOW_MOST = 32 << 20,       // that keep any device busy
-    WINDOW_SHARE = 4,             // in between: this part
-    STORE_PAGE = 16 * 1024,       // page of a private store, where rows are that large
-    STORE_PAGE_SINGLE = 4096,     // of one where single pages are read
+    // Bytes of pieces in progress, and of reading ahead, up to which these may take all that there
+    // is; less of the former slows the device down sooner.
+    PIECES_LEAST = 24 << 20,
+    WINDOW_LEAST = 4 << 20,
+    WINDOW_MOST = 32 << 20,   // keeps any device busy
+    WINDOW_SHARE = 16,        // in between: this part, as the rest serves the row cache better
+    STORE_PAGE = 16 * 1024,   // page of a private store, where rows are that large
+    STORE_PAGE_SINGLE = 4096, // of one where single pages are read
     // Ordinary disks: a request costs as much as reading 35 to 100 KiB. Rows of that size also hold
     // whole tiles for most models, so that none has to be put together from several.
     STORE_READ = 256 * 1024,
@@ -170,7 +173,8 @@ static void plan_slabs(struct control_plan *plan, const struct flash_geometry *g
     uint64_t rest = slabs - plan->open - plan->reserve;
     if (plan->single_pages)
         plan->frames.split = (uint32_t)(slabs - plan->open - 2 * span_rows(c) - 2);
-    uint64_t window = max_u64(rest / WINDOW_SHARE, min_u64(rest, WINDOW_LEAST / kv->row_bytes));
+    uint64_t share = cache ? rest / WINDOW_SHARE : rest;
+    uint64_t window = max_u64(share, min_u64(rest, WINDOW_LEAST / kv->row_bytes));
     plan->ahead = (uint32_t)min_u64(window, max_u64(1, WINDOW_MOST / kv->row_bytes));
 }
 
@@ -192,7 +196,8 @@ int control_plan(struct control_plan *plan, const struct attend_env *env,
     *plan = tried;
     plan->min_bytes = level_bytes(&tried, g);
     uint64_t extra = dram > plan->min_bytes ? dram - plan->min_bytes : 0;
-    uint64_t room = max_u64(min_u64(extra, WINDOW_LEAST), extra / WINDOW_SHARE);
+    uint64_t share = cache ? extra / WINDOW_SHARE : extra;
+    uint64_t room = max_u64(min_u64(extra, PIECES_LEAST), share);
     uint64_t least_fixed = tried.fixed;
     for (unsigned level = METHOD_LEVELS - 1; level > 0; level--) {
         status = plan_level(&tried, env, g, c, level, msg);

@@ -3,6 +3,8 @@
 // The shape is that of a model of 1 B parameters made small: many layers, rows of several pages,
 // decode that goes through all layers again and again, prefill that reads back what came before.
 #include "drive_harness.h"
+#include "flash_harness.h"
+#include "tests/needs.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -126,6 +128,76 @@ static void test_budgets(void **state)
     assert_true(100 * decoded[ROOM_EIGHTH] <= 95 * decoded[0]);
 }
 
+// ---- a whole drive's DRAM ----------------------------------------------------------------------
+
+// A model of 1 B parameters at 8K tokens, 256 MiB of KV, in a drive of so much DRAM for everything,
+// group buffers and what keeps the device busy included. Bytes read by a few decode steps.
+static uint64_t whole_drive(uint64_t dram, bool row_cache)
+{
+    enum { SHAPE_LAYERS = 16, SHAPE_HEADS = 8, SHAPE_DIM = 64, CONTEXT = 8192, CHUNK = 512 };
+    struct rig rig;
+    struct rig_options o = {
+        .config = {.layers = SHAPE_LAYERS,
+                   .kv_heads = SHAPE_HEADS,
+                   .head_dim = SHAPE_DIM,
+                   .max_sequences = 1,
+                   .max_tokens = CONTEXT + 64,
+                   .q_heads = SHAPE_HEADS},
+        .q_heads = SHAPE_HEADS,
+        .threads = 2,
+        .dram_bytes = dram,
+        .page_bytes = 16384,
+        .ram_rate = UINT64_C(1000000000000),
+        .row_cache = row_cache,
+    };
+    struct flash_geometry g;
+    assert_int_equal(drive_geometry_for(&g, &o.config, 0, dram, NULL), 0);
+    o.pages_per_block = g.pages_per_block;
+    o.blocks = g.blocks;
+    rig_open(&rig, &o);
+    uint64_t bytes;
+    slab_bytes(SHAPE_HEADS, CHUNK, SHAPE_DIM, &bytes);
+    uint16_t *data = aligned_alloc(64, bytes);
+    for (size_t i = 0; i < bytes / sizeof *data; i++)
+        data[i] = rig_value(&rig, 1, 0, 0, i, 0, false);
+    uint8_t table[128] __attribute__((aligned(64)));
+    table_put_header(table, &(struct table_header){.head_count = SHAPE_HEADS});
+    for (uint64_t pos = 0; pos < CONTEXT; pos += CHUNK)
+        for (uint32_t l = 0; l < SHAPE_LAYERS; l++) {
+            table_put_item(
+                table, 0,
+                &(struct table_item){.seq = 1, .epoch = 1, .pos = pos, .n_tokens = CHUNK});
+            struct command write = {
+                .opcode = OP_WRITE, .space = 1, .layer = l, .count = 1, .length = (uint32_t)bytes};
+            if (rig_call(&rig, &write, table, data, NULL))
+                fail_msg("%s", rig.text);
+        }
+    free(data);
+    static float out[SHAPE_HEADS * SHAPE_DIM], lse[SHAPE_HEADS];
+    uint64_t start = read_bytes(&rig);
+    for (uint64_t i = 0; i < 6; i++)
+        for (uint32_t l = 0; l < SHAPE_LAYERS; l++) {
+            struct rig_query query = {.seq = 1, .content = 1, .pos = CONTEXT + i, .append = true};
+            assert_int_equal(rig_attend(&rig, l, &query, 1, out, lse), 0);
+        }
+    uint64_t read = read_bytes(&rig) - start;
+    rig_close(&rig);
+    return read;
+}
+
+static void test_whole_drive(void **state)
+{
+    (void)state;
+    if (SANITIZED)
+        leave_out("a row cache of real size: a sanitizer is too slow");
+    const uint64_t kv = 256 << 20;
+    double off = (double)whole_drive(kv / 2, false);
+    double half = (double)whole_drive(kv / 2, true) / off;
+    double eighth = (double)whole_drive(kv / 8, true) / off;
+    print_message("DRAM of half the KV: %.3f of the bytes; of an eighth: %.3f\n", half, eighth);
+    assert_true(half <= 0.6 && eighth <= 0.95);
+}
+
 // ---- reading ahead -----------------------------------------------------------------------------
 
 enum { ALTERNATING, TOGETHER, COMING_AND_GOING, WAYS };
@@ -191,6 +263,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_budgets),
+        cmocka_unit_test(test_whole_drive),
         cmocka_unit_test(test_read_ahead),
     };
     return cmocka_run_group_tests_name("drive_cache", tests, NULL, NULL);
