@@ -5,7 +5,11 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#ifdef INST_XXHASH_DISPATCHES
+#include <xxh_x86dispatch.h>
+#else
 #include <xxhash.h>
+#endif
 
 enum {
     SCAN_KEEP = 32,       // one in so many frames of a scan is remembered as if it were found again

@@ -158,6 +158,8 @@ static bool view_row(struct space *space, struct piece *piece, struct piece_row 
 static bool page_programming(struct space *space, const struct page_identity *first,
                              const struct piece_row *r, uint32_t row_pages)
 {
+    if (!frames_programming(space->frames))
+        return false;
     struct page_identity identity = *first;
     identity.page += row_pages - 1; // pages are programmed in order
     const struct frame *frame = frames_find_page(space->frames, r->place, row_pages - 1, &identity);
