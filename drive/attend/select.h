@@ -14,4 +14,7 @@ void select_tokens(const float *scores, uint64_t n, uint64_t k, uint64_t local, 
 // Bits set in [first, end).
 uint64_t select_count(const uint64_t *chosen, uint64_t first, uint64_t end);
 
+// The first token of [first, end) whose bit is `value`; end: there is none.
+uint64_t select_next(const uint64_t *chosen, bool value, uint64_t first, uint64_t end);
+
 #endif

@@ -284,7 +284,21 @@ static void want(const struct method_state *s, struct piece *piece, uint32_t row
         piece_want(s->space, piece, row, at + v.offset, v.bytes, extra);
 }
 
-// Wants runs of the tokens that are chosen (all: of all) in every row of the piece.
+// Tokens of the head's slot up to this one have their K and V in pages that hold those of token
+// `last`, or before.
+static uint64_t covered(const struct method_state *s, uint32_t head, uint64_t last)
+{
+    const struct slot *slot = &s->space->streams[STREAM_KV].slot;
+    uint64_t page = s->space->flash->geometry.page_bytes, t = last % slot->tokens;
+    uint64_t at = head * s->space->streams[STREAM_KV].slot_bytes;
+    struct slot_range v = slot_v(slot, t, 1), start = slot_v(slot, 0, 1);
+    uint64_t page_end = (at + v.offset + v.bytes - 1) / page * page + page;
+    uint64_t values = (page_end - at - start.offset) / v.bytes;
+    uint64_t keys = t / slot->k_tokens * slot->k_tokens + slot->k_tokens;
+    return last - t + min_u64(keys, values);
+}
+
+// Wants the tokens that are chosen (all: of all) in every row of the piece.
 static void want_tokens(const struct method_state *s, struct piece *piece, unsigned what,
                         const uint64_t *chosen, uint32_t head, bool extra)
 {
@@ -293,15 +307,10 @@ static void want_tokens(const struct method_state *s, struct piece *piece, unsig
     for (uint32_t r = 0; r < piece->n_rows; r++) {
         uint64_t t = max_u64(piece->first, piece->rows[r].index * row_tokens);
         uint64_t stop = min_u64(end, (piece->rows[r].index + 1ull) * row_tokens);
-        while (t < stop) {
-            while (t < stop && chosen && !(chosen[t / 64] >> t % 64 & 1))
-                t++;
-            uint64_t run = t;
-            while (run < stop && (!chosen || chosen[run / 64] >> run % 64 & 1))
-                run++;
-            if (run > t)
-                want(s, piece, r, head, t, run, what, extra);
-            t = run;
+        while ((t = chosen ? select_next(chosen, true, t, stop) : t) < stop) {
+            uint64_t run = chosen ? select_next(chosen, false, t, stop) : stop;
+            want(s, piece, r, head, t, run, what, extra);
+            t = max_u64(run, covered(s, head, run - 1));
         }
     }
 }

@@ -15,6 +15,7 @@ inst_test(NAME drive/churn SOURCES drive_churn.c drive_harness.c LIBS ${DRIVE_LI
 add_test(NAME drive/churn_long COMMAND test_drive_churn 10000000)
 set_tests_properties(drive/churn_long PROPERTIES LABELS slow TIMEOUT ${INST_SLOW})
 inst_long(drive/churn_long drive/flash_conformance drive/flash_short)
+inst_test(NAME drive/select SOURCES drive_select.c LIBS ${DRIVE_LIBS} m)
 inst_test(NAME drive/sparf SOURCES drive_sparf.c sparf_scene.c drive_harness.c
           LIBS ${DRIVE_LIBS} inst_reference m)
 inst_test(NAME drive/sparf_faults SOURCES drive_sparf_faults.c sparf_scene.c drive_harness.c
@@ -32,5 +33,5 @@ inst_test(NAME drive/interleave SOURCES interleave.c ${INTERLEAVE_SOURCES} LIBS 
 inst_test(NAME drive/interleave_faults SOURCES interleave_faults.c ${INTERLEAVE_SOURCES}
           LIBS ${DRIVE_LIBS} m)
 inst_more(drive/interleave test_drive_interleave)
-inst_fast(drive/slot drive/commands drive/full drive/reclaim drive/engine drive/interleave
+inst_fast(drive/slot drive/select drive/commands drive/full drive/reclaim drive/engine drive/interleave
           drive/interleave_faults)
