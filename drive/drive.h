@@ -56,7 +56,7 @@ int drive_check(struct drive *drive, struct inst_msg *msg);
 // What a space needs: pure arithmetic, for hosts that must say so before they start.
 struct drive_plan {
     uint32_t group_tokens;
-    uint32_t page_channels;   // 0 without METHOD_SPARF
+    uint32_t page_channels;   // 0 where no method needs K by channel
     uint64_t row_bytes;       // padded to pages
     // With the least read window that works, group buffers of max_sequences, and maps of max_tokens
     // tokens, in one sequence or in several: CONFIG promises that.

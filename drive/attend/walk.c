@@ -11,15 +11,6 @@ enum {
     PIECE_TRIES = 2,   // reads of a piece that fail before its item does
 };
 
-const struct method *attend_method(const struct attend_env *env, uint32_t id)
-{
-    for (int i = 0; env->methods[i]; i++) {
-        if (env->methods[i]->id == id)
-            return env->methods[i];
-    }
-    return NULL;
-}
-
 // ---- opening -----------------------------------------------------------------------------------
 
 // The methods that a space serves, NULL behind the last one.

@@ -20,6 +20,8 @@ struct attend_env {
     const struct method *methods[METHODS_MAX + 1];
     uint64_t attended, from_flash, programming; // tokens
 };
+// Fills in the methods: those that every drive has, then the caller's (NULL: none).
+void attend_methods(struct attend_env *env, const struct method *const *extra);
 // The method of that number, NULL: there is none.
 const struct method *attend_method(const struct attend_env *env, uint32_t id);
 

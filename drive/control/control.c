@@ -160,7 +160,7 @@ int drive_open(struct drive **out, struct flash *flash, const struct drive_limit
         .budget = &drive->budget,
         .views = flash->ops->view && flash->geometry.dies == 1,
     };
-    control_methods(&drive->env, limits->methods);
+    attend_methods(&drive->env, limits->methods);
     drive->read_ahead = !limits->no_read_ahead && !drive->env.views;
     drive->row_cache = limits->row_cache ? limits->row_cache : UINT64_MAX;
     if (limits->no_row_cache || drive->env.views) // in place it is as near as in a cache

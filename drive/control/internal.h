@@ -94,7 +94,6 @@ struct drive {
 };
 
 // plan.c
-void control_methods(struct attend_env *env, const struct method *const *extra);
 // *config: what it leaves to the drive (but the token group) is filled in. dram 0: only the
 // figures, no pool.
 int control_plan(struct control_plan *plan, const struct attend_env *env,

@@ -26,18 +26,6 @@ enum {
     STORE_BLOCKS_MIN = 32, // a store is at least so many blocks, to keep space amplification low
 };
 
-static const struct method *const own_methods[] = {&method_dense, &method_sparf, NULL};
-
-void control_methods(struct attend_env *env, const struct method *const *extra)
-{
-    int n = 0;
-    for (int i = 0; own_methods[i]; i++)
-        env->methods[n++] = own_methods[i];
-    for (int i = 0; extra && extra[i] && n < METHODS_MAX; i++)
-        env->methods[n++] = extra[i];
-    env->methods[n] = NULL;
-}
-
 // Segments for `rows` rows, and DRAM for the tables of each.
 static uint64_t segments_for(const struct flash_geometry *g, const struct stream *stream,
                              uint64_t rows)
@@ -231,7 +219,7 @@ static int plan_group(struct drive_plan *out, const struct flash_geometry *g,
     struct space_config c = *config;
     struct attend_env env = {0};
     struct control_plan plan;
-    control_methods(&env, NULL);
+    attend_methods(&env, NULL);
     int status = control_plan(&plan, &env, g, &c, 0, true, msg);
     if (status)
         return status;
@@ -273,7 +261,7 @@ static int store_geometry(struct flash_geometry *g, const struct space_config *c
     uint64_t row = 4ull * c->group_tokens * c->head_dim * c->kv_heads;
     *g = (struct flash_geometry){.dies = 1, .channels = 1, .read_bytes = STORE_READ};
     struct attend_env env = {0};
-    control_methods(&env, NULL);
+    attend_methods(&env, NULL);
     const struct method *method = attend_method(&env, c->method);
     if (!method)
         return inst_fail(msg, INST_ENOTSUP, "CONFIG: unknown method %u", c->method);

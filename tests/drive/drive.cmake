@@ -6,6 +6,7 @@ inst_test(NAME drive/order SOURCES drive_order.c drive_harness.c LIBS ${DRIVE_LI
 inst_test(NAME drive/cache SOURCES drive_cache.c drive_harness.c flash_harness.c LIBS ${DRIVE_LIBS} m)
 inst_test(NAME drive/full SOURCES drive_full.c drive_harness.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/tickets SOURCES drive_tickets.c drive_harness.c LIBS ${DRIVE_LIBS})
+inst_test(NAME drive/many SOURCES drive_many.c drive_harness.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/refused SOURCES drive_refused.c drive_harness.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/forks SOURCES drive_forks.c drive_harness.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/map SOURCES ftl_map.c LIBS ${DRIVE_LIBS})
