@@ -47,6 +47,7 @@ struct frames {
     uint64_t ahead_in_flight, program_in_flight; // bytes
     uint32_t split;                              // slabs that are split
     uint32_t given;                              // slabs whose memory went back to the budget
+    struct frame *given_rows;                    // these, by `older`
     bool held;                                   // what was given is not taken back
     uint32_t window;                             // frames that may be read ahead
     uint32_t n_programming, n_in_flight;
@@ -450,11 +451,10 @@ bool frames_grow(struct frames *f)
 {
     if (!f->given || f->held || budget_take(f->budget, f->row_bytes, "row buffers", NULL))
         return false;
-    uint32_t slab = 0; // rare: the search may be long
-    while (f->rows[slab].state != FRAME_FREE || f->rows[slab].newer != &f->rows[slab])
-        slab++;
+    struct frame *frame = f->given_rows;
+    f->given_rows = frame->older;
     f->given--;
-    list_push(&f->free_rows, &f->rows[slab]);
+    list_push(&f->free_rows, frame);
     return true;
 }
 
@@ -870,7 +870,8 @@ uint64_t frames_shrink(struct frames *f, uint64_t bytes)
         if (!frame)
             break;
         frame->state = FRAME_FREE;
-        frame->newer = frame; // marks it as in no list
+        frame->older = f->given_rows;
+        f->given_rows = frame;
         release_slab(f, frame);
         budget_give(f->budget, f->row_bytes);
         f->given++;

@@ -75,13 +75,16 @@ uint32_t segment_summary_pages(const struct flash_geometry *geometry)
 }
 
 // Pages that rows 0 .. rows - 1 put on `die` beyond their whole stripes: row r covers dies
-// r .. r + m - 1 (mod dies) with its last m = row_pages mod dies pages.
+// r .. r + m - 1 (mod dies) with its last m = row_pages mod dies pages, so of any `dies` rows in a
+// row the m that end with number `die` cover it. For every page that is read: no loop over dies.
 static uint64_t partial_stripes(uint64_t rows, uint32_t die, uint32_t m, uint32_t dies)
 {
-    uint64_t count = rows / dies * m;
-    for (uint64_t r = rows - rows % dies; r < rows; r++)
-        count += (die + dies - (uint32_t)(r % dies)) % dies < m;
-    return count;
+    uint64_t rest = rows % dies, count = rows / dies * m;
+    uint64_t first = die + 1 > m ? die + 1 - m : 0;               // of those up to `die`
+    uint64_t wrapped = die + 1 < m ? dies - (m - die - 1) : dies; // the others, to the last
+    uint64_t end = min_u64(rest, die + 1);
+    count += end > first ? end - first : 0;
+    return count + (rest > wrapped ? rest - wrapped : 0);
 }
 
 static uint64_t pages_on_die(uint64_t rows, uint32_t die, uint32_t row_pages, uint32_t dies)

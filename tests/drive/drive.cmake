@@ -4,6 +4,7 @@ inst_test(NAME drive/attention SOURCES drive_attention.c drive_harness.c LIBS ${
 inst_test(NAME drive/commands SOURCES drive_commands.c drive_harness.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/order SOURCES drive_order.c drive_harness.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/cache SOURCES drive_cache.c drive_harness.c flash_harness.c LIBS ${DRIVE_LIBS} m)
+inst_test(NAME drive/segment SOURCES ftl_segment.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/full SOURCES drive_full.c drive_harness.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/tickets SOURCES drive_tickets.c drive_harness.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/many SOURCES drive_many.c drive_harness.c LIBS ${DRIVE_LIBS})
