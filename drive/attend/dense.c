@@ -231,7 +231,9 @@ static void dense_fold(const struct unit_task *task)
     const struct job *job = u->job;
     uint32_t dim = job->space->config.head_dim, q_heads = job->header.q_heads;
     uint32_t first = (u->head_first + task->head) * u->group;
-    for (const struct piece *p = u->pieces; p && p->computed; p = p->next) {
+    const struct piece *p = NULL;
+    for (uint32_t i = 0; i < u->folding; i++) {
+        p = i ? p->next : u->pieces;
         uint64_t tiles = div_round_up(p->tokens, ATTENTION_TILE);
         for (uint64_t t = 0; t < tiles; t++) {
             for (uint32_t h = first; h < first + task->heads * u->group; h++)

@@ -33,6 +33,7 @@ struct unit {
     uint64_t cursor;              // the method's: what lies before has a piece
     bool wanted;                  // the method sets it: the phase has no further piece
     bool thinking;                // the engine has it
+    uint32_t folding;             // computed pieces at the front of the list: the engine has them
     uint32_t waiting;             // pieces in the list
     struct piece *pieces, **last; // oldest first
 };
@@ -40,7 +41,7 @@ struct unit {
 // What a worker is asked to do: heads [head, head + heads) of a unit, counted from head_first.
 struct unit_task {
     struct unit *unit;
-    struct piece *piece; // NULL: the unit as a whole, or all computed pieces at its front
+    struct piece *piece; // NULL: the unit as a whole, or, to fold, `folding` pieces at its front
     uint32_t head, heads;
 };
 

@@ -301,7 +301,9 @@ static float *job_partials(const struct view *v)
 static void fold_head(const struct view *v)
 {
     float *dense = (float *)partial_at(v->u->dense, v->head * v->group, v->dim);
-    for (const struct piece *p = v->unit->pieces; p && p->computed; p = p->next) {
+    const struct piece *p = NULL;
+    for (uint32_t n = 0; n < v->unit->folding; n++) {
+        p = n ? p->next : v->unit->pieces;
         uint64_t tiles = div_round_up(p->tokens, ATTENTION_TILE);
         for (uint64_t t = 0; t < tiles; t++) {
             float *next = piece_partials(v, p, false, t);

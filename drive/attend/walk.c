@@ -512,11 +512,22 @@ static void unit_tasks(struct walk *w, bool (*which)(const struct unit *))
     }
 }
 
+// Pieces that come to the list meanwhile, or leave it uncomputed, are none of the engine's.
+static void mark_folding(struct walk *w)
+{
+    for (size_t i = 0; i < w->n_tasks; i++) {
+        struct unit *u = w->tasks[i].unit;
+        u->folding = 0;
+        for (const struct piece *p = u->pieces; p && p->computed; p = p->next)
+            u->folding++;
+    }
+}
+
 static void folded(struct walk *w)
 {
     for (size_t i = 0; i < w->n_tasks; i++) {
         struct unit *u = w->tasks[i].unit;
-        while (!w->tasks[i].head && u->pieces && u->pieces->computed)
+        for (; u->folding; u->folding--)
             unlink_piece(u, u->pieces);
     }
 }
@@ -572,6 +583,7 @@ static bool next_stage(struct walk *w, uint64_t now_ns, bool *moved)
         settle(w);
         *moved |= end_failed(w);
         unit_tasks(w, folds_now);
+        mark_folding(w);
         w->stage = STAGE_FOLD;
         return submit(w, ENGINE_FOLD, run_fold, w->n_tasks, 0, now_ns);
     case STAGE_FOLD:

@@ -183,7 +183,9 @@ static void mean_fold(const struct unit_task *task)
 {
     const struct mean_unit *own = task->unit->own;
     size_t dim = task->unit->job->space->config.head_dim;
-    for (const struct piece *p = task->unit->pieces; p && p->computed; p = p->next) {
+    const struct piece *p = NULL;
+    for (uint32_t n = 0; n < task->unit->folding; n++) {
+        p = n ? p->next : task->unit->pieces;
         for (size_t i = task->head * dim; i < (task->head + task->heads) * dim; i++)
             own->sums[i] += p->partials[i];
     }
