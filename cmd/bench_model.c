@@ -26,6 +26,7 @@ static const char *const test_name[TESTS] = {"prefill", "decode"};
 struct result {
     struct measure ours, theirs; // seconds per token
     double bytes;                // that our last turn had to read per token: weights and KV
+    double flash;                // and what came from flash for it
     double attention;            // part of it that decode waited for the drive
 };
 
@@ -108,6 +109,7 @@ static int our_turn(struct bench *b, enum test test, uint64_t depth, struct resu
     r->ours.seconds[r->ours.rounds++] = seconds / (double)n;
     r->bytes = (double)(b->info.weight_bytes - b->unread) +
                kv * (double)(after.attended_tokens - before.attended_tokens) / (double)n;
+    r->flash = (double)(after.flash_read_bytes - before.flash_read_bytes) / (double)n;
     r->attention = (after.attention_seconds - before.attention_seconds) / seconds;
     return 0;
 }
@@ -155,6 +157,7 @@ static void print_csv(const struct bench *b, enum test test, uint64_t depth, con
         fprintf(b->csv.stream, ",%.6g,%.4g", r->bytes * ours.median / 1e9, r->attention);
     else
         fputs(",,", b->csv.stream);
+    fprintf(b->csv.stream, ",%.6g", r->flash);
     if (b->llama.path) {
         struct measure_ratio theirs = rates(&r->theirs);
         struct measure_ratio ratio = measure_speedup(&r->ours, &r->theirs);
@@ -174,7 +177,7 @@ static const char *spread_text(struct measure_ratio r, int digits, char out[48])
 
 static void print_row(const struct bench *b, enum test test, uint64_t depth, const struct result *r)
 {
-    char name[24], ours[48], theirs[48] = "", ratio[48] = "", speed[16] = "";
+    char name[24], ours[48], theirs[48] = "", ratio[48] = "", speed[16] = "", flash[16];
     struct measure_ratio rate = rates(&r->ours);
     snprintf(name, sizeof name, "%s %u", test_name[test], b->length[test]);
     if (test == DECODE)
@@ -185,8 +188,9 @@ static void print_row(const struct bench *b, enum test test, uint64_t depth, con
         spread_text(measure_speedup(&r->ours, &r->theirs), 2, ratio);
     }
     spread_text(rate, rate.median < 100 ? 2 : 1, ours);
-    printf("| %7u | %7llu | %-12s | %-26s | %6s |", b->info.threads, (unsigned long long)depth,
-           name, ours, speed);
+    snprintf(flash, sizeof flash, "%.4g", r->flash / 1e6);
+    printf("| %7u | %7llu | %-12s | %-26s | %6s | %15s |", b->info.threads,
+           (unsigned long long)depth, name, ours, speed, flash);
     if (b->llama.path)
         printf(" %-26s | %-20s |", theirs, ratio);
     putchar('\n');
@@ -205,14 +209,15 @@ static void print_head(const struct bench *b)
            i->architecture, (double)i->weight_bytes / 1e9,
            (unsigned long long)i->kv_bytes_per_token, i->kv_place, *i->kv_path ? " (" : "",
            i->kv_path, *i->kv_path ? ")" : "");
-    printf("| %7s | %7s | %-12s | %-26s | %6s |", "threads", "depth", "tokens",
-           "InstInfer, tokens/s", "GB/s");
+    printf("| %7s | %7s | %-12s | %-26s | %6s | %15s |", "threads", "depth", "tokens",
+           "InstInfer, tokens/s", "GB/s", "flash, MB/token");
     if (b->llama.path)
         printf(" %-26s | %-20s |", "llama.cpp, tokens/s", "ratio");
-    printf("\n|---|---|---|---|---|%s\n", b->llama.path ? "---|---|" : "");
+    printf("\n|---|---|---|---|---|---|%s\n", b->llama.path ? "---|---|" : "");
     if (b->csv.stream)
         fputs("threads,depth,test,tokens,rounds,tokens_per_s,least,most,gb_per_s,attention_share,"
-              "llama_tokens_per_s,llama_least,llama_most,ratio,ratio_least,ratio_most\n",
+              "flash_bytes_per_token,llama_tokens_per_s,llama_least,llama_most,ratio,ratio_least,"
+              "ratio_most\n",
               b->csv.stream);
 }
 

@@ -114,8 +114,8 @@ class Bench(unittest.TestCase):
         table = [line for line in r.stdout.decode().splitlines() if line.startswith("|")]
         self.assertEqual(len(table), 2 + len(want))
         with open(path) as f:
-            self.assertEqual({line.count(",") for line in f}, {15})
-        self.assertEqual({line.count("|") for line in table}, {6})
+            self.assertEqual({line.count(",") for line in f}, {16})
+        self.assertEqual({line.count("|") for line in table}, {7})
         self.assertNotIn(b"llama.cpp", r.stdout)
         for w in rows:
             self.assertGreater(float(w["least"]), 0)
@@ -143,7 +143,7 @@ class Bench(unittest.TestCase):
         self.assertEqual((r.returncode, r.stderr), (0, b""))
         self.assertIn(b"commit abc123", r.stdout)
         table = [line for line in r.stdout.decode().splitlines() if line.startswith("|")]
-        self.assertEqual({line.count("|") for line in table}, {8})
+        self.assertEqual({line.count("|") for line in table}, {9})
         rows = self.rows(path)
         self.assertEqual([(w["depth"], w["tokens"]) for w in rows],
                          [("0", "8"), ("0", "4"), ("20", "8"), ("20", "4")])
