@@ -93,12 +93,17 @@ void request_sequences(struct space *space, const struct request *request, uint3
     }
 }
 
-// Promises go back, and so do sequences that got no token.
+// What a request holds of a sequence goes back, and so do sequences that got no token. One that was
+// aborted half-way has stored a part.
 static void give_back(struct space *space, struct sequence *sequence, bool made,
                       const struct request *request)
 {
-    if (request->command.opcode == OP_WRITE)
-        sequence_unpromise(space, sequence, request->command.layer);
+    uint32_t layer = request->command.layer;
+    sequence_unload(space, sequence, layer);
+    if (request->command.opcode == OP_WRITE) {
+        sequence_unpromise(space, sequence, layer);
+        sequence_appended(space, &sequence->layers[layer]);
+    }
     if (made && sequence_empty(space, sequence))
         space_remove(space, sequence);
 }
@@ -235,8 +240,8 @@ static int write_item(struct drive *drive, struct request *request, struct space
     if (!request->done)
         request->stored = most_head_tokens(layer, header);
     status = write_rows(drive, request, space, sequence, header, item, slab);
-    if (status <= 0)
-        sequence_appended(space, layer); // also what was stored before it failed
+    if (!status)
+        sequence_appended(space, layer);
     return status;
 }
 

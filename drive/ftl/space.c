@@ -546,6 +546,15 @@ static void free_open_frame(struct space *space, struct sequence *sequence, stru
     space->n_open_frames--;
 }
 
+void sequence_unload(struct space *space, struct sequence *sequence, uint32_t layer)
+{
+    struct layer_state *state = &sequence->layers[layer];
+    if (state->loading)
+        frame_unuse(space->frames, state->loading, USE_SCAN);
+    state->loading = NULL;
+    state->load_tries = 0;
+}
+
 // Copy on append: the last row reaches beyond the layer's tokens. Its valid part becomes the
 // group buffer again and the reference to the row is given up.
 static int load_last_row(struct space *space, struct sequence *sequence, uint32_t layer_index,
@@ -590,17 +599,10 @@ static int load_last_row(struct space *space, struct sequence *sequence, uint32_
                          layer_index, (unsigned long long)group, inst_status_text(status));
     }
     status = take_open_frame(space, sequence, layer_index, &open, msg);
-    if (status) {
-        if (status < 0) { // refused: nobody may come back for it
-            frame_unuse(space->frames, loaded, USE_CHOICE);
-            layer->loading = NULL;
-        }
+    if (status)
         return status;
-    }
     memcpy(open->data, loaded->data, space->streams[STREAM_KV].row_bytes);
-    frame_unuse(space->frames, loaded, USE_SCAN);
-    layer->loading = NULL;
-    layer->load_tries = 0;
+    sequence_unload(space, sequence, layer_index);
     layer->open = open;
     map_truncate(kv_maps(space), &layer->rows, group);
     return 0;
@@ -712,10 +714,7 @@ void sequence_truncate(struct space *space, struct sequence *sequence, uint32_t 
 {
     struct layer_state *layer = &sequence->layers[layer_index];
     uint64_t row_tokens = space->config.group_tokens;
-    if (layer->loading) {
-        frame_unuse(space->frames, layer->loading, USE_SCAN);
-        layer->loading = NULL;
-    }
+    sequence_unload(space, sequence, layer_index);
     if (layer->open && tokens <= layer->rows.n * row_tokens) {
         free_open_frame(space, sequence, layer->open);
         layer->open = NULL;

@@ -198,6 +198,8 @@ bool sequence_empty(const struct space *space, const struct sequence *sequence);
 // an erase is about to come free, or a row is being loaded). Negative: refused.
 int sequence_prepare_append(struct space *space, struct sequence *sequence, uint32_t layer,
                             struct inst_msg *msg);
+// Nobody waits any more for the row that prepare_append is loading, if it is.
+void sequence_unload(struct space *space, struct sequence *sequence, uint32_t layer);
 // Stores tokens [pos, pos + n) of the source's heads, as far as they lie in the group buffer's
 // group and are not stored yet; returns how many of the n tokens are settled. Only after
 // prepare_append returned 0. A group that is complete for all heads goes to flash.

@@ -210,6 +210,54 @@ static bool quiet_check(struct run *run)
     return state_unchanged(run, &before, &after);
 }
 
+// What a command that nobody hears of any more may have done to the sequences it names.
+static void lose_sequences(struct run *run, const struct flight *f)
+{
+    uint8_t op = f->command.opcode;
+    if (f->command.space >= MODEL_SPACES ||
+        (op != OP_WRITE && op != OP_ATTEND && op != OP_FORK && op != OP_RECLAIM))
+        return;
+    struct model_space *space = &run->spaces[f->command.space];
+    for (uint32_t i = 0; i < f->command.count && i < RUN_ITEMS; i++) {
+        const struct table_item *item = &f->items[i];
+        uint32_t n = item->seq_count ? item->seq_count : 1;
+        for (uint32_t seq = item->seq; seq < item->seq + n && seq < MODEL_SEQUENCES; seq++) {
+            struct model_sequence *s = &space->sequences[seq];
+            if (op == OP_RECLAIM && s->presence == ABSENT)
+                continue;
+            s->lost = true;
+            s->presence = PERHAPS;
+        }
+    }
+}
+
+// The host goes away and comes back: nothing of what it had under way is heard of again.
+static bool lose_connection(struct run *run)
+{
+    struct completion done;
+    tell(run, "the connection is lost\n");
+    for (int i = 0; !port_abort(&run->port); i++) {
+        if (i == DRAIN_STEPS)
+            return wrong(run, "drive_abort never ends");
+        if (port_step(&run->port, 1000, &done, 1))
+            return wrong(run, "cid %u completes for an owner that has gone", done.cid);
+    }
+    for (uint32_t i = 0; i < RUN_FLIGHTS; i++) {
+        struct flight *f = &run->flights[i];
+        if (!f->used)
+            continue;
+        lose_sequences(run, f);
+        outlook_settle(run, f);
+        port_buffer_free(&f->buffer);
+        f->used = false;
+    }
+    for (uint32_t i = 0; i < RUN_TICKETS; i++)
+        ticket_forget(&run->tickets[i]);
+    run->n_flights = run->n_collects = 0;
+    run->expected_order = run->order;
+    return true;
+}
+
 // ---- beginning and end -------------------------------------------------------------------------
 
 static bool begin(struct run *run)
@@ -365,6 +413,9 @@ static bool go(struct run *run, uint32_t commands)
         uint32_t kind = below(&run->chance, 64);
         if (kind == 63) {
             if (!quiet_check(run))
+                return false;
+        } else if (kind == 62 && one_in(&run->chance, 8)) {
+            if (!lose_connection(run))
                 return false;
         } else if (kind < 40 && run->n_flights - run->n_collects < run->depth) {
             if (!draw_command(run))

@@ -94,6 +94,8 @@ bool port_submit(struct port *port, struct command *command, const struct port_b
 // Passes some time and steps once.
 size_t port_step(struct port *port, uint64_t ns, struct completion *out, size_t max);
 // It can go on without the flash and without time passing.
+// The host has gone; false: again after a step.
+bool port_abort(struct port *port);
 bool port_runnable(const struct port *port);
 int port_check(const struct port *port, struct inst_msg *msg); // invariants of the drive
 // One command to its completion with the flash as it is; INST_ETIMEOUT when it never comes.

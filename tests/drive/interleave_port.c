@@ -119,6 +119,11 @@ int port_call(struct port *port, struct command command, const struct port_buffe
     return INST_ETIMEOUT;
 }
 
+bool port_abort(struct port *port)
+{
+    return drive_abort(port->drive, 0);
+}
+
 bool port_runnable(const struct port *port)
 {
     return drive_runnable(port->drive) || late_engine_has(&port->engine, UINT32_MAX);
