@@ -100,10 +100,9 @@ static void give_back(struct space *space, struct sequence *sequence, bool made,
 {
     uint32_t layer = request->command.layer;
     sequence_unload(space, sequence, layer);
-    if (request->command.opcode == OP_WRITE) {
-        sequence_unpromise(space, sequence, layer);
+    sequence_unpromise(space, sequence, layer);
+    if (request->command.opcode == OP_WRITE)
         sequence_appended(space, &sequence->layers[layer]);
-    }
     if (made && sequence_empty(space, sequence))
         space_remove(space, sequence);
 }

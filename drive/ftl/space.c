@@ -660,6 +660,10 @@ int sequence_prepare_append(struct space *space, struct sequence *sequence, uint
     bool take = !layer->open && !load;
     if (take)
         status = take_open_frame(space, sequence, layer_index, &layer->open, msg);
+    else if (load) // what could refuse it, before maps that others share are copied
+        status = space_buffers(space, 1, msg);
+    if (!status && load && !layer->promised)
+        status = sequence_promise(space, sequence, layer_index, 1, msg);
     if (status)
         return status;
     // Memory for the map entry before there is something to be mapped.
