@@ -64,10 +64,11 @@ static void add_stats(struct drive_stats *sum, const struct drive_stats *after,
 #undef COUNTER_ADD
 }
 
-// Bytes that sparf read for attention, audits left out.
+// Bytes that sparf read for attention, gaps included, audits left out.
 static uint64_t sparf_bytes(const struct drive_stats *d)
 {
-    return d->channel_bytes + d->token_bytes + d->tail_bytes + d->mean_bytes + d->build_read_bytes;
+    return d->channel_bytes + d->token_bytes + d->tail_bytes + d->mean_bytes + d->build_read_bytes +
+           d->bridged_bytes;
 }
 
 static int step(struct attend_bench *b, const struct table_header *header, bool append,
