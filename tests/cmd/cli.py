@@ -188,6 +188,34 @@ class Cli(unittest.TestCase):
         self.assertIn(b"weights", v.stderr)
         self.assertIn(b"WAF", v.stderr)
 
+    def test_what_is_read_from_a_file(self):
+        """KV that fits is never read back; what is read says nothing about the text."""
+        stats = self.path("read.json")
+
+        def ask(*args):
+            r = run("run", "-m", self.model, "--kv", self.dir.name, "-p", "hello " * 40, "-n", 40,
+                    "--chunk", 64, "--temp", 0, "--ignore-eos", "--group", 16, "--stats", stats, *args)
+            self.assertEqual((r.returncode, r.stderr), (0, b""))
+            s = json.loads(read(stats))
+            self.assertGreater(s["flash_program_bytes"], 0)
+            return r.stdout, s
+
+        sparf = ("--attention", "sparf", "--sparf", "r=4,k=1/8")
+        for method in ((), sparf):
+            text, s = ask(*method)
+            self.assertEqual(s["flash_read_bytes"], 0)
+            self.assertGreater(s["cache_hit_bytes"], 0)
+            self.assertGreater(s["cached_bytes"], 0)
+            other, off = ask("--row-cache", "off", "--request-cost", 1, *method)
+            self.assertEqual(other, text)
+            self.assertGreater(off["flash_read_bytes"], off["decode_flash_read_bytes"])
+            self.assertGreater(off["decode_flash_read_bytes"], 0)
+            self.assertEqual((off["cache_hit_bytes"], off["bridged_bytes"]), (0, 0))
+            self.assertNotIn("request", off["kv_path"])
+            other, s = ask("--row-cache", "off", "--request-cost", "64K", *method)
+            self.assertEqual(other, text)
+            self.assertLessEqual(s["read_ahead_hits"], s["read_ahead_rows"])
+
     def test_seed_and_length(self):
         outs = [self.run_model("-p", "abc", "-n", 30, "--temp", 2, "--ignore-eos", "--seed", s).stdout
                 for s in (1, 1, 2)]
