@@ -60,10 +60,23 @@ static int open_space(struct drive *drive, uint32_t id, const struct space_confi
     return 0;
 }
 
+// What the allocation of flash keeps of spaces that have gone: a new promise covers it.
+static uint64_t tables_left(const struct drive *drive)
+{
+    uint64_t used = drive->tables.used, known = max_u64(drive->tables.reserved, drive->own_tables);
+    return used - min_u64(used, known);
+}
+
+// DRAM that nobody has.
+static uint64_t unused(const struct drive *drive)
+{
+    return drive->budget.limit - drive->budget.used + tables_left(drive);
+}
+
 // DRAM that a space may be promised: free, or merely kept by caches.
 static uint64_t spare(const struct drive *drive)
 {
-    uint64_t bytes = drive->budget.limit - drive->budget.used;
+    uint64_t bytes = unused(drive);
     for (const struct space *space = drive->spaces; space; space = space->next) {
         uint64_t used = space->own.used, promised = space->own.reserved;
         bytes += min_u64(frames_spare(space->frames), used - min_u64(used, promised));
@@ -84,7 +97,7 @@ static int make_plan(struct drive *drive, struct space_config *config, struct co
         status = drive_plan(&chosen, g, config, most, msg);
         config->group_tokens = chosen.group_tokens;
     }
-    uint64_t free = drive->budget.limit - drive->budget.used + own;
+    uint64_t free = unused(drive) + own;
     if (!status)
         status = control_plan(plan, &drive->env, g, config, free, drive->row_cache != 0, msg);
     if (!status && plan->min_bytes > most)
@@ -171,5 +184,7 @@ int do_remove(struct drive *drive, const struct request *request)
     while (*link != space)
         link = &(*link)->next;
     *link = space->next;
-    return close_config(drive, space, 0);
+    close_config(drive, space, 0);
+    tickets_shrink(drive);
+    return 0;
 }

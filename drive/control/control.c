@@ -184,6 +184,7 @@ int drive_open(struct drive **out, struct flash *flash, const struct drive_limit
     if (!limits->engine)
         drive->env.engine = drive->own_engine;
     drive->own_bytes = drive->budget.used;
+    drive->own_tables = drive->tables.used;
     *out = drive;
     return 0;
 }
@@ -436,14 +437,17 @@ static bool fetch(struct drive *drive)
     return moved;
 }
 
-// What ended sequences leave behind goes bit by bit.
+// What ended sequences leave behind goes bit by bit. True when some of it went: a command may be
+// waiting for that.
 static bool sweep(struct drive *drive)
 {
-    bool more = false;
-    for (struct space *space = drive->spaces; space; space = space->next)
+    bool moved = false, more = false;
+    for (struct space *space = drive->spaces; space; space = space->next) {
+        moved |= !space_swept(space);
         more |= space_sweep(space, SWEEP_SLICE);
+    }
     segments_giving_up(drive->segments, more);
-    return more;
+    return moved;
 }
 
 size_t drive_step(struct drive *drive, uint64_t now_ns, struct completion *out, size_t max)

@@ -71,7 +71,8 @@ struct drive {
     struct budget budget;
     struct budget tickets; // the part of it for what jobs need
     struct budget tables;  // and for what the allocation of flash needs
-    uint64_t own_bytes;    // of the budget, before any space
+    uint64_t own_bytes;    // of the budget, before any space,
+    uint64_t own_tables;   // and of `tables`
     uint64_t row_cache;    // bytes
     bool read_ahead;
     struct attend_env env;

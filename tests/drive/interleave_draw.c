@@ -240,6 +240,15 @@ bool send_simple(struct run *run, uint8_t opcode)
     return send(run, f);
 }
 
+bool send_remove_space(struct run *run, uint32_t space)
+{
+    struct flight *f = new_flight(run, OP_REMOVE);
+    if (!f)
+        return true;
+    f->command.space = space;
+    return send(run, f);
+}
+
 // ---- choosing ----------------------------------------------------------------------------------
 
 static uint32_t draw_space(struct run *run)

@@ -258,6 +258,29 @@ static bool lose_connection(struct run *run)
     return true;
 }
 
+static bool send_remove(struct run *run, uint32_t space)
+{
+    if (!send_remove_space(run, space) || !drain(run) || !well(run))
+        return false;
+    for (uint32_t seq = 0; seq < MODEL_SEQUENCES; seq++) {
+        run->spaces[space].sequences[seq].presence = ABSENT;
+        run->spaces[space].sequences[seq].lost = false;
+    }
+    run->spaces[space].open = false;
+    return true;
+}
+
+// A space ends with all that is in it, and another one takes its number.
+static bool replace_space(struct run *run)
+{
+    uint32_t space = below(&run->chance, run->n_spaces);
+    if (!send_remove(run, space) || !send_config(run, space, &run->spaces[space].config) ||
+        !drain(run) || !well(run))
+        return !run->failed;
+    return run->spaces[space].open || wrong(run, "CONFIG after REMOVE of space %u: %s", space,
+                                            inst_status_text(run->last_status));
+}
+
 // ---- beginning and end -------------------------------------------------------------------------
 
 static bool begin(struct run *run)
@@ -281,6 +304,9 @@ static bool begin(struct run *run)
     if (port_open(&run->port, &run->shape, &run->chance, &msg))
         return wrong(run, "open: %s", msg.text);
     run->chaos = chaos_count(run->port.flash);
+    if (!stats_of(run, &stats))
+        return false;
+    run->empty_dram = stats.dram_used_bytes;
     for (uint32_t i = 0; i < run->n_spaces; i++) {
         const struct space_config *c = &run->spaces[i].config;
         tell(run,
@@ -376,7 +402,19 @@ static bool nothing_left(struct run *run)
         !(run->chaos->program_faults && (run->scarce_flash || known(FAULT_PROGRAM_ERROR_KILLS))))
         return wrong(run, "%llu checksum errors, though all that was read was right",
                      (unsigned long long)stats.checksum_errors);
-    return check(run);
+    if (!check(run))
+        return false;
+    for (uint32_t space = 0; space < run->n_spaces; space++) {
+        if (!send_remove(run, space))
+            return !run->failed;
+    }
+    if (!stats_of(run, &stats))
+        return false;
+    // What is known of blocks stays, 64 of them at a time.
+    uint64_t chunks = 2 + run->chaos->operations / g->pages_per_block / 64;
+    return stats.dram_used_bytes <= run->empty_dram + chunks * 8192 ||
+           wrong(run, "all spaces are gone; %llu bytes of DRAM are in use, %llu before them",
+                 (unsigned long long)stats.dram_used_bytes, (unsigned long long)run->empty_dram);
 }
 
 static bool finish(struct run *run)
@@ -415,7 +453,7 @@ static bool go(struct run *run, uint32_t commands)
             if (!quiet_check(run))
                 return false;
         } else if (kind == 62 && one_in(&run->chance, 8)) {
-            if (!lose_connection(run))
+            if (!lose_connection(run) || (one_in(&run->chance, 3) && !replace_space(run)))
                 return false;
         } else if (kind < 40 && run->n_flights - run->n_collects < run->depth) {
             if (!draw_command(run))

@@ -85,10 +85,11 @@ struct run {
     int last_status; // of the command that completed last
     uint8_t last_opcode;
     struct ticket *last_ticket;
-    bool last_refused;  // it, or all items of it, for a reason that is not the flash's
-    uint64_t base_dram; // used when nothing but the spaces is there
-    bool failed;        // something is wrong
-    bool over;          // a known fault made the rest worthless
+    bool last_refused;   // it, or all items of it, for a reason that is not the flash's
+    uint64_t empty_dram; // used before any space was there
+    uint64_t base_dram;  // used when nothing but the spaces is there
+    bool failed;         // something is wrong
+    bool over;           // a known fault made the rest worthless
     uint32_t n_spaces, depth, commands;
     struct model_space spaces[MODEL_SPACES];
     struct outlook outlook[MODEL_SPACES][MODEL_SEQUENCES];
@@ -123,6 +124,7 @@ bool send_attend(struct run *run, uint32_t space, uint32_t seq, uint32_t layer, 
 bool send_reclaim_all(struct run *run, uint32_t space, uint32_t seq, uint32_t count);
 bool send_collect(struct run *run, struct ticket *ticket, uint32_t timeout_ms, size_t bytes);
 // A READ or ATTEND for a COLLECT that waits; nothing of it need succeed.
+bool send_remove_space(struct run *run, uint32_t space);
 bool send_for_collect(struct run *run, struct ticket *ticket);
 void outlook_settle(struct run *run, const struct flight *flight);
 
