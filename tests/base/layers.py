@@ -38,7 +38,7 @@ INSIDE = {
 # Methods are data to the rooms around them: only the list of those that a drive brings names them.
 # READ is a command of its own.
 METHOD = re.compile(r'&\s*method_(?!copy\b)[a-z]+\b|\bmethod_(?!copy\b)[a-z]+\s*\.')
-METHODS_KNOWN_BY = {'drive/control/plan.c'}
+METHODS_KNOWN_BY = {'drive/attend/methods.c'}
 # The run command proves that the public header is enough.
 PUBLIC_ONLY = {'cmd/run.c'}
 PRINTING = re.compile(r'\b(printf|fprintf|puts|fputs|putchar|perror|exit|_exit|abort|assert)\s*\(')
@@ -106,7 +106,7 @@ RIGHT = {
                      '#include "drive/engine.h"\n#include "kernels/k.h"',
     'drive/attend/a.c': '#include "drive/ftl/x.h"\n#include "drive/attend/method.h"\n'
                         'const struct method method_dense;',
-    'drive/control/plan.c': '#include "drive/attend/walk.h"\nuse(&method_dense);',
+    'drive/attend/methods.c': '#include "drive/attend/walk.h"\nuse(&method_dense);',
     'drive/control/b.c': '#include "drive/drive.h"\n// as method_dense does\n'
                          '#include "drive/ftl/x.h"\nattend_method(x); struct method_plan *p; x = &method_copy;',
     'drive/command.c': '#include "drive/command.h"\n#include "base/le.h"',
