@@ -496,7 +496,8 @@ static bool judge_collected_attend(struct run *run, const struct flight *f)
         struct model_sequence *s = &space->sequences[e->seq];
         struct model_layer *layer = &s->layers[t->layer];
         // One that was appended and then could not be attended to was not refused.
-        refused &= status && (!e->who || (BIT(status) & REFUSALS));
+        bool flash = status == INST_EIO || status == INST_ECORRUPT;
+        refused &= status && !flash && (!e->who || (BIT(status) & REFUSALS));
         if (!status && e->appends && s->life == e->life && !s->lost) {
             s->presence = PRESENT;
             if (layer->cuts == e->cuts)
