@@ -178,7 +178,8 @@ int do_remove(struct drive *drive, const struct request *request)
         space_remove(space, sequence);
     }
     space_retry(space);
-    if (!space_swept(space) || frames_in_flight(space->frames) || !walk_idle(space->walk))
+    if (streams_working(space) || !space_swept(space) || frames_in_flight(space->frames) ||
+        !walk_idle(space->walk))
         return WAIT;
     struct space **link = &drive->spaces;
     while (*link != space)

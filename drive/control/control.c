@@ -246,17 +246,21 @@ static void take_back(struct drive *drive, uint64_t now_ns)
 
 // ---- the machine -------------------------------------------------------------------------------
 
+bool streams_working(const struct space *space)
+{
+    for (uint32_t i = 1; i < STREAM_MAX; i++) {
+        if (space->streams[i].ops && space->streams[i].ops->working(space))
+            return true;
+    }
+    return false;
+}
+
 static int do_flush(struct drive *drive, struct request *request)
 {
     if (!request->synced) {
         for (struct space *space = drive->spaces; space; space = space->next) {
-            if (frames_programming(space->frames) || !space_swept(space))
+            if (frames_programming(space->frames) || !space_swept(space) || streams_working(space))
                 return WAIT;
-            for (uint32_t i = 1; i < STREAM_MAX; i++) {
-                const struct stream_ops *ops = space->streams[i].ops;
-                if (ops && ops->working(space))
-                    return WAIT;
-            }
         }
         if (segments_busy(drive->segments)) {
             segments_press(drive->segments);

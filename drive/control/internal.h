@@ -109,6 +109,8 @@ int check_table(struct drive *drive, const struct request *request, struct space
 // Adds the item's slab to *end; false when sizes overflow or tokens do not fit in 32-bit groups.
 bool item_slab(const struct space *space, const struct table_header *header,
                const struct table_item *item, uint64_t *end);
+// A derived stream of the space has something to do in the background.
+bool streams_working(const struct space *space);
 // The request has completed; the text is its own, NULL: none.
 void complete(struct drive *drive, struct request *request, int status, uint64_t result,
               const struct inst_msg *text);
