@@ -208,8 +208,9 @@ class Cli(unittest.TestCase):
             self.assertGreater(s["cached_bytes"], 0)
             other, off = ask("--row-cache", "off", "--request-cost", 1, *method)
             self.assertEqual(other, text)
-            self.assertGreater(off["flash_read_bytes"], off["decode_flash_read_bytes"])
-            self.assertGreater(off["decode_flash_read_bytes"], 0)
+            # What is on its way to a slow disk is in memory still, and not read.
+            self.assertGreater(off["attended_tokens_from_flash"], 0)
+            self.assertGreaterEqual(off["flash_read_bytes"], off["decode_flash_read_bytes"])
             self.assertEqual((off["cache_hit_bytes"], off["bridged_bytes"]), (0, 0))
             self.assertNotIn("request", off["kv_path"])
             other, s = ask("--row-cache", "off", "--request-cost", "64K", *method)
