@@ -7,6 +7,13 @@
 #include <stdbool.h>
 #include <stdlib.h>
 
+// Ten to twenty times slower, and there for what threads do, not for how often.
+#ifdef __SANITIZE_THREAD__
+enum { THREAD_SANITIZER = 1 };
+#else
+enum { THREAD_SANITIZER = 0 };
+#endif
+
 static inline bool more(void)
 {
     return getenv("INST_MORE") != NULL;
