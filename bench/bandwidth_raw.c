@@ -9,6 +9,9 @@
 #ifdef HAVE_LIBURING
 
 #include <liburing.h>
+#include <sys/mman.h>
+
+enum { LARGE_PAGE = 2 << 20 };
 
 struct reader {
     struct io_uring ring;
@@ -86,8 +89,11 @@ int raw_read_bandwidth(int fd, uint64_t offset, uint64_t bytes, uint32_t request
         return inst_fail(msg, INST_ENOTSUP, "raw read: io_uring: %s", strerror(-rc));
     void *buffers = NULL;
     double rate = -ENOMEM;
-    if (posix_memalign(&buffers, 4096, (size_t)depth * request_bytes) == 0) {
-        memset(buffers, 0, (size_t)depth * request_bytes);
+    size_t all = (size_t)depth * request_bytes;
+    if (posix_memalign(&buffers, LARGE_PAGE, all) == 0) {
+        (void)madvise(buffers, all,
+                      MADV_HUGEPAGE); // as the drive's: fewer pieces of memory a request
+        memset(buffers, 0, all);
         reader.buffers = buffers;
         rate = read_for(&reader, depth, seconds);
     }
