@@ -293,10 +293,7 @@ static void test_sparf(void **state)
 
 int main(int argc, char **argv)
 {
-    pages_wanted = argc > 1           ? strtoull(argv[1], NULL, 10)
-                   : more()           ? 1000000
-                   : THREAD_SANITIZER ? 100000
-                                      : 200000;
+    pages_wanted = argc > 1 ? strtoull(argv[1], NULL, 10) : more() ? 1000000 : 200000;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_one_die),
         cmocka_unit_test(test_four_dies),
