@@ -107,7 +107,7 @@ static int make_plan(struct drive *drive, struct space_config *config, struct co
     if (status || plan->min_bytes <= free)
         return status;
     make_room(drive, plan->min_bytes - free);
-    free = drive->budget.limit - drive->budget.used + own;
+    free = unused(drive) + own;
     if (plan->min_bytes > free)
         return WAIT;
     return control_plan(plan, &drive->env, g, config, free, drive->row_cache != 0, msg);
