@@ -99,9 +99,8 @@ int drive_check(struct drive *drive, struct inst_msg *msg)
         }
         if (sequences != space->n_sequences)
             return broken(msg, "sequences found, counted", sequences, space->n_sequences);
-        bool idle = !drive->first_job && !drive->queue.first && !frames_in_flight(space->frames);
-        for (uint32_t i = 1; i < STREAM_MAX && idle; i++)
-            idle = !space->streams[i].ops || !space->streams[i].ops->working(space);
+        bool idle = !drive->first_job && !drive->queue.first && !frames_in_flight(space->frames) &&
+                    !streams_working(space);
         int status = check_frames(space, open, idle, msg);
         if (status)
             return status;

@@ -48,7 +48,7 @@ struct frames {
     uint32_t split;                              // slabs that are split
     uint32_t given;                              // slabs whose memory went back to the budget
     struct frame *given_rows;                    // these, by `older`
-    bool held;                                   // what was given is not taken back
+    bool no_growth;                              // what was given is not taken back
     uint32_t window;                             // frames that may be read ahead
     uint32_t n_programming, n_in_flight;
     struct frame **table; // by place, chained
@@ -449,7 +449,7 @@ static bool steal_ahead(struct frames *f)
 
 bool frames_grow(struct frames *f)
 {
-    if (!f->given || f->held || budget_take(f->budget, f->row_bytes, "row buffers", NULL))
+    if (!f->given || f->no_growth || budget_take(f->budget, f->row_bytes, "row buffers", NULL))
         return false;
     struct frame *frame = f->given_rows;
     f->given_rows = frame->older;
@@ -460,7 +460,7 @@ bool frames_grow(struct frames *f)
 
 void frames_may_grow(struct frames *f, bool may)
 {
-    f->held = !may;
+    f->no_growth = !may;
 }
 
 static struct frame *take_row(struct frames *f, bool grow)

@@ -319,9 +319,6 @@ static bool begin(struct run *run)
         if (!run->spaces[i].open)
             return wrong(run, "CONFIG of space %u: %s", i, inst_status_text(run->last_status));
     }
-    if (!stats_of(run, &stats))
-        return false;
-    run->base_dram = stats.dram_used_bytes;
     chaos_set(run->port.flash, &run->plan);
     return true;
 }

@@ -87,7 +87,6 @@ struct run {
     struct ticket *last_ticket;
     bool last_refused;   // it, or all items of it, for a reason that is not the flash's
     uint64_t empty_dram; // used before any space was there
-    uint64_t base_dram;  // used when nothing but the spaces is there
     bool failed;         // something is wrong
     bool over;           // a known fault made the rest worthless
     uint32_t n_spaces, depth, commands;
