@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bench/attend.h"
+#include "base/clock.h"
 #include "base/checked.h"
 #include "bench/measure.h"
 #include "kernels/kernels.h"
@@ -101,7 +102,7 @@ static int open_drive(struct attend_bench *b, struct inst_msg *msg)
     struct flash_file_options file = {
         .directory = o->directory,
         .geometry = b->geometry,
-        .clock_ns = o->method == METHOD_DENSE ? NULL : measure_clock,
+        .clock_ns = o->method == METHOD_DENSE ? NULL : clock_ns,
     };
     err = o->directory ? flash_file_open(&b->flash, &file, msg)
                        : flash_ram_open(&b->flash, &b->geometry, 0, msg);

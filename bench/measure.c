@@ -1,22 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bench/measure.h"
+#include "base/clock.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
-
-uint64_t measure_clock(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 double measure_now(void)
 {
-    return 1e-9 * (double)measure_clock();
+    return 1e-9 * (double)clock_ns();
 }
 
 void measure_round(struct measure *m, measure_fn *fn, void *arg, double min_seconds)

@@ -2,6 +2,7 @@
 // The in-process link: commands go straight into a drive of this process, and the drive's work is
 // done inside poll, on the caller's thread and the pool that the drive was given. This is the only
 // place that reads a clock for the drive.
+#include "base/clock.h"
 #include "drive/drive.h"
 #include "link/link.h"
 
@@ -16,13 +17,6 @@ struct link_local {
     struct flash *flash;
 };
 
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 static int local_submit(struct link *link, const struct command *command, const void *table,
                         void *data)
 {
@@ -30,7 +24,7 @@ static int local_submit(struct link *link, const struct command *command, const 
     uint8_t entry[COMMAND_BYTES];
     command_encode(entry, command);
     return drive_submit(local->drive, OWNER, entry, table, command_table_bytes(command), data,
-                        now_ns());
+                        clock_ns());
 }
 
 static void sleep_ns(uint64_t ns)
@@ -45,12 +39,12 @@ static size_t local_poll(struct link *link, struct completion *out, size_t max,
     // A slice bounds every sleep, so that timeouts inside the drive are noticed.
     enum { SLICE_NS = 10 * 1000 * 1000, NAP_NS = 50 * 1000 };
     struct link_local *local = (struct link_local *)link;
-    uint64_t now = now_ns(), end = now + max_wait_ns;
+    uint64_t now = clock_ns(), end = now + max_wait_ns;
     for (;;) {
         size_t n = drive_step(local->drive, now, out, max);
         if (n || !max_wait_ns)
             return n;
-        now = now_ns();
+        now = clock_ns();
         if (now >= end)
             return 0;
         if (!drive_runnable(local->drive)) {
@@ -59,7 +53,7 @@ static size_t local_poll(struct link *link, struct completion *out, size_t max,
                 local->flash->ops->wait(local->flash, slice);
             else
                 sleep_ns(slice < NAP_NS ? slice : NAP_NS);
-            now = now_ns();
+            now = clock_ns();
         }
     }
 }
@@ -70,7 +64,7 @@ static void local_abort(struct link *link)
     struct link_local *local = (struct link_local *)link;
     struct completion done;
     while (!drive_abort(local->drive, OWNER)) {
-        drive_step(local->drive, now_ns(), &done, 1);
+        drive_step(local->drive, clock_ns(), &done, 1);
         if (!drive_runnable(local->drive) && local->flash->ops->wait)
             local->flash->ops->wait(local->flash, SLICE_NS);
     }

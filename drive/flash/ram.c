@@ -6,6 +6,7 @@
 // included) when it is polled at or after its time.
 #include "drive/flash/nand.h"
 #include "base/checked.h"
+#include "base/mapping.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,8 +16,6 @@
 
 #define NS_PER_S UINT64_C(1000000000)
 enum {
-    HUGE_PAGE = 2 << 20,
-    LARGE_LEAST = 8 * HUGE_PAGE, // a smaller flash is worth none
     SYSTEM_PAGE = 4096,
 };
 
@@ -24,8 +23,7 @@ struct flash_ram {
     struct flash flash;
     struct flash_nand nand;
     unsigned char *memory; // (blocks, pages_per_block, page_bytes), from a large page on
-    void *mapping;
-    uint64_t mapped_bytes;
+    struct mapping mapping;
     uint64_t rate;            // bytes per second, 0 = unlimited
     uint64_t busy_until_ns;   // when the pipe has done all that was accepted
     uint64_t rest;            // busy_until's fraction of a nanosecond, in 1/rate
@@ -123,8 +121,7 @@ static const void *ram_view(struct flash *flash, uint64_t block, uint32_t page)
 static void ram_close(struct flash *flash)
 {
     struct flash_ram *self = (struct flash_ram *)flash;
-    if (self->mapping)
-        munmap(self->mapping, self->mapped_bytes);
+    mapping_close(&self->mapping);
     if (self->nand.next)
         flash_nand_free(&self->nand);
     free(self);
@@ -149,21 +146,12 @@ static const struct flash_ops ram_rate_ops = {
 static int map_memory(struct flash_ram *self, struct inst_msg *msg)
 {
     const struct flash_geometry *g = &self->flash.geometry;
-    uint64_t bytes = g->blocks * flash_block_bytes(g), mapped = bytes;
-    bool large = bytes >= LARGE_LEAST && g->dies * flash_block_bytes(g) >= HUGE_PAGE &&
-                 checked_add(bytes, HUGE_PAGE, &mapped);
-    void *base = mmap(NULL, mapped, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (base == MAP_FAILED)
+    uint64_t bytes = g->blocks * flash_block_bytes(g);
+    bool large = bytes >= HUGE_PAGES_LEAST && g->dies * flash_block_bytes(g) >= HUGE_PAGE;
+    if (!mapping_open(&self->mapping, bytes, large))
         return inst_fail(msg, INST_ENOMEM, "RAM flash: the system refused %llu bytes",
-                         (unsigned long long)mapped);
-    self->mapping = base;
-    self->mapped_bytes = mapped;
-    self->memory = base;
-    if (large) {
-        self->memory += -(uintptr_t)base & (HUGE_PAGE - 1);
-        (void)madvise(self->memory, bytes, MADV_HUGEPAGE);
-    }
+                         (unsigned long long)bytes);
+    self->memory = self->mapping.data;
     return 0;
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "drive/ftl/frame.h"
 #include "base/checked.h"
+#include "base/mapping.h"
 
 #include <string.h>
 #include <sys/mman.h>
@@ -14,7 +15,6 @@
 enum {
     SCAN_KEEP = 32,       // one in so many frames of a scan is remembered as if it were found again
     IOS_MAX = 2048,       // operations in flight
-    HUGE_PAGE = 2 << 20,  // slabs lie on large pages where the pool is that large
     IO_ROWS_RESERVED = 2, // rows' worth of operations that reads leave to programs
     // Bytes that are on their way for nobody in particular: a few milliseconds of any device.
     AHEAD_BYTES = 8 << 20,
@@ -32,13 +32,11 @@ struct frames {
     struct budget *budget;
     struct frames_size size;
     uint64_t row_bytes, page_bytes;
-    uint8_t *mapping;
-    uint64_t mapped_bytes;
-    uint8_t *data;        // [slabs][row_bytes]
-    struct frame *rows;   // [slabs]
-    struct frame *pages;  // [slabs][row_pages], NULL when no slab may be split
-    uint64_t *sums;       // [slabs][row_pages]
-    uint32_t *split_used; // [slabs] pages of a split slab that are not free
+    struct mapping mapping; // the slabs
+    struct frame *rows;     // [slabs]
+    struct frame *pages;    // [slabs][row_pages], NULL when no slab may be split
+    uint64_t *sums;         // [slabs][row_pages]
+    uint32_t *split_used;   // [slabs] pages of a split slab that are not free
     struct flash_io *ios, *free_ios;
     uint32_t n_ios, ios_per_row, ios_reserved;
     uint32_t n_free_ios; // that are not promised to a frame either
@@ -127,28 +125,16 @@ uint64_t frames_bytes(const struct flash_geometry *g, const struct frames_size *
 // The slabs: mapped apart, so that they can be given back one by one.
 static int map_slabs(struct frames *f, struct inst_msg *msg)
 {
-    uint64_t bytes, mapped;
-    if (!checked_mul(f->size.slabs, f->row_bytes, &bytes) ||
-        !checked_add(bytes, HUGE_PAGE, &mapped) || mapped > PTRDIFF_MAX)
+    uint64_t bytes;
+    if (!checked_mul(f->size.slabs, f->row_bytes, &bytes))
         return inst_fail(msg, INST_ENOMEM, "row buffers: sizes overflow");
-    bool large = bytes >= 8 * (uint64_t)HUGE_PAGE;
-    mapped = large ? mapped : bytes;
     int status = budget_take(f->budget, bytes, "row buffers", msg);
     if (status)
         return status;
-    void *base = mmap(NULL, mapped, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (base == MAP_FAILED) {
+    if (!mapping_open(&f->mapping, bytes, bytes >= HUGE_PAGES_LEAST)) {
         budget_give(f->budget, bytes);
         return inst_fail(msg, INST_ENOMEM, "row buffers: the system refused %llu bytes",
-                         (unsigned long long)mapped);
-    }
-    f->mapping = base;
-    f->mapped_bytes = mapped;
-    f->data = base;
-    if (large) {
-        f->data += (HUGE_PAGE - ((uintptr_t)base & (HUGE_PAGE - 1))) & (HUGE_PAGE - 1);
-        (void)madvise(f->data, bytes, MADV_HUGEPAGE);
+                         (unsigned long long)bytes);
     }
     return 0;
 }
@@ -158,7 +144,7 @@ static void make_frames(struct frames *f)
     for (uint32_t i = f->size.slabs; i-- > 0;) {
         struct frame *row = &f->rows[i];
         row->set = f;
-        row->data = f->data + i * f->row_bytes;
+        row->data = f->mapping.data + i * f->row_bytes;
         list_push(&f->free_rows, row);
         for (uint32_t p = 0; f->pages && p < f->size.row_pages; p++) {
             struct frame *page = &f->pages[(uint64_t)i * f->size.row_pages + p];
@@ -218,8 +204,8 @@ void frames_close(struct frames *f)
 {
     if (!f)
         return;
-    if (f->mapping) {
-        munmap(f->mapping, f->mapped_bytes);
+    if (f->mapping.data) {
+        mapping_close(&f->mapping);
         budget_give(f->budget, (uint64_t)(f->size.slabs - f->given) * f->row_bytes);
     }
     budget_free(f->budget, f->table);
@@ -247,7 +233,7 @@ static uint32_t slab_of(const struct frames *f, const struct frame *frame)
 static uint64_t *sums_of(const struct frame *frame)
 {
     const struct frames *f = frame->set;
-    return f->sums + (frame->data - f->data) / (ptrdiff_t)f->page_bytes;
+    return f->sums + (frame->data - f->mapping.data) / (ptrdiff_t)f->page_bytes;
 }
 
 static struct frame **table_slot(const struct frames *f, struct place place, uint32_t page)

@@ -1,19 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "host/engine/port.h"
+#include "base/clock.h"
 
 #include <string.h>
-#include <time.h>
 
 enum { WAIT_NS = 100 * 1000 * 1000, POLL_MAX = 16 };
 
 static const uint64_t patience_ns = 2000000000, first_pause_ns = 200000, last_pause_ns = 50000000;
-
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 void port_open(struct port *port, struct link *link)
 {
@@ -52,9 +45,9 @@ static void poll(struct port *port, uint64_t max_wait_ns)
 
 static void wait_poll(struct port *port)
 {
-    uint64_t start = now_ns();
+    uint64_t start = clock_ns();
     poll(port, WAIT_NS);
-    port->wait_ns += now_ns() - start;
+    port->wait_ns += clock_ns() - start;
 }
 
 // Hands a slot's command over, waiting for room in the drive's queue.
@@ -96,14 +89,14 @@ int port_submit(struct port *port, struct command command, const void *table, vo
 
 bool port_patient(struct port *port, struct port_patience *patience)
 {
-    uint64_t now = now_ns();
+    uint64_t now = clock_ns();
     if (!patience->until_ns) {
         patience->until_ns = now + patience_ns;
         patience->pause_ns = first_pause_ns;
     }
     if (now >= patience->until_ns)
         return false;
-    for (uint64_t end = now + patience->pause_ns; now < end; now = now_ns())
+    for (uint64_t end = now + patience->pause_ns; now < end; now = clock_ns())
         poll(port, end - now);
     port->wait_ns += patience->pause_ns;
     patience->pause_ns *= patience->pause_ns < last_pause_ns ? 2 : 1;

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "host/engine/store.h"
+#include "base/clock.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 
 int store_parse_size(const char *text, size_t bytes, uint64_t *out)
 {
@@ -113,13 +113,6 @@ void store_where_free(struct store_where *where)
 {
     free(where->path);
     *where = (struct store_where){0};
-}
-
-static uint64_t clock_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
 static int open_file(struct store *store, const struct store_where *where,

@@ -52,13 +52,6 @@ uint64_t random_next(uint64_t *state)
     return z ^ (z >> 31);
 }
 
-uint64_t clock_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
-}
-
 void *pages_new(uint64_t bytes)
 {
     void *p = NULL;

@@ -9,6 +9,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include "base/clock.h"
 #include "drive/flash/flash.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -36,7 +37,6 @@ struct flash *kind_open(const struct flash_kind *kind, const struct flash_geomet
 const char *work_directory(void); // on a disk; exists
 
 uint64_t random_next(uint64_t *state);
-uint64_t clock_ns(void);
 
 // Memory of whole pages for operations; aligned, freed with free().
 void *pages_new(uint64_t bytes);
