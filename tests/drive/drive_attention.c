@@ -211,12 +211,7 @@ static void test_least_dram(void **state)
         .ram_rate = 1000000000000u,
     };
     for (o.config.group_tokens = 16; o.config.group_tokens <= 256; o.config.group_tokens *= 4) {
-        struct flash_geometry g = {.page_bytes = 4096,
-                                   .pages_per_block = 67,
-                                   .dies = 1,
-                                   .channels = 1,
-                                   .blocks = 4096,
-                                   .read_bytes = 131072};
+        struct flash_geometry g = rig_geometry(&o);
         struct drive_plan plan;
         assert_int_equal(drive_plan(&plan, &g, &o.config, 0, NULL), 0);
         o.dram_bytes = plan.min_dram_bytes;
@@ -245,12 +240,7 @@ static void test_reads_out_of_order(void **state)
     };
     uint32_t times = more() ? 2 : 4;
     for (o.config.group_tokens = 16; o.config.group_tokens <= 128; o.config.group_tokens *= times) {
-        struct flash_geometry g = {.page_bytes = 4096,
-                                   .pages_per_block = 67,
-                                   .dies = 1,
-                                   .channels = 1,
-                                   .blocks = 4096,
-                                   .read_bytes = 131072};
+        struct flash_geometry g = rig_geometry(&o);
         struct drive_plan plan;
         assert_int_equal(drive_plan(&plan, &g, &o.config, 0, NULL), 0);
         o.dram_bytes = plan.min_dram_bytes;

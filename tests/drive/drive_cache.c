@@ -43,12 +43,7 @@ static void open_with(struct rig *rig, enum room room, uint32_t sequences)
         .ram_rate = UINT64_C(1000000000000), // no views
         .row_cache = room == ROOM_ALL || room == ROOM_HALF || room == ROOM_EIGHTH,
     };
-    struct flash_geometry g = {.page_bytes = 4096,
-                               .pages_per_block = 66,
-                               .blocks = 4096,
-                               .dies = 1,
-                               .channels = 1,
-                               .read_bytes = 131072};
+    struct flash_geometry g = rig_geometry(&o);
     struct drive_plan plan;
     assert_int_equal(drive_plan(&plan, &g, &o.config, 0, NULL), 0);
     o.dram_bytes = room == ROOM_LEAST ? plan.min_dram_bytes : plan.full_dram_bytes;

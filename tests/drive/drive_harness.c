@@ -5,9 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-void rig_open(struct rig *rig, const struct rig_options *o)
+struct flash_geometry rig_geometry(const struct rig_options *o)
 {
-    *rig = (struct rig){.config = o->config, .q_heads = o->q_heads, .next_ticket = 1};
     struct flash_geometry g = {
         .page_bytes = o->page_bytes ? o->page_bytes : 4096,
         .pages_per_block = o->pages_per_block ? o->pages_per_block : 67,
@@ -17,6 +16,13 @@ void rig_open(struct rig *rig, const struct rig_options *o)
         .request_bytes = o->request_bytes,
     };
     g.blocks = o->blocks ? o->blocks : 4096 / g.dies * g.dies;
+    return g;
+}
+
+void rig_open(struct rig *rig, const struct rig_options *o)
+{
+    *rig = (struct rig){.config = o->config, .q_heads = o->q_heads, .next_ticket = 1};
+    struct flash_geometry g = rig_geometry(o);
     rig->config.q_heads = o->q_heads;
     if (!rig->config.max_sequences)
         rig->config.max_sequences = 8;

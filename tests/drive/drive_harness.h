@@ -45,6 +45,8 @@ struct rig_options {
     uint64_t row_cache_bytes; // 0: as many as fit
 };
 
+// Of the flash that rig_open makes.
+struct flash_geometry rig_geometry(const struct rig_options *options);
 void rig_open(struct rig *rig, const struct rig_options *options);
 void rig_close(struct rig *rig);
 // One command to its completion; returns its status.

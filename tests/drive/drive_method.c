@@ -139,12 +139,7 @@ static void test_reads_half(void **state)
 static int config_status(const struct rig_options *o, uint64_t dram_bytes, const char **text)
 {
     static struct rig rig;
-    struct flash_geometry g = {.page_bytes = 4096,
-                               .pages_per_block = 67,
-                               .dies = 1,
-                               .channels = 1,
-                               .blocks = 4096,
-                               .read_bytes = 131072};
+    struct flash_geometry g = rig_geometry(o);
     struct drive_limits limits = {.dram_bytes = dram_bytes, .methods = o->methods};
     uint8_t payload[CONFIG_BYTES] __attribute__((aligned(64)));
     rig = (struct rig){0};

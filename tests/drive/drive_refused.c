@@ -151,12 +151,7 @@ static void test_no_group_buffers(void **state)
     (void)state;
     struct rig_options o = small;
     struct drive_plan plan;
-    struct flash_geometry g = {.page_bytes = 4096,
-                               .pages_per_block = 67,
-                               .dies = 1,
-                               .channels = 1,
-                               .blocks = 4096,
-                               .read_bytes = 131072};
+    struct flash_geometry g = rig_geometry(&o);
     struct rig rig;
     o.config.max_sequences = 2;
     o.config.max_tokens = 100;
