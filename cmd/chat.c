@@ -74,16 +74,16 @@ static int converse(struct run *r, const char *text, size_t bytes, bool line_bre
     if (code)
         return code;
     size_t answer = r->n_tokens;
-    output_open(&r->output, &r->stops);
+    output_open(&r->output);
     run_forget_interrupt();
     code = run_generate(r);
     terminal_end_progress(&r->terminal);
-    bool written = output_end(&r->output);
+    bool written = !r->output.error;
     if (written && line_break && !r->output.newline)
         written = putchar('\n') != EOF && !fflush(stdout);
     if (!written && !code)
-        code = fail(EXIT_FAILED, "standard output: %s", strerror(errno));
-    output_close(&r->output);
+        code = fail(EXIT_FAILED, "standard output: %s",
+                    strerror(r->output.error ? r->output.error : errno));
     meter_sample(&r->meter, true);
     r->result.turns++;
     if (run_interrupted() && r->n_tokens == answer) { // as if nothing had been said

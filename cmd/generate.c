@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Generating text, for run and its chat: brings the session to the tokens, samples the next one,
-// prints it, until something ends that. Ctrl-C is one of these things.
+// Generating text, for run and its chat: one generation, and what becomes certain of its text is
+// printed until something ends that. Ctrl-C is one of these things.
 #include "cmd/run.h"
 
 #include <signal.h>
+#include <string.h>
 
 static volatile sig_atomic_t interrupted, interrupt_again;
 static struct sigaction interrupt_before;
@@ -41,48 +42,86 @@ static bool on_progress(void *user, uint64_t done, uint64_t total)
     return !interrupted;
 }
 
-static int sync_session(struct run *r)
+static int open_generation(struct run *r, inst_generation **g)
 {
     struct inst_msg msg = {0};
-    struct inst_prefix prefix = {
-        .session = r->session, .tokens = r->tokens, .n_tokens = r->n_tokens};
-    int err = inst_sync(r->e, &prefix, 1, on_progress, r, &msg);
-    if (err == INST_ECANCELLED && interrupted)
-        return 0;
-    terminal_end_progress(&r->terminal);
+    struct inst_generation_options options = {.size = sizeof options,
+                                              .sampler = r->sampler,
+                                              .max_tokens = r->predict,
+                                              .stops = r->stops.items,
+                                              .n_stops = r->stops.n,
+                                              .ignore_end = r->ignore_eos,
+                                              .whole_kv = true};
+    int err = inst_generation_open(g, r->e, r->tokens, r->n_tokens, &options, &msg);
+    if (!err)
+        err = inst_scheduler_add(r->scheduler, *g, &msg);
     return err ? failed(err, &msg) : 0;
+}
+
+// Prints what has become certain. False when the generation shall end.
+static bool print_piece(struct run *r, inst_generation *g)
+{
+    size_t bytes;
+    const char *text = inst_generation_text(g, &bytes);
+    meter_sample(&r->meter, false);
+    return output_put(&r->output, text, bytes);
+}
+
+// Nothing follows but what was held back.
+static int interrupt(struct run *r, inst_generation *g)
+{
+    inst_generation_cancel(g);
+    int err = inst_scheduler_round(r->scheduler, NULL, NULL, NULL);
+    r->result.stop_reason = "interrupt";
+    print_piece(r, g);
+    return err;
+}
+
+// Rounds until something ends them. 0 or an exit code.
+static int rounds(struct run *r, inst_generation *g)
+{
+    static const char *const reason[] = {
+        [INST_FINISH_END] = "end",
+        [INST_FINISH_STOP] = "stop",
+        [INST_FINISH_LENGTH] = "length",
+        [INST_FINISH_CONTEXT] = "context",
+        [INST_FINISH_CANCELLED] = "interrupt",
+    };
+    enum inst_finish finish;
+    do {
+        struct inst_msg msg = {0};
+        int err = inst_scheduler_round(r->scheduler, on_progress, r, &msg);
+        if (err == INST_ECANCELLED && interrupted)
+            return interrupt(r, g);
+        terminal_end_progress(&r->terminal);
+        bool printed = print_piece(r, g);
+        if (!err)
+            err = inst_generation_error(g, &msg);
+        if (err)
+            return failed(err, &msg);
+        finish = printed ? inst_generation_finish(g) : INST_FINISH_STOP;
+    } while (!finish);
+    r->result.stop_reason = reason[finish];
+    return 0;
 }
 
 int run_generate(struct run *r)
 {
-    uint64_t made = 0;
+    inst_generation *g = NULL;
     r->result.stop_reason = "error";
-    while (true) {
-        int code = sync_session(r);
-        if (code)
-            return code;
-        meter_sample(&r->meter, false);
-        if (interrupted) {
-            r->result.stop_reason = "interrupt";
-            return 0;
-        }
-        if (made == r->predict || r->n_tokens == r->info.context) {
-            r->result.stop_reason = made == r->predict ? "length" : "context";
-            return 0;
-        }
-        int32_t token = inst_sample(r->sampler, r->session, r->tokens, r->n_tokens);
-        if (inst_token_is_end(r->e, token) && !r->ignore_eos) {
-            r->result.stop_reason = "end";
-            return 0;
-        }
-        r->tokens[r->n_tokens++] = token;
-        r->result.generated_tokens++;
-        made++;
-        size_t bytes;
-        const char *text = inst_token_text(r->e, token, &bytes);
-        if (!output_put(&r->output, text, bytes)) {
-            r->result.stop_reason = "stop";
-            return 0;
-        }
+    int code = open_generation(r, &g);
+    if (!code)
+        code = rounds(r, g);
+    if (g) {
+        struct inst_usage usage;
+        inst_generation_usage(g, &usage);
+        size_t n;
+        const int32_t *tokens = inst_generation_tokens(g, &n);
+        memcpy(r->tokens + r->n_tokens, tokens + r->n_tokens,
+               (n - r->n_tokens) * sizeof *r->tokens);
+        r->n_tokens = n;
+        r->result.generated_tokens += usage.completion_tokens;
     }
+    inst_generation_close(g);
+    return code;
 }

@@ -103,7 +103,8 @@ static int open_all(struct run *r, const struct options *options)
     code = r->chat ? 0 : read_prompt(r);
     if (code)
         return code;
-    int err = inst_session_open(&r->session, r->e, &msg);
+    const struct inst_scheduler_options scheduler = {.size = sizeof scheduler, .sessions = 1};
+    int err = inst_scheduler_open(&r->scheduler, r->e, &scheduler, &msg);
     if (!err)
         err = inst_sampler_open(&r->sampler, r->e, &r->sampling, &msg);
     return err ? failed(err, &msg) : 0;
@@ -120,7 +121,7 @@ static int run_all(struct run *r, const struct options *options)
     r->result.seed = r->sampling.seed;
     code = r->chat ? chat_run(r) : run_generate(r);
     terminal_end_progress(&r->terminal);
-    if (!output_end(&r->output) && !code)
+    if (r->output.error && !code)
         code = fail(EXIT_FAILED, "standard output: %s", strerror(r->output.error));
     meter_sample(&r->meter, true);
     r->result.peak_memory = r->meter.peak;
@@ -188,12 +189,12 @@ int command_run(int argc, char **argv)
     int n, code;
     if (options_parse(&options, argc, argv, &n, &code)) {
         terminal_open(&r.terminal, r.verbose);
-        output_open(&r.output, &r.stops);
+        output_open(&r.output);
         code = run_all(&r, &options);
     }
     inst_sampler_close(r.sampler);
+    inst_scheduler_close(r.scheduler);
     inst_engine_close(r.e);
-    output_close(&r.output);
     free(r.tokens);
     options_free(&options);
     return code;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What run and its chat share: one session and the tokens of its text.
+// What run and its chat share: a scheduler with one session and the tokens of its text.
 #ifndef INST_CMD_RUN_H
 #define INST_CMD_RUN_H
 
@@ -7,6 +7,7 @@
 #include "cmd/output.h"
 #include "cmd/output_file.h"
 #include "cmd/terminal.h"
+#include "instinfer_generate.h"
 
 struct run {
     struct engine_options engine;
@@ -19,7 +20,7 @@ struct run {
     bool ignore_eos, verbose, chat, raw, no_special;
 
     inst_engine *e;
-    inst_session *session;
+    inst_scheduler *scheduler;
     inst_sampler *sampler;
     int32_t *tokens; // prompt, then what was generated
     size_t n_tokens;

@@ -3,6 +3,7 @@ set(INST_HOST_ENGINE_SOURCES
   engine/chat.c
   engine/decode.c
   engine/engine.c
+  engine/generate.c
   engine/kv_place.c
   engine/layers.c
   engine/numbers.c
@@ -10,7 +11,9 @@ set(INST_HOST_ENGINE_SOURCES
   engine/port.c
   engine/prefill.c
   engine/preflight.c
+  engine/reply.c
   engine/sampler.c
+  engine/scheduler.c
   engine/session.c
   engine/store.c
   engine/system.c)

@@ -1,9 +1,9 @@
-# Tests of host/engine: plan, sync, sampler, system; on the fake drive and on the real one.
+# Tests of host/engine: plan, sync, generations, sampler, system; on the fake drive and on the real one.
 set(ENGINE_TEST_LIBS inst_host inst_link inst_drive inst_kernels inst_base)
-foreach(name plan sampler system)
+foreach(name plan reply sampler system)
   inst_test(NAME host/engine_${name} SOURCES engine_${name}.c LIBS ${ENGINE_TEST_LIBS})
 endforeach()
-foreach(name architectures numbers preflight sync stories sparf faults cut)
+foreach(name architectures generate numbers preflight sync stories sparf faults cut)
   inst_test(NAME host/engine_${name} SOURCES engine_${name}.c fake_drive.c LIBS ${ENGINE_TEST_LIBS})
 endforeach()
 foreach(name architectures stories sparf faults cut)
@@ -12,5 +12,5 @@ endforeach()
 # What llama.cpp wrote is kept as JSON (CJSON_*: model.cmake).
 target_include_directories(test_host_engine_stories SYSTEM PRIVATE ${CJSON_INCLUDE})
 target_link_libraries(test_host_engine_stories PRIVATE ${CJSON_LIBRARY})
-inst_fast(host/engine_plan host/engine_sampler host/engine_system host/engine_numbers
-  host/engine_preflight host/engine_sync)
+inst_fast(host/engine_plan host/engine_reply host/engine_sampler host/engine_system
+  host/engine_numbers host/engine_preflight host/engine_sync)
