@@ -182,7 +182,8 @@ bool attend_layout(struct attend_layout *layout, uint32_t count, uint32_t q_head
     X(read_bytes, "best read size")                                                                \
     X(max_tickets, "ATTENDs and READs that may wait for their COLLECT")                            \
     X(max_items, "items of one command")                                                           \
-    X(ticket_ms, "how long a ticket waits for its COLLECT at least, and a COLLECT for its ticket")
+    X(ticket_ms, "how long a ticket waits for its COLLECT at least, and a COLLECT for its ticket") \
+    X(methods, "bit m: spaces and ATTENDs of method m are taken")
 
 #define STAT_MAP(X)                                                                                \
     X(stream_bytes, "stream bytes accepted (K and V of whole token groups)")                       \

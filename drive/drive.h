@@ -40,8 +40,8 @@ void drive_close(struct drive *drive);
 int drive_submit(struct drive *drive, uint32_t owner, const uint8_t entry[COMMAND_BYTES],
                  const void *table, size_t table_bytes, void *data, uint64_t now_ns);
 
-// The owner has gone: its commands complete no more, its tickets are given up. False: arithmetic may
-// still write to its data; step and ask again.
+// The owner has gone: its commands complete no more, its tickets are given up. False: arithmetic
+// may still write to its data; step and ask again.
 bool drive_abort(struct drive *drive, uint32_t owner);
 
 // Does what can be done now; returns how many completions it stored.
@@ -50,19 +50,24 @@ size_t drive_step(struct drive *drive, uint64_t now_ns, struct completion *out, 
 // True when step can do more without a flash operation finishing or time passing.
 bool drive_runnable(const struct drive *drive);
 
+// When step can do more, as far as flash and arithmetic say: at or before the last time handed in
+// also where flash is busy and does not know, UINT64_MAX when nothing is under way. Where time is
+// virtual it goes on to there. (Time limits of COLLECTs and tickets are not counted.)
+uint64_t drive_next_ns(const struct drive *drive);
+
 // For tests: do the parts of the drive agree with each other? INST_EINTERNAL says where not.
 int drive_check(struct drive *drive, struct inst_msg *msg);
 
 // What a space needs: pure arithmetic, for hosts that must say so before they start.
 struct drive_plan {
     uint32_t group_tokens;
-    uint32_t page_channels;   // 0 where no method needs K by channel
-    uint64_t row_bytes;       // padded to pages
+    uint32_t page_channels; // 0 where no method needs K by channel
+    uint64_t row_bytes;     // padded to pages
     // With the least read window that works, group buffers of max_sequences, and maps of max_tokens
     // tokens, in one sequence or in several: CONFIG promises that.
     uint64_t min_dram_bytes;
-    // With a read window that keeps the device busy and maps of max_sequences full sequences, and no
-    // row cache.
+    // With a read window that keeps the device busy and maps of max_sequences full sequences, and
+    // no row cache.
     uint64_t good_dram_bytes;
     uint64_t flash_bytes;     // for max_sequences x max_tokens, summaries included
     uint64_t full_bytes;      // of these, what they take when each token is written once

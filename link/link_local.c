@@ -49,6 +49,9 @@ static size_t local_poll(struct link *link, struct completion *out, size_t max,
             return 0;
         if (!drive_runnable(local->drive)) {
             uint64_t slice = end - now < SLICE_NS ? end - now : SLICE_NS;
+            uint64_t next = drive_next_ns(local->drive);
+            if (next > now && next - now < slice) // flash or an engine knows
+                slice = next - now;
             if (local->flash->ops->wait)
                 local->flash->ops->wait(local->flash, slice);
             else

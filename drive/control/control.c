@@ -468,7 +468,7 @@ size_t drive_step(struct drive *drive, uint64_t now_ns, struct completion *out, 
         moved |= walk_compute(space->walk, now_ns);
     moved |= finish_jobs(drive);
     collect_serve(drive);
-    drive->runnable |= moved;
+    drive->runnable |= moved || drive->env.engine->ops->next_ns(drive->env.engine) <= now_ns;
     size_t n = 0;
     while (n < max && drive->done.first) {
         struct request *request = drive->done.first;
@@ -482,4 +482,14 @@ size_t drive_step(struct drive *drive, uint64_t now_ns, struct completion *out, 
 bool drive_runnable(const struct drive *drive)
 {
     return drive->runnable || drive->done.first;
+}
+
+uint64_t drive_next_ns(const struct drive *drive)
+{
+    if (drive_runnable(drive))
+        return drive->now_ns;
+    uint64_t engine = drive->env.engine->ops->next_ns(drive->env.engine);
+    if (drive->flash->ops->next_ns)
+        return min_u64(engine, drive->flash->ops->next_ns(drive->flash));
+    return flash_busy(drive) ? drive->now_ns : engine;
 }

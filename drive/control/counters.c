@@ -71,6 +71,8 @@ int counters_identify(struct drive *drive, const struct command *command, uint8_
         .max_items = MAX_ITEMS,
         .ticket_ms = TICKET_MS,
     };
+    for (int i = 0; drive->env.methods[i] && drive->env.methods[i]->id < 64; i++)
+        identity.methods |= UINT64_C(1) << drive->env.methods[i]->id;
     if (command->length < IDENTIFY_TABLE_BYTES)
         return inst_fail(&drive->msg, INST_EINVAL, "IDENTIFY: %u bytes are too few",
                          command->length);

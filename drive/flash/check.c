@@ -50,6 +50,15 @@ static struct flash_io *check_poll(struct flash *flash, uint64_t now_ns)
     return done.head;
 }
 
+static uint64_t check_next_ns(struct flash *flash)
+{
+    const struct flash_check *self = (const struct flash_check *)flash;
+    if (self->refused.head)
+        return 0;
+    // Where the flash below does not know, the time may be any.
+    return self->inner->ops->next_ns ? self->inner->ops->next_ns(self->inner) : 0;
+}
+
 static void check_wait(struct flash *flash, uint64_t max_ns)
 {
     struct flash_check *self = (struct flash_check *)flash;
@@ -77,8 +86,8 @@ static void check_close(struct flash *flash)
 // One table for each set of optional entries that the flash below has.
 #define CHECK_OPS(wait_fn, view_fn)                                                                \
     {                                                                                              \
-        .submit = check_submit, .poll = check_poll, .wait = wait_fn, .view = view_fn,              \
-        .close = check_close                                                                       \
+        .submit = check_submit, .poll = check_poll, .next_ns = check_next_ns, .wait = wait_fn,     \
+        .view = view_fn, .close = check_close                                                      \
     }
 static const struct flash_ops check_ops[2][2] = {
     {CHECK_OPS(NULL, NULL), CHECK_OPS(NULL, check_view)},

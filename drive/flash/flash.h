@@ -29,10 +29,15 @@ struct flash_geometry {
 
 enum flash_op { FLASH_READ, FLASH_PROGRAM, FLASH_ERASE, FLASH_SYNC };
 
+// What a device that has to choose does first. Whoever submits already holds back what nobody waits
+// for, so a back end need not look at it.
+enum flash_priority { FLASH_DEMAND, FLASH_AHEAD, FLASH_BACKGROUND };
+
 // One operation on consecutive pages of one block. Owned by the submitter; the back end holds it
 // from submit until poll hands it back. `data` is 4096-byte aligned (page_bytes if that is less).
 struct flash_io {
     enum flash_op op;
+    enum flash_priority priority;
     uint32_t pages; // READ and PROGRAM: page .. page + pages - 1 of `block`
     uint64_t block; // ERASE: the block; SYNC: unused
     uint32_t page;
@@ -52,6 +57,9 @@ struct flash_ops {
     void (*submit)(struct flash *flash, struct flash_io *list, uint64_t now_ns);
     // Returns finished operations as a list, NULL when there are none now.
     struct flash_io *(*poll)(struct flash *flash, uint64_t now_ns);
+    // When the next operation finishes, where the back end knows: at or before the last time handed
+    // in when one waits to be polled, UINT64_MAX when none is in flight. NULL: it does not know.
+    uint64_t (*next_ns)(struct flash *flash);
     // Sleeps until an operation finishes or max_ns have passed; returns at once when one waits to
     // be polled or none is in flight. NULL where poll never has to wait.
     void (*wait)(struct flash *flash, uint64_t max_ns);

@@ -27,6 +27,11 @@ static struct flash_io *null_poll(struct flash *flash, uint64_t now_ns)
     return flash_queue_take(&((struct flash_null *)flash)->done);
 }
 
+static uint64_t null_next_ns(struct flash *flash)
+{
+    return ((struct flash_null *)flash)->done.head ? 0 : UINT64_MAX;
+}
+
 static void null_close(struct flash *flash)
 {
     struct flash_null *self = (struct flash_null *)flash;
@@ -37,6 +42,7 @@ static void null_close(struct flash *flash)
 static const struct flash_ops null_ops = {
     .submit = null_submit,
     .poll = null_poll,
+    .next_ns = null_next_ns,
     .close = null_close,
 };
 

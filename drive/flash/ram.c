@@ -98,6 +98,14 @@ static struct flash_io *ram_poll(struct flash *flash, uint64_t now_ns)
     return flash_queue_take(&self->done);
 }
 
+static uint64_t ram_next_ns(struct flash *flash)
+{
+    const struct flash_ram *self = (const struct flash_ram *)flash;
+    if (self->done.head)
+        return 0;
+    return self->queue.head ? self->queue.head->done_ns : UINT64_MAX;
+}
+
 static void ram_wait(struct flash *flash, uint64_t max_ns)
 {
     struct flash_ram *self = (struct flash_ram *)flash;
@@ -130,6 +138,7 @@ static void ram_close(struct flash *flash)
 static const struct flash_ops ram_ops = {
     .submit = ram_submit,
     .poll = ram_poll,
+    .next_ns = ram_next_ns,
     .view = ram_view,
     .close = ram_close,
 };
@@ -137,6 +146,7 @@ static const struct flash_ops ram_ops = {
 static const struct flash_ops ram_rate_ops = {
     .submit = ram_submit,
     .poll = ram_poll,
+    .next_ns = ram_next_ns,
     .wait = ram_wait,
     .close = ram_close,
 };

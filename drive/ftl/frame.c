@@ -573,6 +573,9 @@ static void queue_frame(struct frames *f, struct frame *frame)
         f->free_ios = io->next;
         *io = (struct flash_io){
             .op = frame->state == FRAME_READ ? FLASH_READ : FLASH_PROGRAM,
+            .priority = frame->state == FRAME_PROGRAM ? FLASH_BACKGROUND
+                        : frame->ahead                ? FLASH_AHEAD
+                                                      : FLASH_DEMAND,
             .pages = step,
             .data = frame->data + (uint64_t)i * step * f->page_bytes,
             .owner = frame,

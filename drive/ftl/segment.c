@@ -476,6 +476,7 @@ static void submit_own(struct segments *s, uint32_t number, enum flash_op op, ui
         struct flash_io *io = &segment->ios[die];
         *io = (struct flash_io){
             .op = op,
+            .priority = FLASH_BACKGROUND,
             .block = (uint64_t)number * g->dies + die,
             .next = list,
             .owner = s,

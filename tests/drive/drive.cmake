@@ -3,6 +3,7 @@ inst_test(NAME drive/slot SOURCES drive_slot.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/attention SOURCES drive_attention.c drive_harness.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/commands SOURCES drive_commands.c drive_harness.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/order SOURCES drive_order.c drive_harness.c LIBS ${DRIVE_LIBS})
+inst_test(NAME drive/time SOURCES drive_time.c drive_harness.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/cache SOURCES drive_cache.c drive_harness.c flash_harness.c LIBS ${DRIVE_LIBS} m)
 inst_test(NAME drive/segment SOURCES ftl_segment.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/full SOURCES drive_full.c drive_harness.c LIBS ${DRIVE_LIBS})
@@ -35,5 +36,5 @@ inst_test(NAME drive/interleave SOURCES interleave.c ${INTERLEAVE_SOURCES} LIBS 
 inst_test(NAME drive/interleave_faults SOURCES interleave_faults.c ${INTERLEAVE_SOURCES}
           LIBS ${DRIVE_LIBS} m)
 inst_more(drive/interleave test_drive_interleave)
-inst_fast(drive/slot drive/select drive/commands drive/full drive/reclaim drive/engine drive/interleave
+inst_fast(drive/slot drive/time drive/select drive/commands drive/full drive/reclaim drive/engine drive/interleave
           drive/interleave_faults)
