@@ -57,8 +57,8 @@ struct inst_options {
     uint32_t sparf_local;    // most recent tokens that are always among the k; 0
     uint32_t page_channels;  // channels that share a flash page; chosen by the drive
     double audit;            // share of steps, 0 to 1, that measure the captured mass exactly
-    const char *kernels;   // a kernel set by name, for tests; NULL: the best
-    const char *chat;      // chat template: "auto" (the file's), a name, or NULL: no chat
+    const char *kernels;     // a kernel set by name, for tests; NULL: the best
+    const char *chat;        // chat template: "auto" (the file's), a name, or NULL: no chat
 };
 
 // The path of each place is opened, memory is planned, and a budget that is too small is refused
@@ -74,11 +74,12 @@ struct inst_model_info {
     uint64_t weight_bytes, kv_bytes_per_token;
     uint64_t memory, kv_limit;
     uint32_t chunk, group, threads;
+    uint32_t step_sessions, mixed_chunk; // see inst_step
     const char *kv_place, *kv_path, *kernels;
     const char *chat;    // name of the chat template, NULL: none
     int32_t begin_token; // that goes first where text is tokenized; -1: none does
-    // Worth knowing of these options on this machine, a line each: KV in memory, a disk without room
-    // for the whole context, a context beyond the trained one, a budget beyond the machine.
+    // Worth knowing of these options on this machine, a line each: KV in memory, a disk without
+    // room for the whole context, a context beyond the trained one, a budget beyond the machine.
     const char *const *notes;
     size_t n_notes;
 };
@@ -89,9 +90,9 @@ INST_API void inst_session_close(inst_session *session); // its KV is reclaimed;
 
 // Brings each session to exactly its token prefix: what it shares with the session's present
 // tokens is kept, the rest is dropped, what is missing is computed (prefill where several tokens
-// are missing, one decode step of the whole batch where one is). On failure of one session its
-// status says so and the others go on; the return value is the first failure. NaN, infinity and K or
-// V beyond fp16 are a failure: INST_ERANGE.
+// are missing, a row of decode where one is, all in steps that they share). On failure of one
+// session its status says so and the others go on; the return value is the first failure. NaN,
+// infinity and K or V beyond fp16 are a failure: INST_ERANGE.
 struct inst_prefix {
     inst_session *session;
     const int32_t *tokens; // the whole prefix, length 1 or more
@@ -100,6 +101,30 @@ struct inst_prefix {
 };
 INST_API int inst_sync(inst_engine *engine, struct inst_prefix *prefixes, size_t count,
                        inst_progress_fn *progress, void *user, struct inst_msg *msg);
+
+// What a session gets in a step: tokens that go to its end.
+struct inst_segment {
+    inst_session *session; // each at most once in a step
+    const int32_t *tokens;
+    size_t n_tokens;      // several are a piece of a prompt, one is a decode row unless `prompt`
+    bool prompt;          // attended exactly, whatever the method
+    bool logits;          // wanted after the last of them: inst_logits
+    int status;           // out
+    struct inst_msg *msg; // NULL, or filled in where status is not 0
+};
+// One step of the model, the part of inst_sync that does the work: all segments share every pass
+// over the weights, and none changes another one's bits. The pieces of prompts in a step have
+// `chunk` tokens (inst_model_info) together at most; `mixed_chunk` keeps the step short for those
+// who decode. `step_sessions` segments at most. A segment that fails harms no other: its session is
+// what it was before, without logits. INST_ENORESOURCE is back-pressure: again, later. The progress
+// is that of the step's tokens.
+INST_API int inst_step(inst_engine *engine, struct inst_segment *segments, size_t count,
+                       inst_progress_fn *progress, void *user, struct inst_msg *msg);
+// Brings the session, without computing anything, to the most of `tokens` that is held, all but the
+// last one unless its logits are there. The others are for inst_step.
+INST_API int inst_match(inst_session *session, const int32_t *tokens, size_t n_tokens, size_t *held,
+                        struct inst_msg *msg);
+INST_API uint64_t inst_session_length(const inst_session *session); // in tokens
 
 // Logits (vocab floats) after the session's last token; the session's until its next sync. NULL
 // before the first.

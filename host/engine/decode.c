@@ -1,274 +1,165 @@
 // SPDX-License-Identifier: Apache-2.0
-// One decode step of a batch: every layer is one ATTEND that appends each session's k, v and
-// attends with its q, and one COLLECT. KV never comes to the host. A session whose item fails
-// leaves the batch; the others' rows close up and go on with the same bits (contract point 9).
-#include "host/engine/engine.h"
-#include "base/checked.h"
+// Decode rows of a step attend on the drive: in every layer one ATTEND appends each session's k, v
+// and attends with its q, and one COLLECT brings the outputs. KV never comes to the host. Items are
+// the rows whose sessions have not failed.
+#include "host/engine/step.h"
 #include "base/le.h"
 
-#include <stdlib.h>
 #include <string.h>
 
-struct batch {
-    struct inst_engine *e;
-    struct inst_session **sessions;
-    int *status;  // of all, by the caller's index
-    size_t n;     // rows alive
-    uint32_t *at; // [n] the caller's index of each row
-    struct attend_layout layout;
-    struct number_fault fault;
-    bool audit;
-    int first_error;
-    struct inst_msg *msg;
-};
-
-static void fail_row(struct batch *b, size_t row, int code, const char *text)
+static unsigned char *data_in(const struct step *t)
 {
-    b->status[b->at[row]] = code;
-    if (!b->first_error) {
-        b->first_error = code;
-        inst_fail(b->msg, code, "%s", text);
-    }
-    b->at[row] = UINT32_MAX; // removed by close_up
+    return engine_bytes(t->e, BUFFER_attend_in);
 }
 
-static unsigned char *data_in(const struct batch *b)
+bool decode_place(struct step *t)
 {
-    return engine_bytes(b->e, BUFFER_attend_in);
+    const struct model_config *c = &t->e->config;
+    size_t item = 0;
+    for (size_t i = 0; i < t->n_decode; i++)
+        if (!t->seg[i].status)
+            t->seg[i].item = item++;
+    return !item ||
+           attend_layout(&t->layout, (uint32_t)item, c->heads, c->kv_heads, c->head_dim, true);
 }
 
-static float *attn_out(const struct batch *b)
+void decode_put_row(struct step *t, struct step_segment *seg, const float *q, const float *k,
+                    const float *v)
 {
-    return (float *)(engine_bytes(b->e, BUFFER_attend_out) + b->layout.out);
-}
-
-// Removes failed rows from x, rope and the attention outputs.
-static void close_up(struct batch *b)
-{
-    struct inst_engine *e = b->e;
-    const struct model_config *c = &e->config;
-    size_t width = row_stride(c->width), rope = row_stride(plan_rope_values(c));
-    size_t q = (size_t)c->heads * c->head_dim, kept = 0;
-    for (size_t row = 0; row < b->n; row++) {
-        if (b->at[row] == UINT32_MAX)
-            continue;
-        if (kept != row) {
-            float *x = engine_f32(e, BUFFER_x), *r = engine_f32(e, BUFFER_rope);
-            memcpy(x + kept * width, x + row * width, width * sizeof *x);
-            if (rope)
-                memcpy(r + kept * rope, r + row * rope, rope * sizeof *r);
-            memcpy(attn_out(b) + kept * q, attn_out(b) + row * q, q * sizeof *x);
-            b->at[kept] = b->at[row];
-        }
-        kept++;
-    }
-    b->n = kept;
-}
-
-static void put_row(void *arg, size_t row, const float *q, const float *k, const float *v)
-{
-    struct batch *b = arg;
-    const struct model_config *c = &b->e->config;
+    const struct model_config *c = &t->e->config;
     size_t q_dim = (size_t)c->heads * c->head_dim, kv_dim = (size_t)c->kv_heads * c->head_dim;
-    uint16_t *k16 = (uint16_t *)(data_in(b) + b->layout.k) + row * kv_dim;
-    uint16_t *v16 = (uint16_t *)(data_in(b) + b->layout.v) + row * kv_dim;
-    memcpy((float *)(data_in(b) + b->layout.q) + row * q_dim, q, q_dim * sizeof *q);
-    b->e->kernels->f32_to_f16(k16, k, kv_dim);
-    b->e->kernels->f32_to_f16(v16, v, kv_dim);
-    numbers_check(&b->fault, row, NUMBER_Q, q, q_dim);
-    numbers_check_f16(&b->fault, row, NUMBER_K, k16, k, kv_dim);
-    numbers_check_f16(&b->fault, row, NUMBER_V, v16, v, kv_dim);
+    uint16_t *k16 = (uint16_t *)(data_in(t) + t->layout.k) + seg->item * kv_dim;
+    uint16_t *v16 = (uint16_t *)(data_in(t) + t->layout.v) + seg->item * kv_dim;
+    memcpy((float *)(data_in(t) + t->layout.q) + seg->item * q_dim, q, q_dim * sizeof *q);
+    t->e->kernels->f32_to_f16(k16, k, kv_dim);
+    t->e->kernels->f32_to_f16(v16, v, kv_dim);
+    numbers_check(&seg->fault, 0, NUMBER_Q, q, q_dim);
+    numbers_check_f16(&seg->fault, 0, NUMBER_K, k16, k, kv_dim);
+    numbers_check_f16(&seg->fault, 0, NUMBER_V, v16, v, kv_dim);
 }
 
-// q, k and v of the rows alive. Those whose numbers are none leave the batch, one by one: then the
-// others are computed again, in their new places.
-static int put_qkv(struct batch *b, uint32_t layer)
+static void put_table(struct step *t, unsigned char *table)
 {
-    const struct model_config *c = &b->e->config;
-    size_t row;
-    while (b->n) {
-        if (!attend_layout(&b->layout, (uint32_t)b->n, c->heads, c->kv_heads, c->head_dim, true))
-            return inst_fail(b->msg, INST_EINVAL, "the batch is too large");
-        numbers_clear(&b->fault);
-        layer_qkv(b->e, layer, b->n, put_row, b);
-        if (!numbers_fault_row(&b->fault, &row))
-            return 0;
-        struct inst_msg msg = {0};
-        numbers_fail(b->e, &b->fault, layer, b->sessions[b->at[row]]->length, &msg);
-        fail_row(b, row, INST_ERANGE, msg.text);
-        close_up(b);
-    }
-    return 0;
-}
-
-static void put_table(struct batch *b, uint32_t layer, unsigned char *table)
-{
-    struct table_header header = b->e->attend;
-    header.audit = b->audit;
-    if (model_layer_window(&b->e->config, layer))
+    struct table_header header = t->e->attend;
+    header.audit = t->audit;
+    if (model_layer_window(&t->e->config, t->layer))
         header.method = METHOD_DENSE; // a window is short, and its mean value is not kept
     table_put_header(table, &header);
-    for (size_t row = 0; row < b->n; row++) {
-        const struct inst_session *s = b->sessions[b->at[row]];
-        table_put_item(table, (uint32_t)row,
-                       &(struct table_item){.seq = s->slot,
-                                            .epoch = s->epoch,
-                                            .pos = s->length,
-                                            .n_tokens = 1,
-                                            .window = layer_window_start(b->e, layer, s->length)});
+    for (size_t i = 0; i < t->n_decode; i++) {
+        const struct step_segment *seg = &t->seg[i];
+        if (seg->status)
+            continue;
+        table_put_item(
+            table, (uint32_t)seg->item,
+            &(struct table_item){.seq = seg->s->slot,
+                                 .epoch = seg->s->epoch,
+                                 .pos = seg->pos0,
+                                 .n_tokens = 1,
+                                 .window = layer_window_start(t->e, t->layer, seg->pos0)});
     }
 }
 
 // Status of a row's item, once ATTEND and COLLECT have succeeded.
-static int item_status(const struct batch *b, size_t row)
+static int item_status(const struct step *t, const struct step_segment *seg)
 {
-    const unsigned char *out = engine_bytes(b->e, BUFFER_attend_out);
-    return inst_status_from_nvme((uint16_t)le_get32(out + b->layout.status + 4 * row));
+    const unsigned char *out = engine_bytes(t->e, BUFFER_attend_out);
+    return inst_status_from_nvme((uint16_t)le_get32(out + t->layout.status + 4 * seg->item));
 }
 
-static bool rows_lack_room(const struct batch *b)
+static bool rows_lack_room(const struct step *t)
 {
-    size_t row = 0;
-    while (row < b->n && item_status(b, row) != INST_ENORESOURCE)
-        row++;
-    return row < b->n;
+    for (size_t i = 0; i < t->n_decode; i++)
+        if (!t->seg[i].status && item_status(t, &t->seg[i]) == INST_ENORESOURCE)
+            return true;
+    return false;
 }
 
-// The commands of one layer. Where the drive has no room for some rows now, all are sent again:
-// what was appended is then only looked at.
-static int attend_commands(struct batch *b, uint32_t layer, struct inst_msg *msg)
+// ATTEND, accepted, and its COLLECT, on its way. A refused ATTEND leaves no ticket to wait for.
+static int send(struct step *t, struct inst_msg *msg)
 {
-    struct port *port = &b->e->port;
-    struct port_patience patience = {0};
-    unsigned char *table = engine_bytes(b->e, BUFFER_attend_table);
-    put_table(b, layer, table);
+    struct port *port = &t->e->port;
     struct command attend = {.opcode = OP_ATTEND,
-                             .layer = layer,
-                             .count = (uint32_t)b->n,
-                             .length = (uint32_t)b->layout.in_bytes};
-    struct command collect = {
-        .opcode = OP_COLLECT, .layer = layer, .length = (uint32_t)b->layout.out_bytes};
-    int err;
-    do {
-        attend.ticket = collect.ticket = port_ticket(port);
-        msg->text[0] = 0;
-        // COLLECT goes only after an ATTEND that was accepted: a refused one leaves no ticket.
-        err = port_call(port, attend, table, data_in(b), NULL, msg);
-        if (!err)
-            err = port_call(port, collect, NULL, engine_bytes(b->e, BUFFER_attend_out), NULL, msg);
-    } while (!err && rows_lack_room(b) && port_patient(port, &patience));
-    return err;
+                             .layer = t->layer,
+                             .count = (uint32_t)t->alive_decode,
+                             .ticket = port_ticket(port),
+                             .length = (uint32_t)t->layout.in_bytes};
+    struct command collect = {.opcode = OP_COLLECT,
+                              .layer = t->layer,
+                              .ticket = attend.ticket,
+                              .length = (uint32_t)t->layout.out_bytes};
+    int err =
+        port_call(port, attend, engine_bytes(t->e, BUFFER_attend_table), data_in(t), NULL, msg);
+    if (err)
+        return err;
+    t->collect = port_submit(port, collect, NULL, engine_bytes(t->e, BUFFER_attend_out), msg);
+    return t->collect < 0 ? t->collect : 0;
 }
 
-// ATTEND and COLLECT of one layer for the rows alive.
-static void attend(struct batch *b, uint32_t layer)
+static void fail_all(struct step *t, int code, const char *text)
 {
-    struct inst_engine *e = b->e;
+    for (size_t i = 0; i < t->n_decode; i++)
+        step_fail(t, &t->seg[i], code, text);
+}
+
+void decode_begin(struct step *t)
+{
+    if (!t->alive_decode)
+        return;
     double start = engine_seconds();
     struct inst_msg msg = {0};
-    int err = attend_commands(b, layer, &msg);
+    put_table(t, engine_bytes(t->e, BUFFER_attend_table));
+    int err = send(t, &msg);
+    t->attending = !err;
+    if (err)
+        fail_all(t, err, msg.text);
+    t->e->stats.attention_seconds += engine_seconds() - start;
+}
+
+static void fail_items(struct step *t, struct inst_msg *msg)
+{
     bool failed = false;
-    for (size_t row = 0; row < b->n; row++) {
-        int code = err ? err : item_status(b, row);
+    for (size_t i = 0; i < t->n_decode; i++) {
+        struct step_segment *seg = &t->seg[i];
+        int code = seg->status ? 0 : item_status(t, seg);
         if (!code)
             continue;
         // The text that came with it is about the first item that failed.
-        if (!err && (failed || !msg.text[0])) {
-            msg.text[0] = 0;
-            inst_fail(&msg, code, "attention in layer %u: %s", layer, inst_status_text(code));
+        if (failed || !msg->text[0]) {
+            msg->text[0] = 0;
+            inst_fail(msg, code, "attention in layer %u: %s", t->layer, inst_status_text(code));
         }
-        fail_row(b, row, code, msg.text);
+        step_fail(t, seg, code, msg->text);
         failed = true;
     }
-    if (failed)
-        close_up(b);
-    e->stats.attention_seconds += engine_seconds() - start;
 }
 
-static void fail_logits(struct batch *b, size_t row)
+void decode_end(struct step *t)
 {
-    struct inst_msg msg = {0};
-    numbers_fail_logits(b->e, b->sessions[b->at[row]]->length, &msg);
-    fail_row(b, row, INST_ERANGE, msg.text);
-}
-
-static void put_logits(struct batch *b)
-{
-    struct inst_engine *e = b->e;
-    size_t vocab = row_stride(e->config.vocab);
-    if (b->n == 1) {
-        if (layer_logits(e, 0, 1, b->sessions[b->at[0]]->logits, vocab))
-            fail_logits(b, 0);
+    if (!t->attending)
         return;
+    double start = engine_seconds();
+    struct port *port = &t->e->port;
+    struct port_patience patience = {0};
+    struct inst_msg msg = {0};
+    int err = port_wait(port, t->collect, NULL, &msg);
+    // Where the drive has no room for some rows now, all are sent again: what was appended is then
+    // only looked at.
+    while (!err && rows_lack_room(t) && port_patient(port, &patience)) {
+        msg.text[0] = 0;
+        err = send(t, &msg);
+        if (!err)
+            err = port_wait(port, t->collect, NULL, &msg);
     }
-    float *out = engine_f32(e, BUFFER_logits);
-    for (size_t first = 0; first < b->n; first += e->plan.logits_rows) {
-        size_t n = min_u64(e->plan.logits_rows, b->n - first);
-        uint64_t bad = layer_logits(e, first, n, out, vocab);
-        for (size_t i = 0; i < n; i++) {
-            if (bad >> i & 1)
-                fail_logits(b, first + i);
-            else
-                memcpy(b->sessions[b->at[first + i]]->logits, out + i * vocab,
-                       e->config.vocab * sizeof *out);
-        }
-    }
-}
-
-static void finish_row(struct batch *b, size_t row, const int32_t *tokens)
-{
-    struct inst_session *s = b->sessions[b->at[row]];
-    s->tokens[s->length++] = tokens[b->at[row]];
-    s->has_logits = true;
-    b->e->stats.decode_tokens++;
-    if (s->on_logits && !s->on_logits(s->on_logits_user, s->length - 1, s->logits))
-        fail_row(b, row, INST_ECANCELLED, "cancelled");
-}
-
-// At most one ATTEND's worth of sessions.
-static int batch_run(struct batch *b, const int32_t *tokens, uint32_t first)
-{
-    struct inst_engine *e = b->e;
-    const struct model_config *c = &e->config;
-    size_t q_stride = (size_t)c->heads * c->head_dim;
-    for (size_t row = 0; row < b->n; row++)
-        b->at[row] = first + (uint32_t)row;
-    layer_embed(e, tokens + first, b->n);
-    for (size_t row = 0; row < b->n; row++)
-        layer_position(e, row, b->sessions[first + row]->length);
-    for (uint32_t layer = 0; layer < c->layers && b->n; layer++) {
-        int err = put_qkv(b, layer);
-        if (err)
-            return err;
-        if (b->n)
-            attend(b, layer);
-        if (b->n)
-            layer_finish(e, layer, attn_out(b), q_stride, b->n);
-    }
-    if (b->n)
-        put_logits(b);
-    close_up(b);
-    for (size_t row = 0; row < b->n; row++)
-        finish_row(b, row, tokens);
-    return 0;
-}
-
-int decode_step(struct inst_engine *e, struct inst_session **sessions, const int32_t *tokens,
-                size_t n, int *status, struct inst_msg *msg)
-{
-    struct batch b = {
-        .e = e, .sessions = sessions, .status = status, .at = e->sync->rows, .msg = msg};
-    int err = 0;
-    // Evenly spread over the steps, whatever the share is.
-    double step = (double)e->decode_steps++;
-    b.audit = (uint64_t)((step + 1) * e->audit) > (uint64_t)(step * e->audit);
-    memset(status, 0, n * sizeof *status);
-    for (size_t first = 0; first < n && !err; first += e->max_items) {
-        b.n = min_u64(e->max_items, n - first);
-        err = batch_run(&b, tokens, (uint32_t)first);
-    }
-    for (size_t i = 0; i < n; i++)
-        if (status[i] && status[i] != INST_ECANCELLED)
-            session_cut(sessions[i], sessions[i]->length, NULL);
-    return err ? err : b.first_error;
+    t->attending = false;
+    if (err)
+        fail_all(t, err, msg.text);
+    else
+        fail_items(t, &msg);
+    const float *out = (const float *)(engine_bytes(t->e, BUFFER_attend_out) + t->layout.out);
+    size_t q_dim = (size_t)t->e->config.heads * t->e->config.head_dim;
+    for (size_t i = 0; i < t->n_decode; i++)
+        if (!t->seg[i].status)
+            memcpy(step_output(t, t->seg[i].row), out + t->seg[i].item * q_dim,
+                   q_dim * sizeof *out);
+    t->e->stats.attention_seconds += engine_seconds() - start;
 }

@@ -225,20 +225,19 @@ static int make_buffers(inst_engine *e, struct inst_msg *msg)
             return INST_ENOMEM;
     }
     uint32_t n = e->max_sessions;
-    e->sessions = calloc(n, sizeof *e->sessions);
-    e->left_epoch = calloc(n, sizeof *e->left_epoch);
-    struct sync_scratch *sync = e->sync = calloc(1, sizeof *e->sync);
-    if (sync) {
-        sync->missing = calloc(n, sizeof *sync->missing);
-        sync->sessions = calloc(n, sizeof *sync->sessions);
-        sync->tokens = calloc(n, sizeof *sync->tokens);
-        sync->status = calloc(n, sizeof *sync->status);
-        sync->rows = calloc(n, sizeof *sync->rows);
-    }
-    if (!e->sessions || !e->left_epoch || !sync || !sync->missing || !sync->sessions ||
-        !sync->tokens || !sync->status || !sync->rows)
-        return inst_fail(msg, INST_ENOMEM, "out of memory");
-    return 0;
+    size_t each = sizeof *e->sessions + sizeof *e->left_epoch + step_segment_bytes() +
+                  sync_item_bytes() + sizeof *e->scratch.segment;
+    if (each > PLAN_SESSION_BYTES)
+        return inst_fail(msg, INST_EINTERNAL, "the plan has %d bytes for a session, not %zu",
+                         PLAN_SESSION_BYTES, each);
+    e->sessions = budget_alloc(&e->budget, n, sizeof *e->sessions, "sessions", msg);
+    e->left_epoch = budget_alloc(&e->budget, n, sizeof *e->left_epoch, "sessions", msg);
+    struct scratch *s = &e->scratch;
+    s->seg = budget_alloc(&e->budget, n, step_segment_bytes(), "a step's segments", msg);
+    s->item = budget_alloc(&e->budget, n, sync_item_bytes(), "prefixes", msg);
+    s->segment = budget_alloc(&e->budget, n, sizeof *s->segment, "segments", msg);
+    bool all = e->sessions && e->left_epoch && s->seg && s->item && s->segment;
+    return all ? 0 : INST_ENOMEM;
 }
 
 // The first words with the drive: what it is, and the space.
@@ -353,16 +352,11 @@ void inst_engine_close(inst_engine *e)
     pool_free(e->pool);
     for (int i = 0; i < BUFFER_COUNT; i++)
         budget_free(&e->budget, e->buffer[i]);
-    if (e->sync) {
-        free(e->sync->missing);
-        free(e->sync->sessions);
-        free(e->sync->tokens);
-        free(e->sync->status);
-        free(e->sync->rows);
-    }
-    free(e->sync);
-    free(e->sessions);
-    free(e->left_epoch);
+    budget_free(&e->budget, e->scratch.seg);
+    budget_free(&e->budget, e->scratch.item);
+    budget_free(&e->budget, e->scratch.segment);
+    budget_free(&e->budget, e->sessions);
+    budget_free(&e->budget, e->left_epoch);
     budget_free(&e->budget, e->piece);
     budget_free(&e->budget, e->rope_freq);
     free(e->name);
@@ -393,6 +387,8 @@ void inst_engine_info(const inst_engine *e, struct inst_model_info *info)
         .memory = e->memory,
         .kv_limit = e->kv_limit,
         .chunk = e->plan.chunk,
+        .mixed_chunk = e->plan.mixed_chunk,
+        .step_sessions = engine_step_sessions(e),
         .group = e->plan.group,
         .threads = pool_threads(e->pool),
         .kv_place = e->where.path,

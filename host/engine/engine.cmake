@@ -15,5 +15,7 @@ set(INST_HOST_ENGINE_SOURCES
   engine/sampler.c
   engine/scheduler.c
   engine/session.c
+  engine/step.c
   engine/store.c
+  engine/sync.c
   engine/system.c)

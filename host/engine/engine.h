@@ -26,18 +26,17 @@ struct inst_session {
     int32_t *tokens; // [context], `length` of them valid
     float *logits;   // [vocab], of the last token
     bool has_logits;
-    int dead; // not 0: the drive's state is unknown, with this code
+    int dead;      // not 0: the drive's state is unknown, with this code
+    uint64_t call; // the last one that named it
     inst_logits_fn *on_logits;
     void *on_logits_user;
 };
 
-// Room for one call of inst_sync, [max_sessions] each, so that a step allocates nothing.
-struct sync_scratch {
-    size_t *missing;
-    struct inst_session **sessions;
-    int32_t *tokens;
-    int *status;
-    uint32_t *rows; // decode's
+// Room for one step and one call of inst_sync, [max_sessions] each: a step allocates nothing.
+struct scratch {
+    struct step_segment *seg;
+    struct sync_item *item;
+    struct inst_segment *segment;
 };
 
 struct inst_engine {
@@ -64,7 +63,7 @@ struct inst_engine {
     char *piece;                // text of one token
     char *arch, *name;          // for inst_model_info
     double *rope_freq;          // angle per position of pair i; of both sets where there are two
-    uint64_t row_cache; // bytes, as in inst_options
+    uint64_t row_cache;         // bytes, as in inst_options
     uint64_t memory, context, kv_limit;
     struct table_header attend; // method and its knobs, for every ATTEND
     double audit;               // share of decode steps
@@ -76,7 +75,8 @@ struct inst_engine {
     char blame[128];                // what was found
     struct inst_session **sessions; // [max_sessions], NULL = free
     uint32_t *left_epoch; // [max_sessions] of a sequence that outlived its session; 0 = none
-    struct sync_scratch *sync;
+    struct scratch scratch;
+    uint64_t call;               // calls that named sessions, counted
     struct inst_stats stats;     // what the drive does not count
     uint64_t prefill_read_bytes; // flash read while prefilling
 };
@@ -109,18 +109,16 @@ double engine_seconds(void); // monotonic
 size_t sampler_ranked(const inst_sampler *sampler);
 int engine_drive_stats(struct inst_engine *e, struct drive_stats *stats, struct inst_msg *msg);
 
-// layers.c: the parts of a layer that prefill and decode share. Rows are independent of each other
+// layers.c: the parts of a layer that all rows of a step share. Rows are independent of each other
 // in all of them, bit for bit.
 
-// Embeddings of n tokens into x. Positions come after it.
-void layer_embed(struct inst_engine *e, const int32_t *tokens, size_t n);
-// Position of one row, and of rows [0, n) that follow each other: cosines and sines into rope, or
-// learned embeddings added to x.
-void layer_position(struct inst_engine *e, size_t row, uint64_t position);
-void layer_positions(struct inst_engine *e, uint64_t first, size_t n);
+// Embeddings of n tokens into rows [row, row + n) of x. Positions come after it: cosines and sines
+// into rope, or learned embeddings added to x, for rows whose positions follow each other.
+void layer_embed(struct inst_engine *e, size_t row, const int32_t *tokens, size_t n);
+void layer_positions(struct inst_engine *e, size_t row, uint64_t first, size_t n);
 
 // numbers.c: faults of q, K and V in the rows of one layer, noted by any worker. A row's number is
-// its place in the chunk or batch.
+// its place in its segment.
 enum number_kind { NUMBER_Q, NUMBER_K, NUMBER_V };
 struct number_fault {
     _Atomic uint64_t first; // the least row's; UINT64_MAX = none
@@ -146,7 +144,7 @@ static inline uint64_t layer_window_start(const struct inst_engine *e, uint32_t 
     return window && position >= window ? position + 1 - window : 0;
 }
 
-// Where a strip's q, k and v go: rows [first, first + n) of the chunk or batch.
+// Where a strip's q, k and v go: rows [first, first + n) of the step.
 typedef void layer_qkv_fn(void *arg, size_t row, const float *q, const float *k, const float *v);
 // Norm and products of all n rows of x, rope applied; `put` takes each row, on any worker.
 void layer_qkv(struct inst_engine *e, uint32_t layer, size_t n, layer_qkv_fn *put, void *arg);
@@ -163,24 +161,38 @@ int preflight_place(struct inst_engine *e, const struct inst_options *o, struct 
 void preflight_model(struct inst_engine *e, const struct inst_options *o);
 int preflight_plan(struct inst_engine *e, const struct inst_options *o, struct inst_msg *msg);
 
-// prefill.c: computes n tokens at the session's end. On failure the session keeps the chunks that
-// were done. `progress` as in the public header, with `before` tokens done of `total`.
-struct prefill_progress {
+// step.c: segments whose status is 0, within the bounds of a step. Sets each status; returns the
+// first failure. `progress` as in the public header: `before` tokens done of `total`, and so many
+// `tokens` that the step adds.
+struct step_progress {
     inst_progress_fn *fn;
     void *user;
-    uint64_t before, total;
+    uint64_t before, total, tokens;
 };
-int prefill_run(struct inst_session *s, const int32_t *tokens, size_t n,
-                const struct prefill_progress *progress, struct inst_msg *msg);
+int step_run(struct inst_engine *e, struct inst_segment *segments, size_t count,
+             const struct step_progress *progress, struct inst_msg *msg);
+size_t step_segment_bytes(void);
 
-// decode.c: one token more for each session. Sets status[i]; returns the first failure.
-int decode_step(struct inst_engine *e, struct inst_session **sessions, const int32_t *tokens,
-                size_t n, int *status, struct inst_msg *msg);
+// sync.c
+size_t sync_item_bytes(void);
+
+// Segments of a step at most: their decode rows go in one ATTEND.
+static inline uint32_t engine_step_sessions(const struct inst_engine *e)
+{
+    return e->max_sessions < e->max_items ? e->max_sessions : e->max_items;
+}
 
 // chat.c: settles the chat template, by the option of that name.
 int engine_chat_open(struct inst_engine *e, const char *name, struct inst_msg *msg);
 
 // session.c: forgets everything from token `length` on, on the drive too.
 int session_cut(struct inst_session *s, uint64_t length, struct inst_msg *msg);
+// That n tokens from position `first` on can be the session's.
+int session_check(const struct inst_session *s, const int32_t *tokens, uint64_t first, size_t n,
+                  struct inst_msg *msg);
+// Cuts the session to what it shares with the tokens, all but the last of them at most, unless
+// its logits are there already. *held = tokens that need no computing.
+int session_match(struct inst_session *s, const int32_t *tokens, size_t n, size_t *held,
+                  struct inst_msg *msg);
 
 #endif

@@ -15,6 +15,11 @@ static void run_rows(struct inst_engine *e, pool_fn *fn, void *arg, size_t rows,
     pool_run(rows * values < PARALLEL_VALUES ? NULL : e->pool, fn, arg, rows);
 }
 
+static float *x_row(const struct inst_engine *e, size_t row)
+{
+    return engine_f32(e, BUFFER_x) + row * row_stride(e->config.width);
+}
+
 struct row_job {
     struct inst_engine *e;
     const float *in;
@@ -35,11 +40,11 @@ static void embed_row(void *arg, size_t row, unsigned worker)
         k->scale(x, scale, job->n);
 }
 
-void layer_embed(struct inst_engine *e, const int32_t *tokens, size_t n)
+void layer_embed(struct inst_engine *e, size_t row, const int32_t *tokens, size_t n)
 {
     struct row_job job = {.e = e,
                           .tokens = tokens,
-                          .out = engine_f32(e, BUFFER_x),
+                          .out = x_row(e, row),
                           .out_stride = row_stride(e->config.width),
                           .n = e->config.width};
     run_rows(e, embed_row, &job, n, e->config.width);
@@ -66,37 +71,29 @@ static void learned_row(struct inst_engine *e, size_t row, uint64_t position)
 {
     float *embedding = engine_f32(e, BUFFER_norm);
     e->kernels->weight_row(&e->weights.position_embd, position + POSITION_OFFSET, embedding);
-    e->kernels->add(engine_f32(e, BUFFER_x) + row * row_stride(e->config.width), embedding,
-                    e->config.width);
-}
-
-void layer_position(struct inst_engine *e, size_t row, uint64_t position)
-{
-    if (e->config.rope_dims)
-        rope_row(e, row, position);
-    else
-        learned_row(e, row, position);
+    e->kernels->add(x_row(e, row), embedding, e->config.width);
 }
 
 struct rope_job {
     struct inst_engine *e;
+    size_t row;
     uint64_t first;
 };
 
-static void rope_item(void *arg, size_t row, unsigned worker)
+static void rope_item(void *arg, size_t i, unsigned worker)
 {
     (void)worker;
     const struct rope_job *job = arg;
-    rope_row(job->e, row, job->first + row);
+    rope_row(job->e, job->row + i, job->first + i);
 }
 
-void layer_positions(struct inst_engine *e, uint64_t first, size_t n)
+void layer_positions(struct inst_engine *e, size_t row, uint64_t first, size_t n)
 {
     if (e->config.rope_dims)
-        run_rows(e, rope_item, &(struct rope_job){e, first}, n, 32 * e->config.rope_dims);
+        run_rows(e, rope_item, &(struct rope_job){e, row, first}, n, 32 * e->config.rope_dims);
     else
-        for (size_t row = 0; row < n; row++)
-            learned_row(e, row, first + row);
+        for (size_t i = 0; i < n; i++)
+            learned_row(e, row + i, first + i);
 }
 
 static void norm_row(void *arg, size_t row, unsigned worker)
@@ -110,11 +107,6 @@ static void norm_row(void *arg, size_t row, unsigned worker)
         k->layer_norm(out, in, job->weight, job->bias, job->n, eps);
     else
         k->rms_norm(out, in, job->weight, job->n, eps);
-}
-
-static float *x_row(const struct inst_engine *e, size_t row)
-{
-    return engine_f32(e, BUFFER_x) + row * row_stride(e->config.width);
 }
 
 // norm = the norm of rows [first, first + n) of x.

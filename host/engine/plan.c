@@ -16,6 +16,7 @@ enum {
     TEXT_PER_TOKEN = 16,      // text, token lists while they grow and when they are done
     TEXT_SHARE = 8, // but no more than an eighth of the budget: inst_tokenize refuses more
     STRIP_ROWS = 64,
+    MIXED_ROWS = 64,
     LOGITS_ROWS = 8,
     PIECE_BYTES = 256 * 1024,
     PIECE_SHARE = 32, // but no more than this part of the budget each
@@ -69,7 +70,9 @@ static bool size_buffers(struct engine_plan *p, const struct model_config *c,
     struct sum s = {false};
     uint64_t q_dim = mul(&s, c->heads, c->head_dim), kv_dim = mul(&s, c->kv_heads, c->head_dim);
     uint64_t token_bytes = mul(&s, kv_dim, 4); // K and V, fp16
-    p->rows = p->chunk > in->sessions ? p->chunk : in->sessions;
+    uint64_t rows = add(&s, p->chunk, in->sessions - 1);
+    p->rows = (uint32_t)min_u64(rows, UINT32_MAX);
+    p->mixed_chunk = p->chunk < MIXED_ROWS ? p->chunk : MIXED_ROWS;
     p->strip = p->rows < STRIP_ROWS ? p->rows : STRIP_ROWS;
     p->logits_rows = in->sessions == 1            ? 1
                      : in->sessions < LOGITS_ROWS ? in->sessions
@@ -79,13 +82,17 @@ static bool size_buffers(struct engine_plan *p, const struct model_config *c,
     b[BUFFER_q] = floats(&s, p->rows, q_dim);
     b[BUFFER_partials] =
         mul(&s, mul(&s, p->chunk, c->heads), partial_stride(c->head_dim) * sizeof(float));
+    b[BUFFER_segment_of] = mul(&s, p->rows, sizeof(uint32_t));
     b[BUFFER_rope] = floats(&s, p->rows, plan_rope_values(c));
     b[BUFFER_norm] = floats(&s, p->strip, c->width);
     b[BUFFER_t1] = floats(&s, p->strip, max_u64(q_dim, c->ffn));
     b[BUFFER_t2] = floats(&s, p->strip, max_u64(2 * kv_dim, c->ffn));
     uint64_t widest = max_u64(max_u64(c->width, q_dim), c->ffn);
     b[BUFFER_rounded] = in->rounds_x ? mul(&s, p->strip, 4 * rounded_floats(widest)) : 0;
-    b[BUFFER_slab0] = b[BUFFER_slab1] = add(&s, SLAB_ALIGN, mul(&s, p->chunk, token_bytes));
+    // Each segment has a slab of its own.
+    uint64_t slabs = min_u64(in->sessions, p->chunk);
+    b[BUFFER_slab0] = b[BUFFER_slab1] =
+        add(&s, mul(&s, slabs, SLAB_ALIGN), mul(&s, p->chunk, token_bytes));
     b[BUFFER_piece0] = b[BUFFER_piece1] = add(&s, SLAB_ALIGN, mul(&s, p->piece, token_bytes));
     b[BUFFER_stage] = mul(&s, ATTENTION_TILE, token_bytes);
     struct attend_layout layout;
@@ -106,7 +113,7 @@ static bool size_buffers(struct engine_plan *p, const struct model_config *c,
         add(&s, TEXT_BYTES, min_u64(mul(&s, in->context, TEXT_PER_TOKEN), in->memory / TEXT_SHARE));
     // Tokens, logits, and the sampler's {id, logit} for every token of the vocabulary.
     p->sessions = mul(&s, in->sessions,
-                      add(&s, 3 * ALLOC_BYTES,
+                      add(&s, 3 * ALLOC_BYTES + PLAN_SESSION_BYTES,
                           add(&s, mul(&s, in->context, sizeof(int32_t)), mul(&s, c->vocab, 12))));
     return !s.overflow;
 }

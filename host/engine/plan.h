@@ -15,11 +15,16 @@
 #include "drive/drive.h"
 #include "host/model/config.h"
 
-// X(name, what it holds). n = rows, C = chunk, s = strip rows; strides are padded to 16 floats.
+// What a session has in the engine's own tables.
+enum { PLAN_SESSION_BYTES = 512 };
+
+// X(name, what it holds). n = rows of a step, C = chunk, of which all segments of prompts in a step
+// together have no more, s = strip rows; strides are padded to 16 floats.
 #define BUFFER_MAP(X)                                                                              \
     X(x, "residual stream, fp32 [n][width]")                                                       \
-    X(q, "queries [kv_heads][C][group][head_dim] or attention outputs [n][heads][head_dim]")       \
-    X(partials, "struct partial [kv_heads][C][group]")                                             \
+    X(q, "queries of prompts [C][heads][head_dim], then attention outputs [n][heads][head_dim]")   \
+    X(partials, "struct partial [C][heads]")                                                       \
+    X(segment_of, "the segment of each row, u32 [n]")                                              \
     X(rope, "cosines and sines [n][plan_rope_values]")                                             \
     X(norm, "normed input or block output [s][width]")                                             \
     X(t1, "q or gate [s][max(heads * head_dim, ffn)]")                                             \
@@ -59,7 +64,8 @@ struct plan_input {
 
 struct engine_plan {
     uint32_t threads, chunk, group;
-    uint32_t rows;                 // max(chunk, sessions)
+    uint32_t mixed_chunk;          // the part of a chunk for a step in which others decode
+    uint32_t rows;                 // of a step: a chunk and a decode row of every other session
     uint32_t strip;                // rows that a matrix product takes at a time
     uint32_t piece;                // tokens of one READ; multiple of the tile
     uint32_t logits_rows;          // rows of the logits buffer

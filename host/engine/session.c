@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sessions and the one verb. A session mirrors its sequence on the drive: `length` tokens are there
+// Sessions. A session mirrors its sequence on the drive: `length` tokens are there
 // in every layer whenever no call is running. Whatever fails, the sequence is cut back to that; if
 // even that fails the session is dead, because nobody knows what the drive holds. A sequence that
 // the drive does not give up when its session is closed keeps the slot until it does.
@@ -119,209 +119,48 @@ void inst_session_on_logits(inst_session *session, inst_logits_fn *fn, void *use
     session->on_logits_user = user;
 }
 
-static int check_prefix(const inst_engine *e, const struct inst_prefix *prefixes, size_t index,
-                        struct inst_msg *msg)
+uint64_t inst_session_length(const inst_session *session)
 {
-    const struct inst_prefix *p = &prefixes[index];
-    if (!p->session || p->session->engine != e)
-        return inst_fail(msg, INST_EINVAL, "prefix %zu: not a session of this engine", index);
-    if (!p->n_tokens || !p->tokens)
-        return inst_fail(msg, INST_EINVAL, "prefix %zu: no tokens", index);
-    if (p->n_tokens > e->context)
-        return inst_fail(msg, INST_EINVAL, "%zu tokens do not fit in the context of %llu",
-                         p->n_tokens, (unsigned long long)e->context);
-    for (size_t i = 0; i < p->n_tokens; i++)
-        if (p->tokens[i] < 0 || (uint32_t)p->tokens[i] >= e->config.vocab)
+    return session->length;
+}
+
+int session_check(const struct inst_session *s, const int32_t *tokens, uint64_t first, size_t n,
+                  struct inst_msg *msg)
+{
+    const struct inst_engine *e = s->engine;
+    if (!n || !tokens)
+        return inst_fail(msg, INST_EINVAL, "no tokens");
+    if (n > e->context - first)
+        return inst_fail(msg, INST_EINVAL, "%llu tokens do not fit in the context of %llu",
+                         (unsigned long long)first + n, (unsigned long long)e->context);
+    for (size_t i = 0; i < n; i++)
+        if (tokens[i] < 0 || (uint32_t)tokens[i] >= e->config.vocab)
             return inst_fail(msg, INST_EINVAL,
-                             "token %d at position %zu is not in the vocabulary of %u",
-                             p->tokens[i], i, e->config.vocab);
-    for (size_t i = 0; i < index; i++)
-        if (prefixes[i].session == p->session)
-            return inst_fail(msg, INST_EINVAL, "prefix %zu: the session of prefix %zu again", index,
-                             i);
-    if (p->session->dead)
-        return inst_fail(msg, p->session->dead,
+                             "token %d at position %llu is not in the vocabulary of %u", tokens[i],
+                             (unsigned long long)first + i, e->config.vocab);
+    if (s->dead)
+        return inst_fail(msg, s->dead,
                          "the session's KV was lost by an earlier failure; open a new one");
     return 0;
 }
 
-// Cuts the session to what it shares with the prefix; the last token is always computed again,
-// unless its logits are there already. *missing = tokens to compute.
-static int match_prefix(struct inst_prefix *p, size_t *missing, struct inst_msg *msg)
+int session_match(struct inst_session *s, const int32_t *tokens, size_t n, size_t *held,
+                  struct inst_msg *msg)
 {
-    struct inst_session *s = p->session;
-    size_t common = 0, most = min_u64(p->n_tokens, s->length);
-    while (common < most && s->tokens[common] == p->tokens[common])
+    size_t common = 0, most = min_u64(n, s->length);
+    while (common < most && s->tokens[common] == tokens[common])
         common++;
-    *missing = 0;
-    if (common == p->n_tokens && common == s->length && s->has_logits)
+    *held = n;
+    if (common == n && common == s->length && s->has_logits)
         return 0;
-    size_t keep = min_u64(common, p->n_tokens - 1);
-    *missing = p->n_tokens - keep;
-    return keep < s->length ? session_cut(s, keep, msg) : 0;
+    *held = min_u64(common, n - 1);
+    return *held < s->length ? session_cut(s, *held, msg) : 0;
 }
 
-struct sync {
-    inst_engine *e;
-    struct inst_prefix *prefixes;
-    size_t count;
-    size_t *missing; // [count]
-    struct prefill_progress progress;
-    struct inst_msg *msg;
-    int first_error;
-};
-
-static void fail_prefix(struct sync *y, size_t index, int code)
+int inst_match(inst_session *session, const int32_t *tokens, size_t n_tokens, size_t *held,
+               struct inst_msg *msg)
 {
-    y->prefixes[index].status = code;
-    y->missing[index] = 0;
-    if (!y->first_error)
-        y->first_error = code;
-}
-
-static uint64_t flash_read_bytes(inst_engine *e)
-{
-    struct drive_stats stats;
-    return engine_drive_stats(e, &stats, NULL) ? 0 : stats.flash_read_bytes;
-}
-
-// Blocks of which some rows died by rewinding stay allocated, so the store can be full although
-// all that is alive would fit. True when that must be it: the session kept something, and all
-// sessions would fit if each had got its tokens at once.
-static bool rebuilding_helps(const struct sync *y, size_t index)
-{
-    const struct inst_engine *e = y->e;
-    const struct inst_prefix *p = &y->prefixes[index];
-    if (p->session->dead || y->missing[index] == p->n_tokens)
-        return false;
-    struct space_config space = e->plan.space;
-    space.group_tokens = e->plan.group;
-    space.max_sequences = 1;
-    uint64_t sum = 0;
-    for (uint32_t i = 0; i < e->max_sessions; i++) {
-        const struct inst_session *s = e->sessions[i];
-        struct drive_plan plan;
-        space.max_tokens = s == p->session ? p->n_tokens : s ? s->length : 0;
-        if (space.max_tokens && (drive_plan(&plan, &e->plan.geometry, &space, 0, NULL) ||
-                                 !checked_add(sum, plan.flash_bytes, &sum)))
-            return false;
-    }
-    return sum <= e->plan.capacity;
-}
-
-// Computes what is missing of one prefix; all of it when only that makes room.
-static int prefill_prefix(struct sync *y, size_t index, bool rebuild, struct inst_msg *msg)
-{
-    struct inst_prefix *p = &y->prefixes[index];
-    size_t n = y->missing[index];
-    struct inst_msg why = {0};
-    int err = INST_ENOSPC;
-    if (!rebuild)
-        err = prefill_run(p->session, p->tokens + (p->n_tokens - n), n, &y->progress, &why);
-    if (err == INST_ENOSPC && (rebuild || rebuilding_helps(y, index))) {
-        why.text[0] = 0;
-        y->progress.total += p->n_tokens - n;
-        err = session_cut(p->session, 0, &why);
-        if (!err)
-            err = prefill_run(p->session, p->tokens, p->n_tokens, &y->progress, &why);
-        y->progress.before += p->n_tokens - n;
-    }
-    return err ? inst_fail(msg, err, "%s", why.text) : 0;
-}
-
-static void sync_prefill(struct sync *y)
-{
-    bool any = false, cancelled = false;
-    for (size_t i = 0; i < y->count; i++)
-        if (y->missing[i] > 1)
-            any = true;
-    if (!any)
-        return;
-    double start = engine_seconds();
-    uint64_t read = flash_read_bytes(y->e);
-    for (size_t i = 0; i < y->count; i++) {
-        if (y->missing[i] <= 1)
-            continue;
-        int err = INST_ECANCELLED;
-        if (!cancelled)
-            err = prefill_prefix(y, i, false, y->first_error ? NULL : y->msg);
-        y->progress.before += y->missing[i];
-        cancelled |= err == INST_ECANCELLED;
-        if (err)
-            fail_prefix(y, i, err);
-    }
-    for (size_t i = 0; cancelled && i < y->count; i++)
-        if (y->missing[i] == 1)
-            fail_prefix(y, i, INST_ECANCELLED);
-    y->e->stats.prefill_seconds += engine_seconds() - start;
-    y->e->prefill_read_bytes += flash_read_bytes(y->e) - read;
-}
-
-static void sync_decode(struct sync *y, struct inst_session **sessions, int32_t *tokens,
-                        int *status)
-{
-    double start = engine_seconds();
-    size_t n = 0;
-    for (size_t i = 0; i < y->count; i++)
-        if (y->missing[i] == 1) {
-            sessions[n] = y->prefixes[i].session;
-            tokens[n++] = y->prefixes[i].tokens[y->prefixes[i].n_tokens - 1];
-        }
-    if (!n)
-        return;
-    bool failed = false;
-    struct inst_msg why = {0};
-    int err = decode_step(y->e, sessions, tokens, n, status, &why);
-    y->e->stats.decode_seconds += engine_seconds() - start;
-    n = 0;
-    for (size_t i = 0; i < y->count; i++) {
-        int code = y->missing[i] == 1 ? status[n++] : 0;
-        if (!code)
-            continue;
-        struct inst_msg *msg = y->first_error ? NULL : y->msg;
-        failed = true;
-        if (code == INST_ENOSPC && rebuilding_helps(y, i)) {
-            start = engine_seconds();
-            uint64_t read = flash_read_bytes(y->e);
-            code = prefill_prefix(y, i, true, msg);
-            y->e->stats.prefill_seconds += engine_seconds() - start;
-            y->e->prefill_read_bytes += flash_read_bytes(y->e) - read;
-        } else {
-            inst_fail(msg, code, "%s", code == err ? why.text : inst_status_text(code));
-        }
-        if (code)
-            fail_prefix(y, i, code);
-    }
-    if (err && !failed && !y->first_error)
-        y->first_error = inst_fail(y->msg, err, "%s", why.text);
-}
-
-int inst_sync(inst_engine *engine, struct inst_prefix *prefixes, size_t count,
-              inst_progress_fn *progress, void *user, struct inst_msg *msg)
-{
-    if (!engine || !count || count > engine->max_sessions)
-        return inst_fail(msg, INST_EINVAL, "1 to %u prefixes can be synced at a time, not %zu",
-                         engine ? engine->max_sessions : 0, count);
-    struct sync_scratch *scratch = engine->sync;
-    struct sync y = {.e = engine,
-                     .prefixes = prefixes,
-                     .count = count,
-                     .missing = scratch->missing,
-                     .msg = msg,
-                     .progress = {.fn = progress, .user = user}};
-    for (size_t i = 0; i < count; i++) {
-        prefixes[i].status = 0;
-        y.missing[i] = 0;
-        struct inst_msg *first = y.first_error ? NULL : msg;
-        int err = check_prefix(engine, prefixes, i, first);
-        if (!err)
-            err = match_prefix(&prefixes[i], &y.missing[i], first);
-        if (err)
-            fail_prefix(&y, i, err);
-        else if (y.missing[i] > 1)
-            y.progress.total += y.missing[i];
-    }
-    sync_prefill(&y);
-    sync_decode(&y, scratch->sessions, scratch->tokens, scratch->status);
-    return y.first_error;
+    *held = 0;
+    int err = session_check(session, tokens, 0, n_tokens, msg);
+    return err ? err : session_match(session, tokens, n_tokens, held, msg);
 }

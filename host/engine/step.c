@@ -1,0 +1,350 @@
+// SPDX-License-Identifier: Apache-2.0
+// One step: segments of several sessions, pieces of prompts and decode rows, go through the layers
+// together. Embedding, products and logits know rows only; what a row gives depends on that row
+// alone (contract point 9), so nobody's bits depend on who else is in the step or on how a prompt
+// was cut. Only the two ways to attend differ (step.h). The plan bounds the rows: a chunk of
+// prompts and one decode row for each other session.
+#include "host/engine/step.h"
+#include "base/checked.h"
+
+#include <string.h>
+
+size_t step_segment_bytes(void)
+{
+    return sizeof(struct step_segment);
+}
+
+void step_fail(struct step *t, struct step_segment *seg, int code, const char *text)
+{
+    if (seg->status)
+        return;
+    seg->status = code;
+    t->alive--;
+    t->alive_decode -= seg < t->seg + t->n_decode;
+    inst_fail(seg->out->msg, code, "%s", text);
+    if (!t->first_error)
+        t->first_error = inst_fail(t->msg, code, "%s", text);
+}
+
+static void fail_all(struct step *t, int code, const char *text)
+{
+    for (size_t i = 0; i < t->n_seg; i++)
+        step_fail(t, &t->seg[i], code, text);
+}
+
+static bool is_decode(const struct inst_segment *s)
+{
+    return s->n_tokens == 1 && !s->prompt;
+}
+
+// Gives rows to the segments of one kind.
+static void place(struct step *t, struct inst_segment *segments, size_t count, bool decode)
+{
+    for (size_t i = 0; i < count; i++) {
+        struct inst_segment *out = &segments[i];
+        if (out->status || is_decode(out) != decode)
+            continue;
+        t->seg[t->n_seg] = (struct step_segment){.s = out->session,
+                                                 .out = out,
+                                                 .row = t->n_rows,
+                                                 .n = out->n_tokens,
+                                                 .pos0 = out->session->length};
+        for (size_t row = 0; row < out->n_tokens; row++)
+            t->segment_of[t->n_rows + row] = (uint32_t)t->n_seg;
+        t->n_rows += out->n_tokens;
+        t->n_seg++;
+    }
+}
+
+// ---- A layer -----------------------------------------------------------------------------------
+
+static void put_row(void *arg, size_t row, const float *q, const float *k, const float *v)
+{
+    struct step *t = arg;
+    struct step_segment *seg = &t->seg[t->segment_of[row]];
+    if (seg->status)
+        return;
+    if (row < t->n_decode)
+        decode_put_row(t, seg, q, k, v);
+    else
+        prefill_put_row(t, seg, row - seg->row, q, k, v);
+}
+
+// Segments with numbers that are none fail; true when that leaves a gap among the items of ATTEND.
+static bool look_at_numbers(struct step *t)
+{
+    bool gap = false;
+    for (size_t i = 0; i < t->n_seg; i++) {
+        struct step_segment *seg = &t->seg[i];
+        struct inst_msg msg = {0};
+        size_t bad;
+        if (seg->status || !numbers_fault_row(&seg->fault, &bad))
+            continue;
+        int code = numbers_fail(t->e, &seg->fault, t->layer, seg->pos0 + bad, &msg);
+        step_fail(t, seg, code, msg.text);
+        gap |= i < t->n_decode;
+    }
+    return gap;
+}
+
+// q, k and v of all rows to where they are needed. Items follow each other, so after a gap all of
+// them are computed again.
+static void put_qkv(struct step *t)
+{
+    do {
+        if (!decode_place(t)) {
+            fail_all(t, INST_EINVAL, "the step is too large");
+            return;
+        }
+        for (size_t i = 0; i < t->n_seg; i++)
+            numbers_clear(&t->seg[i].fault);
+        layer_qkv(t->e, t->layer, t->n_rows, put_row, t);
+    } while (look_at_numbers(t) && t->alive);
+}
+
+static void run_layer(struct step *t)
+{
+    prefill_write_room(t, t->layer);
+    put_qkv(t);
+    prefill_write(t);
+    decode_begin(t);
+    prefill_attend(t);
+    prefill_outputs(t);
+    decode_end(t);
+    const struct model_config *c = &t->e->config;
+    size_t stride = row_stride((uint64_t)c->heads * c->head_dim);
+    for (size_t i = 0; i < t->n_seg; i++)
+        if (t->seg[i].status)
+            memset(step_output(t, t->seg[i].row), 0, t->seg[i].n * stride * sizeof(float));
+    if (t->alive)
+        layer_finish(t->e, t->layer, engine_f32(t->e, BUFFER_q), stride, t->n_rows);
+}
+
+static void run_layers(struct step *t, const struct step_progress *progress)
+{
+    struct inst_engine *e = t->e;
+    uint32_t layers = e->config.layers;
+    prefill_issue(t);
+    for (size_t i = 0; i < t->n_seg; i++) {
+        const struct step_segment *seg = &t->seg[i];
+        layer_embed(e, seg->row, seg->out->tokens, seg->n);
+        layer_positions(e, seg->row, seg->pos0, seg->n);
+    }
+    for (t->layer = 0; t->layer < layers && t->alive; t->layer++) {
+        run_layer(t);
+        // The last layer's call would say that tokens are done which may still fail.
+        if (progress->fn && t->layer + 1 < layers &&
+            !progress->fn(progress->user,
+                          progress->before + progress->tokens * (t->layer + 1) / layers,
+                          progress->total))
+            fail_all(t, INST_ECANCELLED, "cancelled");
+    }
+    prefill_end(t);
+}
+
+// ---- Logits ------------------------------------------------------------------------------------
+
+// Rows that share a pass over the output matrix; they lie at the front of x.
+struct wanted {
+    struct step *t;
+    size_t n, most;
+    float *out; // NULL: one row, straight to its session
+    struct {
+        struct step_segment *seg;
+        size_t row; // of the segment
+    } row[64];
+};
+
+// The strip's buffer is free now; the larger of the two says how many rows fit.
+static void wanted_begin(struct wanted *w, struct step *t)
+{
+    const struct inst_engine *e = t->e;
+    enum buffer_id id =
+        e->plan.buffer[BUFFER_logits] > e->plan.buffer[BUFFER_t1] ? BUFFER_logits : BUFFER_t1;
+    uint64_t rows = e->plan.buffer[id] / sizeof(float) / row_stride(e->config.vocab);
+    w->t = t;
+    w->n = 0;
+    w->out = rows ? engine_f32(e, id) : NULL;
+    w->most = min_u64(min_u64(max_u64(rows, 1), e->plan.strip), sizeof w->row / sizeof *w->row);
+}
+
+// Logits of one row, to who wanted them.
+static void give_logits(struct step *t, struct step_segment *seg, size_t row, const float *logits)
+{
+    struct inst_session *s = seg->s;
+    if (row + 1 == seg->n && logits != s->logits)
+        memcpy(s->logits, logits, t->e->config.vocab * sizeof *logits);
+    if (s->on_logits && !s->on_logits(s->on_logits_user, seg->pos0 + row, logits))
+        step_fail(t, seg, INST_ECANCELLED, "cancelled");
+}
+
+static void wanted_flush(struct wanted *w)
+{
+    struct step *t = w->t;
+    size_t stride = row_stride(t->e->config.vocab);
+    if (!w->n)
+        return;
+    float *out = w->n == 1 || !w->out ? w->row[0].seg->s->logits : w->out;
+    uint64_t bad = layer_logits(t->e, 0, w->n, out, stride);
+    for (size_t i = 0; i < w->n; i++) {
+        struct step_segment *seg = w->row[i].seg;
+        struct inst_msg msg = {0};
+        if (seg->status)
+            continue;
+        if (bad >> i & 1) {
+            int code = numbers_fail_logits(t->e, seg->pos0 + w->row[i].row, &msg);
+            step_fail(t, seg, code, msg.text);
+        } else {
+            give_logits(t, seg, w->row[i].row, out + i * stride);
+        }
+    }
+    w->n = 0;
+}
+
+static void put_logits(struct step *t)
+{
+    struct wanted w;
+    size_t width = row_stride(t->e->config.width);
+    float *x = engine_f32(t->e, BUFFER_x);
+    wanted_begin(&w, t);
+    for (size_t i = 0; i < t->n_seg; i++) {
+        struct step_segment *seg = &t->seg[i];
+        size_t row = seg->s->on_logits ? 0 : seg->out->logits ? seg->n - 1 : seg->n;
+        for (; row < seg->n && !seg->status; row++) {
+            // Rows come in ascending order, so this is one that was dealt with.
+            if (seg->row + row != w.n)
+                memcpy(x + w.n * width, x + (seg->row + row) * width, width * sizeof *x);
+            w.row[w.n].seg = seg;
+            w.row[w.n++].row = row;
+            if (w.n == w.most)
+                wanted_flush(&w);
+        }
+    }
+    wanted_flush(&w);
+}
+
+// ---- The step ----------------------------------------------------------------------------------
+
+// What a segment's session has now.
+static void settle(struct step *t, struct step_segment *seg)
+{
+    struct inst_session *s = seg->s;
+    seg->out->status = seg->status;
+    if (seg->status) {
+        session_cut(s, s->length, NULL);
+        return;
+    }
+    memcpy(s->tokens + s->length, seg->out->tokens, seg->n * sizeof *s->tokens);
+    s->length += seg->n;
+    s->has_logits = seg->out->logits || s->on_logits;
+    if (seg < t->seg + t->n_decode)
+        t->e->stats.decode_tokens += seg->n;
+    else
+        t->e->stats.prefill_tokens += seg->n;
+}
+
+static uint64_t flash_read_bytes(struct inst_engine *e)
+{
+    struct drive_stats stats;
+    return engine_drive_stats(e, &stats, NULL) ? 0 : stats.flash_read_bytes;
+}
+
+// A step's time is its rows'; what it read was for decode as soon as somebody decoded.
+static void account(struct step *t, double seconds, uint64_t read_before)
+{
+    struct inst_stats *stats = &t->e->stats;
+    double decode = (double)t->n_decode / (double)t->n_rows;
+    stats->decode_seconds += seconds * decode;
+    stats->prefill_seconds += seconds * (1 - decode);
+    if (!t->n_decode)
+        t->e->prefill_read_bytes += flash_read_bytes(t->e) - read_before;
+}
+
+// Evenly spread over the steps, whatever the share is.
+static bool audits(struct inst_engine *e)
+{
+    double step = (double)e->decode_steps++;
+    return (uint64_t)((step + 1) * e->audit) > (uint64_t)(step * e->audit);
+}
+
+int step_run(struct inst_engine *e, struct inst_segment *segments, size_t count,
+             const struct step_progress *progress, struct inst_msg *msg)
+{
+    double start = engine_seconds();
+    struct step t = {.e = e,
+                     .seg = e->scratch.seg,
+                     .segment_of = (uint32_t *)engine_bytes(e, BUFFER_segment_of),
+                     .group = e->config.heads / e->config.kv_heads,
+                     .msg = msg};
+    place(&t, segments, count, true);
+    t.n_decode = t.alive_decode = t.n_seg;
+    place(&t, segments, count, false);
+    t.alive = t.n_seg;
+    if (!t.n_seg)
+        return 0;
+    t.audit = t.n_decode && audits(e);
+    uint64_t read = t.n_decode ? 0 : flash_read_bytes(e);
+    prefill_place(&t);
+    run_layers(&t, progress);
+    put_logits(&t);
+    for (size_t i = 0; i < t.n_seg; i++)
+        settle(&t, &t.seg[i]);
+    account(&t, engine_seconds() - start, read);
+    return t.first_error;
+}
+
+static int check_segment(struct inst_engine *e, const struct inst_segment *s, size_t index,
+                         struct inst_msg *msg)
+{
+    if (!s->session || s->session->engine != e)
+        return inst_fail(msg, INST_EINVAL, "segment %zu: not a session of this engine", index);
+    if (s->session->call == e->call)
+        return inst_fail(msg, INST_EINVAL, "segment %zu: the session of another one", index);
+    s->session->call = e->call;
+    return session_check(s->session, s->tokens, s->session->length, s->n_tokens, msg);
+}
+
+// The whole step is within the plan.
+static int check_size(const struct inst_engine *e, const struct inst_segment *segments,
+                      size_t count, struct inst_msg *msg)
+{
+    uint64_t prompts = 0;
+    if (!count || count > engine_step_sessions(e))
+        return inst_fail(msg, INST_EINVAL, "a step takes 1 to %u segments, not %zu",
+                         engine_step_sessions(e), count);
+    for (size_t i = 0; i < count; i++)
+        if (!is_decode(&segments[i]) && !checked_add(prompts, segments[i].n_tokens, &prompts))
+            prompts = UINT64_MAX;
+    if (prompts > e->plan.chunk)
+        return inst_fail(msg, INST_EINVAL, "a step takes up to %u tokens of prompts, not %llu",
+                         e->plan.chunk, (unsigned long long)prompts);
+    return 0;
+}
+
+int inst_step(inst_engine *engine, struct inst_segment *segments, size_t count,
+              inst_progress_fn *progress, void *user, struct inst_msg *msg)
+{
+    if (!engine)
+        return inst_fail(msg, INST_EINVAL, "a step needs an engine");
+    struct step_progress p = {.fn = progress, .user = user};
+    struct inst_msg why = {0};
+    int refused = check_size(engine, segments, count, &why), first = refused;
+    engine->call++;
+    for (size_t i = 0; i < count; i++) {
+        struct inst_segment *s = &segments[i];
+        struct inst_msg text = why;
+        s->status = refused;
+        if (!refused) {
+            text.text[0] = 0;
+            s->status = check_segment(engine, s, i, &text);
+        }
+        inst_fail(s->status ? s->msg : NULL, s->status, "%s", text.text);
+        if (s->status && !first)
+            first = inst_fail(&why, s->status, "%s", text.text);
+        p.tokens += s->status ? 0 : s->n_tokens;
+    }
+    p.total = p.tokens;
+    int err = refused ? 0 : step_run(engine, segments, count, &p, first ? NULL : &why);
+    first = first ? first : err;
+    return first ? inst_fail(msg, first, "%s", why.text) : 0;
+}
