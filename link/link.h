@@ -10,6 +10,9 @@
 struct link;
 
 struct link_ops {
+    // A link that has lost its drive answers everything with INST_EIO: what it is given, and what
+    // was in flight.
+
     // Hands over a command with its table (command_table_bytes, NULL where that is 0) and its data
     // (64-byte aligned, command->length bytes), which must stay alive and unchanged until the
     // completion. Does not block. INST_ENORESOURCE: the queue is full, poll first.
@@ -22,6 +25,8 @@ struct link_ops {
     // tickets are given up.
     void (*abort)(struct link *link);
     void (*close)(struct link *link); // aborts first
+    // True when poll can do more without anything outside happening; NULL: never.
+    bool (*runnable)(const struct link *link);
 };
 
 struct link {
@@ -33,6 +38,31 @@ struct flash;
 // In-process link. The drive and its flash stay the caller's and must outlive the link.
 int link_local_open(struct link **out, struct drive *drive, struct flash *flash,
                     struct inst_msg *msg);
+
+// A drive array: a link made of links (array.c says how). They and `budget` stay the caller's and
+// must outlive it; nobody else uses them meanwhile.
+struct link_array_options {
+    struct link *const *links;
+    const char *const *names; // what messages call them
+    uint32_t drives;          // 1 to LINK_ARRAY_MOST
+    struct budget *budget;
+};
+enum { LINK_ARRAY_MOST = 64 };
+int link_array_open(struct link **out, const struct link_array_options *options,
+                    struct inst_msg *msg);
+// Which heads one of the drives holds. Where there are more drives than KV heads they are divided
+// into groups; each has all heads, and a sequence lives in one of them.
+struct link_share {
+    uint32_t group, groups;
+    uint32_t head_first, head_count;
+};
+struct link_share link_array_share(uint32_t drives, uint32_t kv_heads, uint32_t drive);
+// What the array takes of its budget while an ATTEND and a COLLECT of `count` items are under way.
+// False when it overflows.
+bool link_array_bytes(uint32_t drives, uint32_t count, const struct space_config *config,
+                      uint64_t *out);
+// Of one drive, as of the last STAT.
+const struct drive_stats *link_array_stats(const struct link *link, uint32_t drive);
 
 // One command from submit to completion; other completions that arrive meanwhile must not be
 // outstanding. For CONFIG, STAT, IDENTIFY, FORK, RECLAIM, FLUSH and tests. *result may be NULL.

@@ -73,6 +73,11 @@ static void local_abort(struct link *link)
     }
 }
 
+static bool local_runnable(const struct link *link)
+{
+    return drive_runnable(((const struct link_local *)link)->drive);
+}
+
 static void local_close(struct link *link)
 {
     local_abort(link);
@@ -84,6 +89,7 @@ static const struct link_ops local_ops = {
     .poll = local_poll,
     .abort = local_abort,
     .close = local_close,
+    .runnable = local_runnable,
 };
 
 int link_local_open(struct link **out, struct drive *drive, struct flash *flash,

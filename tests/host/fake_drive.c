@@ -380,7 +380,12 @@ static void fake_close(struct link *link)
     free(d);
 }
 
-static const struct link_ops fake_ops = {fake_submit, fake_poll, fake_abort, fake_close};
+static const struct link_ops fake_ops = {
+    .submit = fake_submit,
+    .poll = fake_poll,
+    .abort = fake_abort,
+    .close = fake_close,
+};
 
 struct link *fake_drive_open(void)
 {
