@@ -16,7 +16,7 @@ enum {
     TEXT_PER_TOKEN = 16,      // text, token lists while they grow and when they are done
     TEXT_SHARE = 8, // but no more than an eighth of the budget: inst_tokenize refuses more
     STRIP_ROWS = 64,
-    MIXED_ROWS = 64,
+    MIXED_ROWS = STRIP_ROWS, // fewer leave part of a pass over the weights unused
     LOGITS_ROWS = 8,
     PIECE_BYTES = 256 * 1024,
     PIECE_SHARE = 32, // but no more than this part of the budget each
