@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What DRAM for K and V is worth: decode and prefill of one model at one depth, with KV in memory, and
 on a disk with a row cache of all of it, a half, an eighth and none, one after the other, memory first
-and last. Measures with `instinfer bench model`; on a quiet machine.
+and last. K and V of the depth are made up. Measures with `instinfer bench model`; on a quiet machine.
 
     bench/budgets.py build/release/instinfer MODEL.gguf --kv DIRECTORY --depth 8192
 """
@@ -30,7 +30,7 @@ def measure(args, where, cache):
         command = [args.program, "bench", "model", "-m", args.model, "-d", str(args.depth),
                    "-p", str(args.prompt), "-n", str(args.tokens), "-r", str(args.rounds),
                    "-t", str(args.threads), "--kv", where, "--memory", args.memory,
-                   "--csv", table.name]
+                   "--made-up", "--csv", table.name]
         if cache is not None:
             command += ["--row-cache", str(cache) if cache else "off"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -3,15 +3,16 @@
 // of InstInfer and, where llama-bench is given, of llama.cpp on the same file. The two take turns,
 // so a slow phase of the machine meets both, and what counts is the ratio of a round's two turns.
 //
-// One session is filled once to each depth with random tokens. Every turn starts by cutting it back
-// there, which is not timed, so no round computes the depth again. llama-bench keeps nothing
-// between its turns and does.
+// One session is filled once to each depth with random tokens, or with made-up K and V, which takes
+// no computing. Every turn starts by cutting it back there, which is not timed, so no round fills
+// it again. llama-bench keeps nothing between its turns and does.
 #include "bench/measure.h"
 #include "cmd/bench.h"
 #include "cmd/bench_llama.h"
 #include "cmd/engine_options.h"
 #include "cmd/output_file.h"
 #include "cmd/terminal.h"
+#include "host/engine/fill.h"
 #include "host/model/gguf.h"
 
 #include <errno.h>
@@ -35,6 +36,7 @@ struct bench {
     struct option_numbers threads, depths;
     uint32_t length[TESTS]; // tokens of a turn; 0: not measured
     uint32_t rounds;
+    bool made_up; // K and V of the depth
     struct option_list llama_args;
     struct llama_bench llama;
     struct output_file csv;
@@ -65,10 +67,23 @@ static int sync_to(struct bench *b, uint64_t n, bool bar)
     return err ? failed(err, &msg) : 0;
 }
 
+// Made-up K and V up to one token before the depth, as far as they are not there.
+static int fill_to(struct bench *b, uint64_t depth)
+{
+    struct inst_msg msg = {0};
+    uint64_t length = inst_session_length(b->session);
+    if (length + 1 >= depth)
+        return 0;
+    int err = engine_fill(b->session, b->tokens + length, (size_t)(depth - 1 - length), &msg);
+    return err ? failed(err, &msg) : 0;
+}
+
 static int settle(struct bench *b, uint64_t depth)
 {
-    if (depth)
-        return sync_to(b, depth, true);
+    if (depth) {
+        int code = b->made_up ? fill_to(b, depth) : 0;
+        return code ? code : sync_to(b, depth, true);
+    }
     struct inst_msg msg = {0};
     inst_session_close(b->session);
     int err = inst_session_open(&b->session, b->e, &msg);
@@ -350,6 +365,9 @@ int bench_model(int argc, char **argv)
         {"Measurement", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
         {"--depth", 'd', OPTION_NUMBERS, &b.depths, 0, 4294967295.0, "D,...",
          "tokens in the context before those that are timed; default 0"},
+        {"--made-up", 0, OPTION_FLAG, &b.made_up, 0, 0, NULL,
+         "K and V of the depth are random numbers, not computed: deep contexts in little time; "
+         "llama-bench still computes its own"},
         {"--prompt", 'p', OPTION_U32, &b.length[PREFILL], 0, 1 << 24, "N",
          "tokens of prefill, 0 = none; default 512"},
         {"--tokens", 'n', OPTION_U32, &b.length[DECODE], 0, 1 << 24, "N",

@@ -3,6 +3,7 @@ set(INST_HOST_ENGINE_SOURCES
   engine/chat.c
   engine/decode.c
   engine/engine.c
+  engine/fill.c
   engine/generate.c
   engine/kv_place.c
   engine/layers.c

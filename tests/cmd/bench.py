@@ -136,6 +136,20 @@ class Bench(unittest.TestCase):
             got = float(w["gb_per_s"]) * 1e9 / float(w["tokens_per_s"])
             self.assertAlmostEqual(got / want, 1, places=4)
 
+    def test_made_up(self):
+        # A token behind a depth that was computed, or made up, reads about as much of it: what is
+        # still in DRAM and what is read ahead for the next turn differ a little.
+        want = 300 * LAYERS * KV_DIM * 4
+        for more in ([], ["--made-up"]):
+            path = self.path("made-up.csv")
+            r = run("bench", "model", "-m", self.model, "-p", 8, "-n", 4, "-d", 300, "-r", 2, "--csv",
+                    path, *more, "--kv", self.path("."), "--group", 16, "--row-cache", "off")
+            self.assertEqual((r.returncode, r.stderr), (0, b""))
+            prefill, decode = self.rows(path)
+            self.assertEqual((prefill["depth"], decode["depth"]), ("300", "300"))
+            self.assertGreater(float(decode["flash_bytes_per_token"]), want / 2)
+            self.assertLess(float(decode["flash_bytes_per_token"]), want * 2)
+
     def test_beside(self):
         path = self.path("beside.csv")
         r = self.bench("-d", "0,20", "-t", 2, "-r", 3, "--llama-bench", self.fake(), "--llama-arg",
