@@ -46,7 +46,8 @@ struct engine_options {
          0,                                                                                        \
          0,                                                                                        \
          "WHERE",                                                                                  \
-         "where KV lives: a directory, ram:SIZE[@RATE] or null:; default: the cache directory"},   \
+         "where KV lives: a directory, ram:SIZE[@RATE] or null:; default: the cache directory; "   \
+         "may be given several times: each drive gets a part of the heads"},                       \
         {"--kv-limit",                                                                             \
          0,                                                                                        \
          OPTION_SIZE,                                                                              \

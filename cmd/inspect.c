@@ -121,12 +121,15 @@ static void print_engine(const inst_engine *e)
     printf("here: %u CPUs, %s of memory available\n", system_cpus(),
            plan_bytes_text(e->available, available));
     plan_bytes_text(e->plan.kv_bytes, kv);
-    printf("KV of a context of %llu tokens takes %s in %s", (unsigned long long)e->context, kv,
-           e->where.path);
-    if (e->where.kind == STORE_DIRECTORY)
-        printf(" (%s, %s free)", e->place.type,
-               e->place.free_bytes == UINT64_MAX ? "unknown room"
-                                                 : plan_bytes_text(e->place.free_bytes, left));
+    printf("KV of a context of %llu tokens takes %s in ", (unsigned long long)e->context, kv);
+    for (uint32_t i = 0; i < e->n_places; i++) {
+        const struct kv_place *place = &e->place[i];
+        printf("%s%s", i ? ", " : "", e->where[i].path);
+        if (e->where[i].kind == STORE_DIRECTORY)
+            printf(" (%s, %s free)", place->type,
+                   place->free_bytes == UINT64_MAX ? "unknown room"
+                                                   : plan_bytes_text(place->free_bytes, left));
+    }
     printf("\nmemory %s, chunk %u, group %u, %u threads\n", plan_bytes_text(e->memory, budget),
            e->plan.chunk, e->plan.group, e->plan.threads);
     for (size_t i = 0; i < e->n_notes; i++)

@@ -127,6 +127,9 @@ static int run_all(struct run *r, const struct options *options)
     r->result.peak_memory = r->meter.peak;
     struct inst_msg msg = {0};
     int err = inst_engine_stats(r->e, &r->result.stats, &msg);
+    r->result.n_drives = r->info.kv_drives;
+    if (!err)
+        err = inst_engine_drives(r->e, r->result.drives, r->info.kv_drives, &msg);
     if (err && !code)
         code = failed(err, &msg);
     if (r->terminal.lines && !r->output.newline)

@@ -29,6 +29,23 @@ static bool add_model(cJSON *o, const struct inst_model_info *info)
            cJSON_AddStringToObject(o, "chat_template", info->chat ? info->chat : "");
 }
 
+static bool add_drives(cJSON *o, const struct run_result *r)
+{
+    cJSON *list = cJSON_AddArrayToObject(o, "drives");
+    bool ok = list != NULL;
+    for (uint32_t i = 0; ok && i < r->n_drives; i++) {
+        const struct inst_drive_stats *d = &r->drives[i];
+        cJSON *one = cJSON_CreateObject();
+        ok = one && cJSON_AddItemToArray(list, one) &&
+             cJSON_AddStringToObject(one, "place", d->place) &&
+             add(one, "flash_read_bytes", (double)d->flash_read_bytes) &&
+             add(one, "flash_program_bytes", (double)d->flash_program_bytes) &&
+             add(one, "stream_bytes", (double)d->stream_bytes) &&
+             add(one, "cache_hit_bytes", (double)d->cache_hit_bytes);
+    }
+    return ok;
+}
+
 static bool add_result(cJSON *o, const struct run_result *r)
 {
     const struct inst_stats *s = &r->stats;
@@ -51,7 +68,8 @@ int stats_json_write(struct output_file *out, const struct inst_model_info *info
     FILE *file = out->stream;
     cJSON *object = cJSON_CreateObject();
     char *text = NULL;
-    if (object && add_model(object, info) && add_result(object, result))
+    if (object && add_model(object, info) && add_result(object, result) &&
+        add_drives(object, result))
         text = cJSON_Print(object);
     cJSON_Delete(object);
     size_t n = text ? strlen(text) : 0;

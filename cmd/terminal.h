@@ -19,6 +19,8 @@ void terminal_end_progress(struct terminal *terminal);
 
 struct run_result {
     struct inst_stats stats;
+    struct inst_drive_stats drives[64]; // [n_drives]
+    uint32_t n_drives;
     uint64_t prompt_tokens, generated_tokens, peak_memory;
     uint64_t turns; // of a chat
     uint32_t seed;

@@ -35,7 +35,8 @@ typedef bool inst_progress_fn(void *user, uint64_t done, uint64_t total);
 // Zero-initialise, set what differs.
 struct inst_options {
     const char *model;     // path of a GGUF file; required
-    const char *const *kv; // where KV lives: a directory, "ram:SIZE[@RATE]" or "null:"
+    const char *const *kv; // where KV lives: a directory, "ram:SIZE[@RATE]" or "null:"; of several
+                           // each gets a part of the heads, with the same text as with one
     size_t n_kv;           // 0: a directory under $XDG_CACHE_HOME
     uint64_t kv_limit;     // bytes the store may grow to; 0: what the context needs
     uint64_t row_cache;    // bytes of `memory` in which the drive keeps rows that it has read or
@@ -74,8 +75,9 @@ struct inst_model_info {
     uint64_t weight_bytes, kv_bytes_per_token;
     uint64_t memory, kv_limit;
     uint32_t chunk, group, threads;
-    uint32_t step_sessions, mixed_chunk; // see inst_step
-    const char *kv_place, *kv_path, *kernels;
+    uint32_t step_sessions, mixed_chunk;      // see inst_step
+    const char *kv_place, *kv_path, *kernels; // of several places, a list with commas
+    uint32_t kv_drives;
     const char *chat;    // name of the chat template, NULL: none
     int32_t begin_token; // that goes first where text is tokenized; -1: none does
     // Worth knowing of these options on this machine, a line each: KV in memory, a disk without
@@ -226,6 +228,14 @@ struct inst_stats {
 #undef INST_STATS_FIELD
 };
 INST_API int inst_engine_stats(inst_engine *engine, struct inst_stats *stats, struct inst_msg *msg);
+
+// The same of single drives, in the order of inst_options.kv.
+struct inst_drive_stats {
+    const char *place; // the engine's
+    uint64_t flash_read_bytes, flash_program_bytes, stream_bytes, cache_hit_bytes;
+};
+INST_API int inst_engine_drives(inst_engine *engine, struct inst_drive_stats *drives, size_t n,
+                                struct inst_msg *msg);
 
 #ifdef __cplusplus
 }

@@ -61,6 +61,11 @@ struct link_share link_array_share(uint32_t drives, uint32_t kv_heads, uint32_t 
 // False when it overflows.
 bool link_array_bytes(uint32_t drives, uint32_t count, const struct space_config *config,
                       uint64_t *out);
+// K and V of any number of heads and tokens can stay where the host has them; else they are copied.
+static inline bool link_array_in_place(uint32_t head_dim)
+{
+    return head_dim % 16 == 0;
+}
 // Of one drive, as of the last STAT.
 const struct drive_stats *link_array_stats(const struct link *link, uint32_t drive);
 

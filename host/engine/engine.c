@@ -7,6 +7,7 @@
 
 #include <math.h>
 #include <stdalign.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -29,8 +30,9 @@ static int check_options(const struct inst_options *o, struct inst_msg *msg)
 {
     if (!o || !o->model)
         return inst_fail(msg, INST_EINVAL, "no model is named");
-    if (o->n_kv > 1)
-        return inst_fail(msg, INST_ENOTSUP, "KV over several drives is not supported yet");
+    if (o->n_kv > LINK_ARRAY_MOST)
+        return inst_fail(msg, INST_EINVAL, "KV in %zu places: at most %d", o->n_kv,
+                         LINK_ARRAY_MOST);
     if (o->attention && strcmp(o->attention, "dense") && strcmp(o->attention, "sparf"))
         return inst_fail(msg, INST_ENOTSUP, "attention '%s' is not supported: dense or sparf is",
                          o->attention);
@@ -182,15 +184,23 @@ static bool rounds_x(const struct gguf *gguf)
 static int make_plan(inst_engine *e, const struct inst_options *o, struct inst_msg *msg)
 {
     e->max_sessions = o->max_sessions ? o->max_sessions : 1;
-    // Memory itself is attended in place.
-    bool in_place = e->where.kind == STORE_RAM && !e->where.rate;
-    e->row_cache = in_place || e->where.kind == STORE_NULL ? INST_NO_ROW_CACHE : o->row_cache;
+    struct plan_place places[LINK_ARRAY_MOST];
+    for (uint32_t i = 0; i < e->n_places; i++) {
+        const struct store_where *where = &e->where[i];
+        // Memory itself is attended in place.
+        places[i] = (struct plan_place){
+            .limit = where->kind == STORE_RAM ? where->size : 0,
+            .in_place = (where->kind == STORE_RAM && !where->rate) || where->kind == STORE_NULL,
+        };
+    }
     struct plan_input input = {
         .memory = e->memory,
         .tables = e->budget.used,
         .context = e->context,
         .kv_limit = o->kv_limit,
-        .row_cache = e->row_cache,
+        .row_cache = o->row_cache,
+        .places = places,
+        .drives = e->n_places,
         .sessions = e->max_sessions,
         .threads = o->threads,
         .max_threads = system_cpus(),
@@ -200,12 +210,11 @@ static int make_plan(inst_engine *e, const struct inst_options *o, struct inst_m
         .page_channels = o->page_channels,
         .rounds_x = rounds_x(e->gguf),
     };
-    if (e->where.kind == STORE_RAM)
-        input.kv_limit = o->kv_limit ? min_u64(o->kv_limit, e->where.size) : e->where.size;
     int err = engine_plan(&e->plan, &e->config, &input, msg);
     if (err)
         return err;
-    e->plan.geometry.request_bytes = (uint32_t)min_u64(o->request_cost, UINT32_MAX);
+    for (uint32_t i = 0; i < e->plan.drives; i++)
+        e->plan.part[i].geometry.request_bytes = (uint32_t)min_u64(o->request_cost, UINT32_MAX);
     e->kv_limit = e->plan.capacity;
     return 0;
 }
@@ -265,13 +274,57 @@ static int configure_drive(inst_engine *e, struct inst_msg *msg)
     return 0;
 }
 
+// "a, b, a" as "a, b".
+static char *join(const inst_engine *e, const char *(*text)(const inst_engine *, uint32_t))
+{
+    size_t bytes = 1, at = 0;
+    for (uint32_t i = 0; i < e->n_places; i++)
+        bytes += strlen(text(e, i)) + 2;
+    char *out = calloc(1, bytes);
+    for (uint32_t i = 0; out && i < e->n_places; i++) {
+        uint32_t same = 0;
+        while (strcmp(text(e, same), text(e, i)))
+            same++;
+        if (same == i)
+            at += (size_t)snprintf(out + at, bytes - at, "%s%s", at ? ", " : "", text(e, i));
+    }
+    return out;
+}
+
+static const char *place_text(const inst_engine *e, uint32_t i)
+{
+    return e->where[i].path;
+}
+
+static const char *path_text(const inst_engine *e, uint32_t i)
+{
+    return e->store.drives ? e->store.drives[i].flash->path : "";
+}
+
+static int open_places(inst_engine *e, const struct inst_options *o, struct inst_msg *msg)
+{
+    size_t n = o->n_kv ? o->n_kv : 1;
+    e->where = calloc(n, sizeof *e->where);
+    e->place = calloc(n, sizeof *e->place);
+    if (!e->where || !e->place)
+        return inst_fail(msg, INST_ENOMEM, "out of memory");
+    while (e->n_places < n) {
+        struct store_where *where = &e->where[e->n_places++];
+        int err = store_where_open(where, o->n_kv ? o->kv[e->n_places - 1] : NULL, msg);
+        if (err)
+            return err;
+    }
+    e->kv_places = join(e, place_text);
+    return e->kv_places ? 0 : inst_fail(msg, INST_ENOMEM, "out of memory");
+}
+
 static int prepare(inst_engine *e, const struct inst_options *o, struct inst_msg *msg)
 {
     int err = check_options(o, msg);
     if (!err)
         err = choose_kernels(e, o->kernels, msg);
     if (!err)
-        err = store_where_open(&e->where, o->n_kv ? o->kv[0] : NULL, msg);
+        err = open_places(e, o, msg);
     if (!err)
         err = preflight_place(e, o, msg);
     if (err)
@@ -315,12 +368,13 @@ static int start(inst_engine *e, struct link *link, struct inst_msg *msg)
     if (!err)
         err = compute_cpu_open(&e->compute, e->kernels, e->pool, e->buffer[BUFFER_rounded], msg);
     if (!err && !link) {
-        err = store_open(&e->store, &e->where, &e->plan, e->row_cache, &e->budget, e->pool,
-                         e->kernels, msg);
+        err = store_open(&e->store, e->where, &e->plan, &e->budget, e->pool, e->kernels, msg);
         link = e->store.link;
     }
     if (err)
         return err;
+    if (!(e->kv_paths = join(e, path_text)))
+        return inst_fail(msg, INST_ENOMEM, "out of memory");
     port_open(&e->port, link);
     return configure_drive(e, msg);
 }
@@ -363,7 +417,12 @@ void inst_engine_close(inst_engine *e)
     tokenizer_free(e->tokenizer);
     model_weights_free(&e->weights);
     gguf_close(e->gguf);
-    store_where_free(&e->where);
+    for (uint32_t i = 0; i < e->n_places; i++)
+        store_where_free(&e->where[i]);
+    free(e->where);
+    free(e->place);
+    free(e->kv_places);
+    free(e->kv_paths);
     free(e);
 }
 
@@ -391,8 +450,9 @@ void inst_engine_info(const inst_engine *e, struct inst_model_info *info)
         .step_sessions = engine_step_sessions(e),
         .group = e->plan.group,
         .threads = pool_threads(e->pool),
-        .kv_place = e->where.path,
-        .kv_path = e->store.flash ? e->store.flash->path : "",
+        .kv_place = e->kv_places,
+        .kv_path = e->kv_paths ? e->kv_paths : "",
+        .kv_drives = e->n_places,
         .kernels = e->kernels->name,
         .chat = chat_template_name(&e->chat),
         .notes = e->note,
@@ -463,6 +523,26 @@ int inst_engine_stats(inst_engine *e, struct inst_stats *stats, struct inst_msg 
     stats->read_ahead_rows = drive.read_ahead_rows;
     stats->read_ahead_hits = drive.read_ahead_hits;
     put_sparf_stats(stats, &drive);
+    return 0;
+}
+
+int inst_engine_drives(inst_engine *e, struct inst_drive_stats *drives, size_t n,
+                       struct inst_msg *msg)
+{
+    struct drive_stats all;
+    int err = engine_drive_stats(e, &all, msg);
+    if (err)
+        return err;
+    for (uint32_t i = 0; i < n && i < e->n_places; i++) {
+        const struct drive_stats *one = e->store.n > 1 ? link_array_stats(e->store.link, i) : &all;
+        drives[i] = (struct inst_drive_stats){
+            .place = e->where[i].path,
+            .flash_read_bytes = one->flash_read_bytes,
+            .flash_program_bytes = one->flash_program_bytes,
+            .stream_bytes = one->stream_bytes,
+            .cache_hit_bytes = one->cache_hit_bytes,
+        };
+    }
     return 0;
 }
 

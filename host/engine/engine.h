@@ -45,10 +45,12 @@ struct inst_engine {
     struct model_config config;
     struct model_weights weights;
     struct tokenizer *tokenizer;
-    struct chat_template chat; // without a form: no chat
-    struct store_where where;
-    struct kv_place place; // of a directory
-    uint64_t available;    // memory for this process, when the engine was opened
+    struct chat_template chat;  // without a form: no chat
+    uint32_t n_places;          // a drive in each
+    struct store_where *where;  // [n_places]
+    struct kv_place *place;     // [n_places], of directories
+    char *kv_places, *kv_paths; // for people
+    uint64_t available;         // memory for this process, when the engine was opened
     struct engine_plan plan;
     const char *note[NOTES_MAX]; // what preflight.c has to say
     char note_text[NOTES_MAX][256];

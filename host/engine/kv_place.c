@@ -142,6 +142,9 @@ int kv_place_look_in(struct kv_place *place, const char *path, const char *mount
         return inst_fail(msg, INST_EIO, "%s: cannot be written: %s (use --kv)", at,
                          strerror(errno));
     judge(place, at, mounts, 0);
+    struct stat st;
+    if (!stat(at, &st))
+        place->device = st.st_dev;
     // Without blocks, a file system does not say.
     if (!statvfs(at, &room) && room.f_blocks &&
         !checked_mul(room.f_bavail, room.f_frsize, &place->free_bytes))

@@ -11,6 +11,7 @@
 struct kv_place {
     bool memory;         // tmpfs, ramfs, a RAM disk, or an overlay upon one of them
     uint64_t free_bytes; // for this user; UINT64_MAX: not known
+    uint64_t device;     // two places on one of them share its room
     char type[48];       // for people: "ext4", "tmpfs", "overlay upon tmpfs"
 };
 

@@ -106,6 +106,15 @@ static bool size_buffers(struct engine_plan *p, const struct model_config *c,
     for (int i = 0; i < BUFFER_COUNT; i++)
         p->buffers = add(&s, p->buffers, b[i] ? add(&s, b[i], ALLOC_BYTES) : 0);
 
+    p->array = 0;
+    if (p->drives > 1) {
+        s.overflow |= !link_array_bytes(p->drives, in->sessions, &p->space, &p->array);
+        // Two WRITEs and two READs whose heads cannot stay where they are.
+        uint64_t slabs_and_pieces = add(&s, b[BUFFER_slab0], b[BUFFER_piece0]);
+        if (!link_array_in_place(c->head_dim))
+            p->array = add(&s, p->array, mul(&s, 2, slabs_and_pieces));
+    }
+
     // A tile of K and V that the drive puts together lies behind the kernels' own scratch.
     p->scratch = KERNEL_SCRATCH_BYTES + mul(&s, 4 * ATTENTION_TILE, c->head_dim);
     p->fixed = FIXED_BYTES + mul(&s, p->threads, add(&s, STACK_BYTES, p->scratch));
@@ -118,10 +127,11 @@ static bool size_buffers(struct engine_plan *p, const struct model_config *c,
     return !s.overflow;
 }
 
-// All but the drive.
+// All but the drives.
 static uint64_t host_bytes(const struct engine_plan *p, const struct plan_input *in)
 {
-    return in->tables + p->fixed + p->text + p->sessions + p->buffers + FLASH_BYTES;
+    return in->tables + p->fixed + p->text + p->sessions + p->buffers + p->array +
+           (uint64_t)p->drives * FLASH_BYTES;
 }
 
 static uint32_t piece_tokens(const struct model_config *c, const struct plan_input *in)
@@ -136,18 +146,63 @@ static uint32_t piece_tokens(const struct model_config *c, const struct plan_inp
     return (uint32_t)min_u64(tokens, context);
 }
 
-// The drive with this token group (0: the best, in the geometry that suits it) and `rest` bytes of
-// DRAM, of which it may need more.
-static int try_group(struct engine_plan *p, const struct plan_input *in, uint32_t group,
-                     uint64_t rest, struct drive_plan *drive, struct inst_msg *msg)
+// ---- the drives --------------------------------------------------------------------------------
+
+// What one drive is to all of them.
+struct share {
+    uint32_t heads, of; // by these, whatever is divided is divided
+    uint32_t groups;
+};
+
+static struct share share_of(const struct engine_plan *p, uint32_t drive)
 {
+    struct link_share s = link_array_share(p->drives, p->space.kv_heads, drive);
+    return (struct share){s.head_count, s.groups * p->space.kv_heads, s.groups};
+}
+
+static uint64_t part_of(uint64_t bytes, struct share s)
+{
+    return bytes / s.of * s.heads + bytes % s.of * s.heads / s.of;
+}
+
+// So much of all that this drive's part is enough.
+static uint64_t whole_of(uint64_t bytes, struct share s)
+{
+    uint64_t all;
+    return checked_mul(div_round_up(bytes, s.heads), s.of, &all) ? all : UINT64_MAX;
+}
+
+static struct space_config drive_space(const struct engine_plan *p, struct share s)
+{
+    struct space_config space = p->space;
+    space.q_heads = space.q_heads / space.kv_heads * s.heads;
+    space.kv_heads = s.heads;
+    return space;
+}
+
+static uint64_t drive_limit(const struct plan_input *in, uint32_t drive, struct share s)
+{
+    uint64_t limit = in->kv_limit ? max_u64(part_of(in->kv_limit, s), 1) : 0;
+    uint64_t own = in->places ? in->places[drive].limit : 0;
+    return own && limit ? min_u64(own, limit) : own + limit;
+}
+
+// One drive with this token group (0: the best, in the geometry that suits it) and `dram` bytes, of
+// which it may need more.
+static int try_drive(struct engine_plan *p, const struct plan_input *in, uint32_t i, uint32_t group,
+                     uint64_t dram, struct drive_plan *drive, struct inst_msg *msg)
+{
+    struct share share = share_of(p, i);
+    struct space_config space = drive_space(p, share);
+    struct plan_drive *part = &p->part[i];
+    part->heads = share.heads;
     // The geometry suits a group and the best group depends on the geometry: the second round is
     // about the group that the first one settled on.
     for (int round = 0; round < 2; round++) {
-        p->space.group_tokens = group;
-        int err = drive_geometry_for(&p->geometry, &p->space, in->kv_limit, rest, msg);
+        space.group_tokens = group;
+        int err = drive_geometry_for(&part->geometry, &space, drive_limit(in, i, share), dram, msg);
         if (!err)
-            err = drive_plan(drive, &p->geometry, &p->space, rest, msg);
+            err = drive_plan(drive, &part->geometry, &space, dram, msg);
         if (err)
             return err;
         group = drive->group_tokens;
@@ -155,37 +210,94 @@ static int try_group(struct engine_plan *p, const struct plan_input *in, uint32_
     return 0;
 }
 
-// Group and DRAM of the drive when it may have `rest` bytes: what keeps its device busy, and the
-// rest for its row cache, as far as there are rows. INST_ENOMEM, with p->drive what would do, when
-// no group works with that little.
-static int plan_drive(struct engine_plan *p, const struct plan_input *in, uint64_t rest,
-                      struct inst_msg *msg)
+// What keeps a drive's device busy, and the rest of its part for its row cache, as far as there are
+// rows.
+static void settle_drive(struct engine_plan *p, const struct plan_input *in, uint32_t i,
+                         uint64_t dram, const struct drive_plan *drive)
 {
-    struct drive_plan drive;
-    rest = max_u64(rest, 1); // 0 would mean that memory does not matter
-    int err = try_group(p, in, in->group, rest, &drive, NULL);
-    uint64_t least = err ? UINT64_MAX : drive.min_dram_bytes;
-    // In its own geometry the best group can be too large, for memory or for the store, where a
+    struct share share = share_of(p, i);
+    struct plan_drive *part = &p->part[i];
+    const struct flash_geometry *g = &part->geometry;
+    part->capacity = (uint64_t)g->page_bytes * g->pages_per_block * g->blocks;
+    part->kv_bytes = drive->full_bytes / share.groups; // a sequence lives in one group
+    part->row_cache = in->row_cache;
+    if (in->places && in->places[i].in_place)
+        part->row_cache = UINT64_MAX;
+    else if (in->row_cache && in->row_cache != UINT64_MAX)
+        part->row_cache = max_u64(part_of(in->row_cache, share), 1);
+    uint64_t cache = part->row_cache == UINT64_MAX ? 0
+                     : part->row_cache             ? part->row_cache
+                                                   : UINT64_MAX;
+    uint64_t more = drive->full_dram_bytes - drive->good_dram_bytes;
+    part->dram = min_u64(dram, drive->good_dram_bytes + min_u64(more, cache));
+    p->capacity += part->capacity;
+    p->kv_bytes += part->kv_bytes;
+    p->drive += part->dram;
+}
+
+// All drives with this token group, or the best for the one that has the most heads. *least: bytes
+// for all of them that would do.
+static int try_group(struct engine_plan *p, const struct plan_input *in, uint32_t group,
+                     uint64_t rest, uint64_t *least, struct inst_msg *msg)
+{
+    uint32_t first = 0;
+    for (uint32_t i = 1; i < p->drives; i++) {
+        if (share_of(p, i).heads > share_of(p, first).heads)
+            first = i;
+    }
+    *least = p->capacity = p->kv_bytes = p->drive = 0;
+    for (uint32_t n = 0; n < p->drives; n++) {
+        uint32_t i = (first + n) % p->drives;
+        struct share share = share_of(p, i);
+        uint64_t dram = max_u64(part_of(rest, share), 1); // 0: memory does not matter
+        struct drive_plan drive;
+        int err = try_drive(p, in, i, group, dram, &drive, msg);
+        if (err)
+            return err;
+        group = drive.group_tokens;
+        *least = max_u64(*least, whole_of(drive.min_dram_bytes, share));
+        settle_drive(p, in, i, dram, &drive);
+    }
+    p->group = group;
+    return 0;
+}
+
+// Group and DRAM of the drives when they may have `rest` bytes. INST_ENOMEM, with p->drive what
+// would do, when no group works with that little.
+static int plan_drives(struct engine_plan *p, const struct plan_input *in, uint64_t rest,
+                       struct inst_msg *msg)
+{
+    uint64_t now, least;
+    int err = try_group(p, in, in->group, rest, &now, NULL);
+    least = err ? UINT64_MAX : now;
+    // In its own geometry the best group can be too large, for memory or for a store, where a
     // smaller one works.
-    for (uint32_t group = GROUP_MOST;
-         !in->group && (err || drive.min_dram_bytes > rest) && group >= GROUP_LEAST; group /= 2) {
-        err = try_group(p, in, group, rest, &drive, NULL);
-        least = err ? least : min_u64(least, drive.min_dram_bytes);
+    for (uint32_t group = GROUP_MOST; !in->group && (err || now > rest) && group >= GROUP_LEAST;
+         group /= 2) {
+        err = try_group(p, in, group, rest, &now, NULL);
+        least = err ? least : min_u64(least, now);
     }
     if (err && least == UINT64_MAX)
-        return try_group(p, in, in->group, rest, &drive, msg);
-    if (err || drive.min_dram_bytes > rest) {
-        p->drive = least;
-        return INST_ENOMEM;
-    }
-    p->group = drive.group_tokens;
-    p->capacity =
-        (uint64_t)p->geometry.page_bytes * p->geometry.pages_per_block * p->geometry.blocks;
-    p->kv_bytes = drive.full_bytes;
-    uint64_t cache = in->row_cache == UINT64_MAX ? 0 : in->row_cache ? in->row_cache : UINT64_MAX;
-    uint64_t more = drive.full_dram_bytes - drive.good_dram_bytes;
-    p->drive = min_u64(rest, drive.good_dram_bytes + min_u64(more, cache));
-    return 0;
+        return try_group(p, in, in->group, rest, &now, msg);
+    if (!err && now <= rest)
+        return 0;
+    p->drive = least;
+    return INST_ENOMEM;
+}
+
+bool plan_flash_bytes(const struct engine_plan *plan, uint32_t drive, uint64_t tokens,
+                      uint64_t *bytes)
+{
+    struct space_config space = drive_space(plan, share_of(plan, drive));
+    struct drive_plan sized;
+    space.group_tokens = plan->group;
+    space.max_sequences = 1;
+    space.max_tokens = tokens;
+    *bytes = 0;
+    if (tokens && drive_plan(&sized, &plan->part[drive].geometry, &space, 0, NULL))
+        return false;
+    *bytes = tokens ? sized.flash_bytes : 0;
+    return true;
 }
 
 // Tries one chunk and piece. 0 when it fits; INST_ENOMEM when not, with p->needed set.
@@ -199,7 +311,7 @@ static int try_plan(struct engine_plan *p, const struct model_config *c,
         return inst_fail(msg, INST_EINVAL, "the model's dimensions overflow");
     uint64_t host = host_bytes(p, in);
     uint64_t rest = in->memory > host ? in->memory - host : 0;
-    int err = plan_drive(p, in, rest, msg);
+    int err = plan_drives(p, in, rest, msg);
     p->needed = host + p->drive;
     return err ? err : p->needed > in->memory ? INST_ENOMEM : 0;
 }
@@ -216,7 +328,8 @@ static int refuse(const struct engine_plan *p, const struct plan_input *in, stru
                      plan_bytes_text(in->memory, have), (unsigned long long)in->context,
                      // Rounded up, so that the number said is one that works.
                      plan_bytes_text(enough + enough / 16, need),
-                     plan_bytes_text(in->tables, tables), plan_bytes_text(p->buffers, buffers),
+                     plan_bytes_text(in->tables, tables),
+                     plan_bytes_text(p->buffers + p->array, buffers),
                      plan_bytes_text(p->sessions + p->text, text), plan_bytes_text(p->drive, drive),
                      plan_bytes_text(p->fixed, fixed));
 }
@@ -261,6 +374,7 @@ int engine_plan(struct engine_plan *plan, const struct model_config *config,
         .method = input->method,
         .page_channels = input->page_channels,
     };
+    plan->drives = input->drives ? input->drives : 1;
     plan->threads = input->threads ? input->threads : input->max_threads;
     for (;;) {
         int err = plan_threads(plan, config, input, msg);

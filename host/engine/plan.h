@@ -2,18 +2,21 @@
 // The memory plan: from a budget and a model to chunk, buffers, token group and the drive's DRAM,
 // or to a refusal that says what would be needed. Pure arithmetic: no allocation, no system call.
 //
-//   budget = fixed overhead + tables + text + sessions + buffers + drive
+//   budget = fixed overhead + tables + text + sessions + buffers + array + drives
 //
 // fixed:    what no budget sees: libc, relocations, stacks and scratch of the workers.
 // tables:   indexes of file and vocabulary, known after loading.
 // text:     prompt text and token lists of the caller, which lie in the same process.
 // sessions: tokens, logits and the sampler's candidates.
 // buffers:  activations of a chunk or a batch, KV in transit.
+// array:    what a drive array adds: the drives' parts of commands.
+// drives:   their DRAM. Each has its share of what is left, by the heads that it holds.
 #ifndef INST_HOST_ENGINE_PLAN_H
 #define INST_HOST_ENGINE_PLAN_H
 
 #include "drive/drive.h"
 #include "host/model/config.h"
+#include "link/link.h"
 
 // What a session has in the engine's own tables.
 enum { PLAN_SESSION_BYTES = 512 };
@@ -47,19 +50,37 @@ enum buffer_id {
         BUFFER_COUNT
 };
 
+// A place for KV.
+struct plan_place {
+    uint64_t limit; // bytes it has; 0: no limit of its own
+    bool in_place;  // memory, or nothing at all: a row cache would be of no use
+};
+
 struct plan_input {
-    uint64_t memory;        // --memory
-    uint64_t tables;        // already taken from the budget
-    uint64_t context;       // tokens
-    uint64_t kv_limit;      // 0: what the context needs
-    uint64_t row_cache;     // bytes; 0: all that is left; UINT64_MAX: none, also for memory drives
-    uint32_t sessions;      // alive at a time
-    uint32_t threads;       // 0: up to max_threads, fewer when memory is short
-    uint32_t max_threads;   // CPUs of the process
-    uint32_t group, chunk;  // 0: to be chosen
-    uint32_t method;        // enum attend_method
-    uint32_t page_channels; // 0: the drive chooses
-    bool rounds_x;          // some weights take x rounded
+    uint64_t memory;                 // --memory
+    uint64_t tables;                 // already taken from the budget
+    uint64_t context;                // tokens
+    uint64_t kv_limit;               // 0: what the context needs
+    uint64_t row_cache;              // bytes; 0: all that is left; UINT64_MAX: none
+    const struct plan_place *places; // [drives]; NULL: without limits
+    uint32_t drives;                 // 0: 1
+    uint32_t sessions;               // alive at a time
+    uint32_t threads;                // 0: up to max_threads, fewer when memory is short
+    uint32_t max_threads;            // CPUs of the process
+    uint32_t group, chunk;           // 0: to be chosen
+    uint32_t method;                 // enum attend_method
+    uint32_t page_channels;          // 0: the drive chooses
+    bool rounds_x;                   // some weights take x rounded
+};
+
+// One drive of the plan.
+struct plan_drive {
+    uint32_t heads;
+    struct flash_geometry geometry;
+    uint64_t dram;
+    uint64_t row_cache; // as in drive_limits; UINT64_MAX: none
+    uint64_t capacity;  // flash bytes
+    uint64_t kv_bytes;  // of these, what full contexts take when each token is written once
 };
 
 struct engine_plan {
@@ -73,17 +94,23 @@ struct engine_plan {
     uint64_t scratch;              // bytes for each worker
     uint64_t fixed;                // scratch of all workers included
     uint64_t text, sessions, buffers;
-    uint64_t drive;    // the drive's DRAM
-    uint64_t needed;   // all of it
-    uint64_t capacity; // flash bytes
-    uint64_t kv_bytes; // of these, what full contexts take when each token is written once
-    struct space_config space;
-    struct flash_geometry geometry;
+    uint64_t array;            // what a drive array takes beside its drives
+    uint64_t drive;            // the drives' DRAM
+    uint64_t needed;           // all of it
+    uint64_t capacity;         // flash bytes of all drives
+    uint64_t kv_bytes;         // of these, what full contexts take when each token is written once
+    struct space_config space; // of all heads
+    uint32_t drives;
+    struct plan_drive part[LINK_ARRAY_MOST]; // [drives]
 };
 
 // INST_ENOMEM when the budget is too small: the message says what would do.
 int engine_plan(struct engine_plan *plan, const struct model_config *config,
                 const struct plan_input *input, struct inst_msg *msg);
+
+// What one drive keeps of a sequence of so many tokens, when each is written once. False: too much.
+bool plan_flash_bytes(const struct engine_plan *plan, uint32_t drive, uint64_t tokens,
+                      uint64_t *bytes);
 
 // Floats of the rope table for one position: a second set for layers whose angles are others.
 static inline uint64_t plan_rope_values(const struct model_config *config)

@@ -38,7 +38,12 @@ int preflight_place(struct inst_engine *e, const struct inst_options *o, struct 
         note(e, "--memory %s: only %s are available to this process",
              plan_bytes_text(o->memory, asked), plan_bytes_text(e->available, have));
     }
-    return e->where.kind == STORE_DIRECTORY ? kv_place_look(&e->place, e->where.path, msg) : 0;
+    int err = 0;
+    for (uint32_t i = 0; i < e->n_places && !err; i++) {
+        if (e->where[i].kind == STORE_DIRECTORY)
+            err = kv_place_look(&e->place[i], e->where[i].path, msg);
+    }
+    return err;
 }
 
 void preflight_model(struct inst_engine *e, const struct inst_options *o)
@@ -49,62 +54,102 @@ void preflight_model(struct inst_engine *e, const struct inst_options *o)
              "a context of %llu tokens: the model was trained for %u, beyond them its text may be "
              "worthless",
              (unsigned long long)e->context, c->context);
-    if (!e->place.memory || o->memory)
+    uint32_t in_memory = 0;
+    for (uint32_t i = 0; i < e->n_places; i++)
+        in_memory += e->place[i].memory;
+    if (!in_memory || o->memory)
         return;
     uint64_t kv = (uint64_t)c->layers * c->kv_heads * c->head_dim * 4;
     uint64_t tokens = e->context * max_u64(o->max_sessions, 1); // 2^32 * 2^16 at most
     if (!checked_mul(kv, tokens, &kv))
         kv = UINT64_MAX;
     kv = min_u64(kv, o->kv_limit ? o->kv_limit : UINT64_MAX);
+    kv = kv / e->n_places * in_memory;
     e->memory = max_u64((e->available - min_u64(kv, e->available)) / 4, MEMORY_LEAST);
     e->budget.limit = e->memory;
 }
 
-// What KV may take where it lies: of all contexts once, or what it is limited to.
-static uint64_t kv_bytes(const struct inst_engine *e)
+// What KV may take in a place: of all contexts once, or what it is limited to.
+static uint64_t kv_bytes(const struct inst_engine *e, uint32_t place)
 {
-    return min_u64(e->plan.kv_bytes, e->plan.capacity);
+    return min_u64(e->plan.part[place].kv_bytes, e->plan.part[place].capacity);
 }
 
-static int check_disk(struct inst_engine *e, const struct inst_options *o, struct inst_msg *msg)
+static bool is_directory(const struct inst_engine *e, uint32_t place)
+{
+    return e->where[place].kind == STORE_DIRECTORY;
+}
+
+// The disk of a place, with the other places on it.
+static int check_disk(struct inst_engine *e, uint32_t place, const struct inst_options *o,
+                      struct inst_msg *msg)
 {
     char need[24], have[24];
-    if (kv_bytes(e) <= e->place.free_bytes)
+    uint64_t sum = 0, room = e->place[place].free_bytes;
+    for (uint32_t i = 0; i < e->n_places; i++) {
+        bool same = is_directory(e, i) && e->place[i].device == e->place[place].device;
+        if (same && i < place)
+            return 0; // it was checked with that one
+        if (same && !checked_add(sum, kv_bytes(e, i), &sum))
+            sum = UINT64_MAX;
+    }
+    if (sum <= room)
         return 0;
-    plan_bytes_text(kv_bytes(e), need);
-    plan_bytes_text(e->place.free_bytes, have);
+    plan_bytes_text(sum, need);
+    plan_bytes_text(room, have);
     if (o->context)
         return inst_fail(msg, INST_ENOSPC,
-                         "%s: KV of a context of %llu tokens takes %s, %s are free", e->where.path,
-                         (unsigned long long)e->context, need, have);
+                         "%s: KV of a context of %llu tokens takes %s, %s are free",
+                         e->where[place].path, (unsigned long long)e->context, need, have);
     note(e, "%s: KV of the whole context of %llu tokens takes %s, %s are free: less text fits",
-         e->where.path, (unsigned long long)e->context, need, have);
+         e->where[place].path, (unsigned long long)e->context, need, have);
+    return 0;
+}
+
+// Places that are memory, beside the budget.
+static int check_memory(struct inst_engine *e, struct inst_msg *msg)
+{
+    char need[24], budget[24], have[24];
+    // A budget that is too large alone was noted as such, and nobody knows how much of it is meant.
+    uint64_t ram = 0, directories = 0, meant = e->memory > e->available ? 0 : e->memory, both;
+    uint32_t first = e->n_places;
+    for (uint32_t i = 0; i < e->n_places; i++) {
+        bool is_ram = e->where[i].kind == STORE_RAM;
+        uint64_t *sum = is_ram ? &ram : &directories;
+        if (!is_ram && !e->place[i].memory)
+            continue;
+        if (!is_ram && first == e->n_places)
+            first = i;
+        if (!checked_add(*sum, kv_bytes(e, i), sum))
+            *sum = UINT64_MAX;
+    }
+    plan_bytes_text(e->memory, budget);
+    plan_bytes_text(e->available, have);
+    if (!checked_add(ram, directories, &both) || !checked_add(both, meant, &both))
+        both = UINT64_MAX;
+    if (ram && both > e->available)
+        note(e, "KV in memory, up to %s, and --memory %s are more than the %s that are available",
+             plan_bytes_text(ram, need), budget, have);
+    if (first == e->n_places)
+        return 0;
+    plan_bytes_text(directories, need);
+    if (both > e->available)
+        return inst_fail(msg, INST_ENOSPC,
+                         "%s is memory (%s): KV of a context of %llu tokens takes %s there, beside "
+                         "--memory %s, and %s are available",
+                         e->where[first].path, e->place[first].type, (unsigned long long)e->context,
+                         need, budget, have);
+    note(e, "%s is memory (%s): KV there, up to %s, counts beside --memory %s",
+         e->where[first].path, e->place[first].type, need, budget);
     return 0;
 }
 
 int preflight_plan(struct inst_engine *e, const struct inst_options *o, struct inst_msg *msg)
 {
-    char need[24], budget[24], have[24];
-    // A budget that is too large alone was noted as such, and nobody knows how much of it is meant.
-    uint64_t both, meant = e->memory > e->available ? 0 : e->memory;
-    if (!checked_add(kv_bytes(e), meant, &both))
-        both = UINT64_MAX;
-    plan_bytes_text(kv_bytes(e), need);
-    plan_bytes_text(e->memory, budget);
-    plan_bytes_text(e->available, have);
-    if (e->where.kind == STORE_RAM && both > e->available)
-        note(e, "KV in memory, up to %s, and --memory %s are more than the %s that are available",
-             need, budget, have);
-    if (e->where.kind != STORE_DIRECTORY)
-        return 0;
-    if (e->place.memory && both > e->available)
-        return inst_fail(msg, INST_ENOSPC,
-                         "%s is memory (%s): KV of a context of %llu tokens takes %s there, beside "
-                         "--memory %s, and %s are available",
-                         e->where.path, e->place.type, (unsigned long long)e->context, need, budget,
-                         have);
-    if (e->place.memory)
-        note(e, "%s is memory (%s): KV there, up to %s, counts beside --memory %s", e->where.path,
-             e->place.type, need, budget);
-    return check_disk(e, o, msg);
+    int err = check_memory(e, msg);
+    for (uint32_t i = 0; i < e->n_places && !err; i++) {
+        if (is_directory(e, i))
+            err = check_disk(e, i, o, msg);
+    }
+    return err;
 }

@@ -115,61 +115,92 @@ void store_where_free(struct store_where *where)
     *where = (struct store_where){0};
 }
 
-static int open_file(struct store *store, const struct store_where *where,
-                     const struct engine_plan *plan, struct budget *budget, struct inst_msg *msg)
+// ---- the drives --------------------------------------------------------------------------------
+
+static int open_file(struct flash **flash, const struct store_where *where,
+                     const struct plan_drive *part, bool dense, struct budget *budget,
+                     struct inst_msg *msg)
 {
     struct flash_file_options options = {
         .directory = where->path,
-        .geometry = plan->geometry,
+        .geometry = part->geometry,
         .budget = budget,
         // Dense attention reads whole rows: it has no use for the answer.
-        .clock_ns = plan->space.method == METHOD_DENSE ? NULL : clock_ns,
+        .clock_ns = dense ? NULL : clock_ns,
     };
     int failed = where->is_default ? make_directories(where->path) : 0;
     if (failed)
         return inst_fail(msg, INST_EIO, "%s: cannot be created: %s (use --kv)", where->path,
                          strerror(failed));
     struct inst_msg why = {0};
-    int err = flash_file_open(&store->flash, &options, &why);
+    int err = flash_file_open(flash, &options, &why);
     bool place = err == INST_EIO || err == INST_ENOENT;
     return err ? inst_fail(msg, err, "%s%s", why.text, place ? " (use --kv)" : "") : 0;
 }
 
-static int open_flash(struct store *store, const struct store_where *where,
-                      const struct engine_plan *plan, struct budget *budget, struct inst_msg *msg)
+static int open_flash(struct flash **flash, const struct store_where *where,
+                      const struct plan_drive *part, bool dense, struct budget *budget,
+                      struct inst_msg *msg)
 {
     switch (where->kind) {
     case STORE_NULL:
-        return flash_null_open(&store->flash, &plan->geometry, msg);
+        return flash_null_open(flash, &part->geometry, msg);
     case STORE_RAM:
-        return flash_ram_open(&store->flash, &plan->geometry, where->rate, msg);
+        return flash_ram_open(flash, &part->geometry, where->rate, msg);
     default:
-        return open_file(store, where, plan, budget, msg);
+        return open_file(flash, where, part, dense, budget, msg);
     }
 }
 
-int store_open(struct store *store, const struct store_where *where, const struct engine_plan *plan,
-               uint64_t row_cache, struct budget *budget, struct pool *pool,
-               const struct kernels *kernels, struct inst_msg *msg)
+static int open_drive(struct store *store, struct store_drive *d, const struct plan_drive *part,
+                      struct pool *pool, const struct kernels *kernels, struct inst_msg *msg)
 {
-    *store = (struct store){.budget = budget};
-    // First the flash: what it measures on the way uses memory that will be the drive's.
-    int err = open_flash(store, where, plan, budget, msg);
-    if (!err)
-        err = budget_take(budget, plan->drive, "the drive", msg);
-    if (!err)
-        store->drive_bytes = plan->drive;
+    int err = budget_take(store->budget, part->dram, "a drive", msg);
+    if (err)
+        return err;
+    store->drive_bytes += part->dram;
     struct drive_limits limits = {
-        .dram_bytes = plan->drive,
+        .dram_bytes = part->dram,
         .pool = pool,
         .kernels = kernels,
-        .row_cache = row_cache,
-        .no_row_cache = row_cache == UINT64_MAX,
+        .row_cache = part->row_cache,
+        .no_row_cache = part->row_cache == UINT64_MAX,
     };
-    if (!err)
-        err = drive_open(&store->drive, store->flash, &limits, msg);
-    if (!err)
-        err = link_local_open(&store->link, store->drive, store->flash, msg);
+    err = drive_open(&d->drive, d->flash, &limits, msg);
+    return err ? err : link_local_open(&d->link, d->drive, d->flash, msg);
+}
+
+static int open_array(struct store *store, const struct store_where *where, struct inst_msg *msg)
+{
+    struct link *links[LINK_ARRAY_MOST];
+    const char *names[LINK_ARRAY_MOST];
+    for (uint32_t i = 0; i < store->n; i++) {
+        links[i] = store->drives[i].link;
+        names[i] = where[i].path;
+    }
+    struct link_array_options options = {links, names, store->n, store->budget};
+    return link_array_open(&store->link, &options, msg);
+}
+
+int store_open(struct store *store, const struct store_where *where, const struct engine_plan *plan,
+               struct budget *budget, struct pool *pool, const struct kernels *kernels,
+               struct inst_msg *msg)
+{
+    bool dense = plan->space.method == METHOD_DENSE;
+    int err = 0;
+    *store = (struct store){.budget = budget, .n = plan->drives};
+    store->drives = calloc(store->n, sizeof *store->drives);
+    if (!store->drives)
+        err = inst_fail(msg, INST_ENOMEM, "out of memory");
+    // First all flash: what it measures on the way uses memory that will be the drives'.
+    for (uint32_t i = 0; i < store->n && !err; i++)
+        err = open_flash(&store->drives[i].flash, &where[i], &plan->part[i], dense, budget, msg);
+    for (uint32_t i = 0; i < store->n && !err; i++)
+        err = open_drive(store, &store->drives[i], &plan->part[i], pool, kernels, msg);
+    if (!err && store->n == 1)
+        store->link = store->drives->link;
+    else if (!err)
+        err = open_array(store, where, msg);
     if (err)
         store_close(store);
     return err;
@@ -177,10 +208,16 @@ int store_open(struct store *store, const struct store_where *where, const struc
 
 void store_close(struct store *store)
 {
-    link_close(store->link);
-    if (store->drive)
-        drive_close(store->drive);
-    flash_close(store->flash);
+    if (store->n > 1)
+        link_close(store->link);
+    for (uint32_t i = 0; i < store->n && store->drives; i++) {
+        struct store_drive *d = &store->drives[i];
+        link_close(d->link);
+        if (d->drive)
+            drive_close(d->drive);
+        flash_close(d->flash);
+    }
+    free(store->drives);
     if (store->budget)
         budget_give(store->budget, store->drive_bytes);
     *store = (struct store){0};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where KV lives: parses a WHERE ("ram:SIZE[@RATE]", "null:" or a directory) and makes the flash,
-// the drive and the link of it.
+// Where KV lives: parses a WHERE ("ram:SIZE[@RATE]", "null:" or a directory), makes flash, drive
+// and link of each, and an array of several.
 #ifndef INST_HOST_ENGINE_STORE_H
 #define INST_HOST_ENGINE_STORE_H
 
@@ -22,16 +22,21 @@ void store_where_free(struct store_where *where);
 int store_parse_size(const char *text, size_t bytes, uint64_t *out);
 
 struct store {
-    struct flash *flash;
-    struct drive *drive;
-    struct link *link;
+    struct store_drive {
+        struct flash *flash;
+        struct drive *drive;
+        struct link *link;
+    } * drives; // [n]
+    uint32_t n;
+    struct link *link; // the only drive's, or the array's
     struct budget *budget;
     uint64_t drive_bytes; // taken from the budget
 };
 
+// A drive in each of plan->drives places.
 int store_open(struct store *store, const struct store_where *where, const struct engine_plan *plan,
-               uint64_t row_cache, struct budget *budget, struct pool *pool,
-               const struct kernels *kernels, struct inst_msg *msg);
+               struct budget *budget, struct pool *pool, const struct kernels *kernels,
+               struct inst_msg *msg);
 void store_close(struct store *store); // zeroed is fine
 
 #endif

@@ -71,19 +71,19 @@ static bool rebuilding_helps(const struct sync *y, size_t index)
     const struct inst_prefix *p = &y->prefixes[index];
     if (p->session->dead || !y->item[index].kept)
         return false;
-    struct space_config space = e->plan.space;
-    space.group_tokens = e->plan.group;
-    space.max_sequences = 1;
-    uint64_t sum = 0;
-    for (uint32_t i = 0; i < e->max_sessions; i++) {
-        const struct inst_session *s = e->sessions[i];
-        struct drive_plan plan;
-        space.max_tokens = s == p->session ? p->n_tokens : s ? s->length : 0;
-        if (space.max_tokens && (drive_plan(&plan, &e->plan.geometry, &space, 0, NULL) ||
-                                 !checked_add(sum, plan.flash_bytes, &sum)))
+    for (uint32_t drive = 0; drive < e->plan.drives; drive++) {
+        uint64_t sum = 0, bytes;
+        for (uint32_t i = 0; i < e->max_sessions; i++) {
+            const struct inst_session *s = e->sessions[i];
+            uint64_t tokens = s == p->session ? p->n_tokens : s ? s->length : 0;
+            if (!plan_flash_bytes(&e->plan, drive, tokens, &bytes) ||
+                !checked_add(sum, bytes, &sum))
+                return false;
+        }
+        if (sum > e->plan.part[drive].capacity)
             return false;
     }
-    return sum <= e->plan.capacity;
+    return true;
 }
 
 // A prefix that failed. Where only that makes room, all of it will be computed again.

@@ -135,7 +135,8 @@ class Cli(unittest.TestCase):
             (["run", "-m", self.model, "-f", "/no/such/text"], "/no/such/text"),
             (m + ["--kv", "/no/such/dir"], "/no/such/dir"),
             (m + ["--kv", "ram:"], "ram:SIZE"),
-            (m + ["--kv", "ram:1M", "--kv", "ram:1M"], "several drives"),
+            (m + ["--kv", "ram:1M", "--kv", "/no/such/dir"], "/no/such/dir"),
+            (m + ["--kv", "null:"] * 65, "at most 64"),
             (m + ["--memory", "600K"], "at least"),
             (m + ["-c", "1"], "does not fit in the context of 1"),
             (m + ["--kernels", "mmx"], "mmx"),
@@ -162,6 +163,30 @@ class Cli(unittest.TestCase):
         for flag in """-m -p -f -n -c -t --temp --top-k --top-p --min-p --repeat-penalty --seed --stop
                 --ignore-eos --kv --kv-limit --memory --group --attention --stats -v""".split():
             self.assertIn(flag, text)
+
+    def test_several_drives(self):
+        stats = self.path("drives.json")
+
+        def ask(*places):
+            kv = [word for place in places for word in ("--kv", place)]
+            r = run("run", "-m", self.model, "-p", "hello " * 40, "-n", 30, "--temp", 0, *kv,
+                    "--ignore-eos", "--group", 16, "--stats", stats, "--row-cache", "off")
+            self.assertEqual((r.returncode, r.stderr), (0, b""))
+            return r.stdout, json.loads(read(stats))
+
+        one, alone = ask("ram:16M")
+        self.assertEqual([d["place"] for d in alone["drives"]], ["ram:16M"])
+        for places in ["ram:16M"] * 2, ["ram:16M", self.dir.name, "ram:9M@1G"], ["ram:4M"] * 5:
+            text, s = ask(*places)
+            self.assertEqual((text, s["text_tokens"]), (one, alone["text_tokens"]))
+            self.assertEqual([d["place"] for d in s["drives"]], places)
+            for name in "flash_read_bytes", "flash_program_bytes", "stream_bytes":
+                self.assertEqual(sum(d[name] for d in s["drives"]), s[name])
+            self.assertEqual(s["attended_tokens"], alone["attended_tokens"])
+        # Two KV heads over two drives: the same work for both.
+        _, s = ask("ram:16M", "ram:16M")
+        self.assertEqual(*(d["stream_bytes"] for d in s["drives"]))
+        self.assertEqual(s["stream_bytes"], alone["stream_bytes"])
 
     def test_quiet_in_a_pipe_and_stats(self):
         stats = self.path("stats.json")

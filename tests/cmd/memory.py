@@ -165,6 +165,9 @@ class Quick(Memory):
         for args in shapes if MORE else shapes[:1]:
             self.down_to_the_least(*args)
 
+    def test_three_drives(self):
+        self.down_to_the_least("-c", 16384, "-t", 2, *["--kv", self.kv] * 2)
+
     def test_interrupt_leaves_nothing(self):
         for what, n in ("prefill", 60000), ("decode", 500):
             with self.subTest(what):

@@ -89,7 +89,7 @@ static void walk(const struct walk *w, const char *kv, uint32_t group)
         for (size_t i = keep; i < length; i++)
             tokens[i] = text_token(round + 1, i);
     }
-    assert_int_equal(drive_check(f.engine->store.drive, &f.msg), 0);
+    assert_int_equal(drive_check(f.engine->store.drives->drive, &f.msg), 0);
     close_engine(&f);
 }
 
