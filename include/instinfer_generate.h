@@ -19,6 +19,18 @@
 extern "C" {
 #endif
 
+// A conversation of before, whose next answer is to come: a system message first or none, then user
+// and assistant in turns, the last one the user's. *tokens becomes the caller's (malloc). What the
+// messages say cannot become structure.
+enum inst_role { INST_ROLE_SYSTEM, INST_ROLE_USER, INST_ROLE_ASSISTANT };
+struct inst_chat_message {
+    enum inst_role role;
+    const char *text;
+    size_t bytes; // a system text ends at a NUL, too
+};
+INST_API int inst_chat_messages(inst_engine *engine, const struct inst_chat_message *messages,
+                                size_t n, int32_t **tokens, size_t *n_tokens, struct inst_msg *msg);
+
 typedef struct inst_generation inst_generation;
 typedef struct inst_scheduler inst_scheduler;
 

@@ -3,6 +3,7 @@
 // that a model without one is refused before anything else is made.
 #include "host/engine/engine.h"
 #include "base/checked.h"
+#include "instinfer_generate.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -18,16 +19,15 @@ int engine_chat_open(struct inst_engine *e, const char *name, struct inst_msg *m
     return chat_template_read(&e->chat, e->gguf, localtime_r(&now, &today), msg);
 }
 
-int inst_chat_turn(inst_engine *engine, bool first, const char *system, const char *text,
-                   size_t bytes, int32_t **tokens, size_t *n_tokens, struct inst_msg *msg)
+static int encode(struct inst_engine *e, const struct chat_turn *turns, size_t n, int32_t **tokens,
+                  size_t *n_tokens, struct inst_msg *msg)
 {
-    struct token_list list = {.budget = &engine->budget};
-    struct chat_turn turn = {.first = first, .system = system, .text = text, .bytes = bytes};
+    struct token_list list = {.budget = &e->budget};
     *tokens = NULL;
     *n_tokens = 0;
-    if (!engine->chat.form)
+    if (!e->chat.form)
         return inst_fail(msg, INST_EINVAL, "this engine was opened without a chat template");
-    int err = chat_template_encode(&engine->chat, engine->tokenizer, &turn, &list, msg);
+    int err = chat_template_encode_all(&e->chat, e->tokenizer, turns, n, &list, msg);
     if (!err) {
         *tokens = malloc(max_u64(list.count, 1) * sizeof **tokens);
         if (!*tokens)
@@ -38,6 +38,51 @@ int inst_chat_turn(inst_engine *engine, bool first, const char *system, const ch
     if (!err)
         *n_tokens = list.count;
     token_list_free(&list);
+    return err;
+}
+
+int inst_chat_turn(inst_engine *engine, bool first, const char *system, const char *text,
+                   size_t bytes, int32_t **tokens, size_t *n_tokens, struct inst_msg *msg)
+{
+    struct chat_turn turn = {.first = first, .system = system, .text = text, .bytes = bytes};
+    return encode(engine, &turn, 1, tokens, n_tokens, msg);
+}
+
+int inst_chat_messages(inst_engine *engine, const struct inst_chat_message *messages, size_t n,
+                       int32_t **tokens, size_t *n_tokens, struct inst_msg *msg)
+{
+    bool system = n && messages[0].role == INST_ROLE_SYSTEM;
+    char *system_text = NULL;
+    size_t n_turns = (n - system + 1) / 2;
+    *tokens = NULL;
+    *n_tokens = 0;
+    for (size_t i = system; i < n; i++)
+        if (messages[i].role != ((i - system) % 2 ? INST_ROLE_ASSISTANT : INST_ROLE_USER))
+            return inst_fail(msg, INST_EINVAL, "message %zu of a conversation is out of order", i);
+    if ((n - system) % 2 == 0)
+        return inst_fail(msg, INST_EINVAL, "a conversation ends with a message of the user");
+    struct chat_turn *turns = calloc(n_turns, sizeof *turns);
+    if (system)
+        system_text = strndup(messages[0].text, messages[0].bytes);
+    int err = !turns || (system && !system_text)
+                  ? inst_fail(msg, INST_ENOMEM, "a conversation: out of memory")
+                  : 0;
+    for (size_t i = system; i < n && !err; i++) {
+        struct chat_turn *turn = &turns[(i - system) / 2];
+        if (messages[i].role == INST_ROLE_ASSISTANT) {
+            turn->answer = messages[i].text;
+            turn->answer_bytes = messages[i].bytes;
+        } else {
+            *turn = (struct chat_turn){.first = i == system,
+                                       .system = i == system ? system_text : NULL,
+                                       .text = messages[i].text,
+                                       .bytes = messages[i].bytes};
+        }
+    }
+    if (!err)
+        err = encode(engine, turns, n_turns, tokens, n_tokens, msg);
+    free(system_text);
+    free(turns);
     return err;
 }
 

@@ -17,6 +17,7 @@ enum {
     TRIM_SYSTEM = 2,   // and around the system text
     TRIM_JOINED = 4,   // as TRIM_USER, but not between a system text and the user's
     SYSTEM_INSIDE = 8, // the system text is a part of the first user turn
+    SPACE = 16,        // stands before an answer of before; models write it themselves
 };
 
 // A conversation reads: system S system_end user U answer A end user U answer A ...; or, with
@@ -38,13 +39,13 @@ static const struct template_form forms[] = {
     {"chatml", "<|im_start|>system\n", "<|im_end|>\n", "<|im_start|>user\n",
      "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n", 0},
     {"yi", "", "", "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n", 0},
-    {"mistral-v7", "[SYSTEM_PROMPT] ", "[/SYSTEM_PROMPT]", "[INST] ", "[/INST]", EOS, 0},
+    {"mistral-v7", "[SYSTEM_PROMPT] ", "[/SYSTEM_PROMPT]", "[INST] ", "[/INST]", EOS, SPACE},
     {"mistral-v7-tekken", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[INST]", "[/INST]", EOS, 0},
-    {"mistral-v1", "", "\n\n", " [INST] ", " [/INST]", EOS, SYSTEM_INSIDE},
-    {"mistral-v3", "", "\n\n", "[INST] ", "[/INST]", EOS, SYSTEM_INSIDE},
+    {"mistral-v1", "", "\n\n", " [INST] ", " [/INST]", EOS, SYSTEM_INSIDE | SPACE},
+    {"mistral-v3", "", "\n\n", "[INST] ", "[/INST]", EOS, SYSTEM_INSIDE | SPACE},
     {"mistral-v3-tekken", "", "\n\n", "[INST]", "[/INST]", EOS, SYSTEM_INSIDE},
     {"llama2", "<<SYS>>\n", "\n<</SYS>>\n\n", "[INST] ", " [/INST]", " " EOS BOS,
-     SYSTEM_INSIDE | TRIM_JOINED},
+     SYSTEM_INSIDE | TRIM_JOINED | SPACE},
     {"mistral-v0.1", "", "\n\n", "[INST] ", " [/INST]", EOS " ", SYSTEM_INSIDE},
     {"mistral-v0.2", "", "\n\n", "[INST] ", " [/INST]", EOS, SYSTEM_INSIDE},
     {"phi4-mini", "<|system|>", "<|end|>", "<|user|>", "<|end|><|assistant|>", "<|end|>", 0},
@@ -60,9 +61,9 @@ static const struct template_form forms[] = {
     {"deepseek-r1", "", "", DEEPSEEK("User"), DEEPSEEK("Assistant"), DEEPSEEK_END, 0},
     {"granite", GRANITE("system"), GRANITE_END, GRANITE("user"), GRANITE_END GRANITE("assistant"),
      GRANITE_END, 0},
-    {"vicuna", "", " ", "USER: ", " ASSISTANT:", EOS, 0},
-    {"vicuna-lines", "", "\n\n", "USER: ", "\nASSISTANT:", "</s>\n", 0},
-    {"vicuna-orca", "SYSTEM: ", "\n", "USER: ", "\nASSISTANT:", "</s>\n", 0},
+    {"vicuna", "", " ", "USER: ", " ASSISTANT:", EOS, SPACE},
+    {"vicuna-lines", "", "\n\n", "USER: ", "\nASSISTANT:", "</s>\n", SPACE},
+    {"vicuna-orca", "SYSTEM: ", "\n", "USER: ", "\nASSISTANT:", "</s>\n", SPACE},
     {"raw", "", "", "", "", "", 0},
 };
 enum { FORMS = sizeof forms / sizeof *forms };
@@ -221,13 +222,34 @@ static int put_system(const struct chat_template *chat, const struct tokenizer *
     return rc ? rc : put_words(out, form->system_end, t, msg);
 }
 
-int chat_template_render(const struct chat_template *chat, const struct tokenizer *t,
-                         const struct chat_turn *turn, struct chat_text *out, struct inst_msg *msg)
+// What a template keeps of an answer, as chat_template_settle has it for tokens.
+static int put_answer(const struct chat_template *chat, const struct chat_turn *turn,
+                      struct chat_text *out, struct inst_msg *msg)
+{
+    static const char close[] = "</think>";
+    struct gguf_string kept = {turn->answer, turn->answer_bytes};
+    const char *end = NULL;
+    if (chat->drops_thinking)
+        for (const char *at = kept.data;
+             (at = memmem(at, kept.bytes - (size_t)(at - kept.data), close, sizeof close - 1));)
+            end = at += sizeof close - 1;
+    if (end) {
+        kept = (struct gguf_string){end, kept.bytes - (size_t)(end - kept.data)};
+        if (!chat->keeps_space)
+            kept = template_text_trim(kept, true, false);
+    }
+    if (chat->form->flags & (TRIM_USER | TRIM_JOINED))
+        kept = template_text_trim(kept, true, true);
+    int rc = chat->form->flags & SPACE ? put(out, " ", 1, false, msg) : 0;
+    return rc ? rc : put(out, kept.data, kept.bytes, true, msg);
+}
+
+static int put_turn(const struct chat_template *chat, const struct tokenizer *t,
+                    const struct chat_turn *turn, struct chat_text *out, struct inst_msg *msg)
 {
     const struct template_form *form = chat->form;
     bool inside = form->flags & SYSTEM_INSIDE, system = turn->first && turn->system;
     int rc = 0;
-    out->bytes = out->n_spans = 0;
     if (!turn->first)
         rc = put_words(out, form->end, t, msg);
     if (!rc && turn->first && !inside)
@@ -244,28 +266,54 @@ int chat_template_render(const struct chat_template *chat, const struct tokenize
         rc = put(out, said.data, said.bytes, true, msg);
     if (!rc)
         rc = put_words(out, form->answer, t, msg);
-    return rc || !chat->opens_thinking ? rc : put_words(out, "<think>\n", t, msg);
+    if (!rc && turn->answer)
+        rc = put_answer(chat, turn, out, msg);
+    return rc || turn->answer || !chat->opens_thinking ? rc : put_words(out, "<think>\n", t, msg);
+}
+
+int chat_template_render_all(const struct chat_template *chat, const struct tokenizer *t,
+                             const struct chat_turn *turns, uint64_t n, struct chat_text *out,
+                             struct inst_msg *msg)
+{
+    int rc = 0;
+    out->bytes = out->n_spans = 0;
+    for (uint64_t i = 0; i < n && !rc; i++)
+        rc = put_turn(chat, t, &turns[i], out, msg);
+    return rc;
+}
+
+int chat_template_render(const struct chat_template *chat, const struct tokenizer *t,
+                         const struct chat_turn *turn, struct chat_text *out, struct inst_msg *msg)
+{
+    return chat_template_render_all(chat, t, turn, 1, out, msg);
+}
+
+int chat_template_encode_all(const struct chat_template *chat, const struct tokenizer *t,
+                             const struct chat_turn *turns, uint64_t n, struct token_list *list,
+                             struct inst_msg *msg)
+{
+    struct chat_text text = {.budget = list->budget};
+    uint64_t before = list->count;
+    bool first = turns->first;
+    bool bos = first && (chat->bos || tokenizer_adds_bos(t)) && tokenizer_bos(t) != TOKENIZER_NONE;
+    int rc = chat_template_render_all(chat, t, turns, n, &text, msg);
+    if (!rc && bos)
+        rc = token_list_add(list, tokenizer_bos(t), msg);
+    if (!rc)
+        rc = tokenizer_encode_spans(t, text.text, text.spans, text.n_spans,
+                                    TOKENIZER_PARSE_SPECIAL | (first ? 0u : TOKENIZER_CONTINUES),
+                                    list, msg);
+    if (rc)
+        list->count = before;
+    chat_text_free(&text);
+    return rc;
 }
 
 int chat_template_encode(const struct chat_template *chat, const struct tokenizer *t,
                          const struct chat_turn *turn, struct token_list *list,
                          struct inst_msg *msg)
 {
-    struct chat_text text = {.budget = list->budget};
-    uint64_t before = list->count;
-    bool bos =
-        turn->first && (chat->bos || tokenizer_adds_bos(t)) && tokenizer_bos(t) != TOKENIZER_NONE;
-    int rc = chat_template_render(chat, t, turn, &text, msg);
-    if (!rc && bos)
-        rc = token_list_add(list, tokenizer_bos(t), msg);
-    if (!rc)
-        rc = tokenizer_encode_spans(
-            t, text.text, text.spans, text.n_spans,
-            TOKENIZER_PARSE_SPECIAL | (turn->first ? 0u : TOKENIZER_CONTINUES), list, msg);
-    if (rc)
-        list->count = before;
-    chat_text_free(&text);
-    return rc;
+    return chat_template_encode_all(chat, t, turn, 1, list, msg);
 }
 
 // True for tokens of nothing but white space.

@@ -43,6 +43,10 @@ struct chat_turn {
     const char *system; // first turn only; NULL: the template's, if it has one
     const char *text;   // what the user says; any bytes
     uint64_t bytes;
+    // What was answered, word for word, without the space that some formats have before it; NULL:
+    // the answer is to come.
+    const char *answer;
+    uint64_t answer_bytes;
 };
 
 // Text with its spans; zero-initialise with the budget set. The owner calls chat_text_free.
@@ -59,10 +63,17 @@ void chat_text_free(struct chat_text *text);
 // turn) to the start of the next one. Begin and end tokens stand in it by their names.
 int chat_template_render(const struct chat_template *chat, const struct tokenizer *tokenizer,
                          const struct chat_turn *turn, struct chat_text *out, struct inst_msg *msg);
+// Several turns that follow each other, and their answers: all but the last have one.
+int chat_template_render_all(const struct chat_template *chat, const struct tokenizer *tokenizer,
+                             const struct chat_turn *turns, uint64_t n, struct chat_text *out,
+                             struct inst_msg *msg);
 // The same as tokens, appended to the list; the begin token goes first exactly once.
 int chat_template_encode(const struct chat_template *chat, const struct tokenizer *tokenizer,
                          const struct chat_turn *turn, struct token_list *list,
                          struct inst_msg *msg);
+int chat_template_encode_all(const struct chat_template *chat, const struct tokenizer *tokenizer,
+                             const struct chat_turn *turns, uint64_t n, struct token_list *list,
+                             struct inst_msg *msg);
 
 // What a conversation keeps of an answer that is complete: templates of thinking models drop the
 // thoughts once the next turn comes. ids[answer, count) is the answer; returns the new count.

@@ -41,6 +41,34 @@ static bool same_text(const struct chat_template *chat, const struct vocabulary 
     return same;
 }
 
+// The same from the whole conversation at once, its answers without the space before them.
+static bool same_at_once(const struct chat_template *chat, const struct vocabulary *v,
+                         const cJSON *conversation, const char *bos)
+{
+    struct chat_text text = {.budget = (struct budget *)(uintptr_t)&v->budget};
+    struct chat_turn turns[8] = {{.first = true, .system = get(conversation, "system")}};
+    const cJSON *answer = cJSON_GetObjectItem(conversation, "answers")->child;
+    const char *expected = get(conversation, "text");
+    size_t n = 0, skip = chat->bos ? strlen(bos) : 0;
+    for (const cJSON *turn = cJSON_GetObjectItem(conversation, "turns")->child; turn;
+         turn = turn->next, n++) {
+        turns[n].text = turn->valuestring;
+        turns[n].bytes = strlen(turn->valuestring);
+        if (!answer)
+            continue;
+        turns[n].answer = answer->valuestring + (*answer->valuestring == ' ');
+        turns[n].answer_bytes = strlen(turns[n].answer);
+        answer = answer->next;
+    }
+    assert_int_equal(chat_template_render_all(chat, v->t, turns, n, &text, NULL), 0);
+    bool same =
+        text.bytes == strlen(expected) - skip && !memcmp(text.text, expected + skip, text.bytes);
+    if (!same)
+        print_error("expected: %s\nat once: %.*s\n", expected + skip, (int)text.bytes, text.text);
+    chat_text_free(&text);
+    return same;
+}
+
 static void test_text_equals_jinja(void **state)
 {
     (void)state;
@@ -60,7 +88,8 @@ static void test_text_equals_jinja(void **state)
         int bad = 0, n = 0;
         for (const cJSON *c = cJSON_GetObjectItem(m, "conversations")->child; c && name && !wrong;
              c = c->next, n++)
-            bad += !same_text(&chat, &v, c, get(m, "bos"));
+            bad += !same_text(&chat, &v, c, get(m, "bos")) ||
+                   !same_at_once(&chat, &v, c, get(m, "bos"));
         if (wrong || bad || !listed)
             print_message("%s: %s, %d of %d conversations differ%s%s\n", get(m, "name"),
                           name ? name : "unknown", bad, n, name ? "" : "; ", why.text);
@@ -141,7 +170,8 @@ static void test_ids_equal_llamacpp(void **state)
 }
 
 // What is left of an answer's thoughts when the next turn comes.
-static bool same_thinking(const struct chat_template *chat, struct vocabulary *v, const cJSON *c)
+static bool same_thinking(const struct chat_template *chat, struct vocabulary *v, const cJSON *c,
+                          const char *bos)
 {
     static char text[1 << 14];
     struct token_list list = {.budget = &v->budget};
@@ -168,7 +198,7 @@ static bool same_thinking(const struct chat_template *chat, struct vocabulary *v
     if (!same)
         print_error("expected: %s\ngot: %s\n", expected, got);
     free(expected);
-    return same;
+    return same && same_at_once(chat, v, c, bos);
 }
 
 static void test_thoughts_equal_jinja(void **state)
@@ -185,7 +215,7 @@ static void test_thoughts_equal_jinja(void **state)
         char *text = text_of(m);
         if (!chat_template_recognise(&chat, string_of(text), &today, NULL) && cJSON_IsObject(c)) {
             open_vocabulary(&v, special, 4, NULL);
-            bool same = same_thinking(&chat, &v, c);
+            bool same = same_thinking(&chat, &v, c, get(m, "bos"));
             if (!same)
                 print_error("%s: other thoughts\n", get(m, "name"));
             failures += !same;
