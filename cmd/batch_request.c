@@ -9,16 +9,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-static size_t json_limit, json_bytes;
+static size_t json_limit, json_left = SIZE_MAX; // the second counts while a line is parsed
 static bool json_refused;
 
 static void *json_malloc(size_t bytes)
 {
-    void *p = json_limit && bytes > json_limit - json_bytes ? NULL : malloc(bytes);
-    if (p)
-        json_bytes += malloc_usable_size(p);
-    if (json_limit && json_bytes > json_limit)
-        json_bytes = json_limit; // usable may be a little more than asked for
+    void *p = bytes <= json_left ? malloc(bytes) : NULL;
+    size_t got = p ? malloc_usable_size(p) : 0;
+    json_left -= got < json_left ? got : json_left;
     json_refused |= !p;
     return p;
 }
@@ -26,7 +24,7 @@ static void *json_malloc(size_t bytes)
 static void json_free(void *p)
 {
     size_t bytes = p ? malloc_usable_size(p) : 0;
-    json_bytes -= bytes < json_bytes ? bytes : json_bytes;
+    json_left += bytes < SIZE_MAX - json_left ? bytes : SIZE_MAX - json_left;
     free(p);
 }
 
@@ -90,7 +88,7 @@ static bool number(struct parse *p, const cJSON *v, const char *field, double mi
 static bool whole(struct parse *p, const cJSON *v, const char *field, double min, double max,
                   int64_t *out)
 {
-    double d;
+    double d = 0;
     if (!number(p, v, field, min, max, &d))
         return false;
     if (d != floor(d))
@@ -110,7 +108,7 @@ static bool boolean(struct parse *p, const cJSON *v, const char *field, bool *ou
 static bool real32(struct parse *p, const cJSON *v, const char *field, double min, double max,
                    float *out)
 {
-    double d;
+    double d = 0;
     if (!number(p, v, field, min, max, &d))
         return false;
     *out = (float)d;
@@ -181,7 +179,7 @@ static bool min_p(struct parse *p, const cJSON *v, const char *field)
 
 static bool top_k(struct parse *p, const cJSON *v, const char *field)
 {
-    int64_t n;
+    int64_t n = 0;
     if (!whole(p, v, field, -1, INT32_MAX, &n))
         return false;
     p->r->options.sampling.top_k = (int32_t)n;
@@ -195,7 +193,7 @@ static bool repeat_penalty(struct parse *p, const cJSON *v, const char *field)
 
 static bool repeat_last(struct parse *p, const cJSON *v, const char *field)
 {
-    int64_t n;
+    int64_t n = 0;
     if (!whole(p, v, field, -1, INT32_MAX, &n))
         return false;
     p->r->options.sampling.repeat_last = (int32_t)n;
@@ -204,7 +202,7 @@ static bool repeat_last(struct parse *p, const cJSON *v, const char *field)
 
 static bool seed(struct parse *p, const cJSON *v, const char *field)
 {
-    int64_t n;
+    int64_t n = 0;
     if (!whole(p, v, field, 0, UINT32_MAX, &n))
         return false;
     p->r->options.sampling.seed = (uint32_t)n;
@@ -214,7 +212,7 @@ static bool seed(struct parse *p, const cJSON *v, const char *field)
 
 static bool choices(struct parse *p, const cJSON *v, const char *field)
 {
-    int64_t n;
+    int64_t n = 0;
     if (!whole(p, v, field, 1, BATCH_CHOICES_MAX, &n))
         return false;
     p->r->n = (uint32_t)n;
@@ -249,7 +247,7 @@ static bool stop(struct parse *p, const cJSON *v, const char *field)
 
 static bool logprobs_number(struct parse *p, const cJSON *v, const char *field)
 {
-    int64_t n;
+    int64_t n = 0;
     if (!whole(p, v, field, 0, INST_TOP_LOGPROBS_MAX, &n))
         return false;
     p->r->options.logprobs = true;
@@ -277,7 +275,7 @@ static bool prompt_tokens(struct parse *p, const cJSON *list, const char *field,
         return refuse(p, "out_of_memory", field, "does not fit in memory");
     cJSON_ArrayForEach(item, list)
     {
-        int64_t id;
+        int64_t id = 0;
         if (!whole(p, item, field, 0, INT32_MAX, &id))
             return false;
         prompt->tokens[prompt->n_tokens++] = (int32_t)id;
@@ -524,7 +522,9 @@ static bool read_line(struct parse *p, const char *line, size_t bytes)
     if (!check_text(p, line, bytes))
         return false;
     json_refused = false;
+    json_left = json_limit ? json_limit : SIZE_MAX;
     r->json = cJSON_ParseWithLengthOpts(line, bytes, &end, false);
+    json_left = SIZE_MAX;
     if (!r->json && json_refused)
         return refuse(p, "out_of_memory", "", "the line takes too much memory");
     if (!r->json)
@@ -587,7 +587,7 @@ bool batch_request_parse(struct batch_request *request, const char *line, size_t
     return ok;
 }
 
-void batch_request_free(struct batch_request *r)
+static void free_prompts(struct batch_request *r)
 {
     for (size_t i = 0; i < r->n_prompts; i++)
         free(r->prompts[i].tokens);
@@ -597,5 +597,34 @@ void batch_request_free(struct batch_request *r)
     free(r->messages);
     free(r->joined);
     cJSON_Delete(r->json);
+    r->prompts = NULL;
+    r->messages = NULL;
+    r->joined = NULL;
+    r->json = NULL;
+    r->n_messages = r->n_prompts = 0;
+}
+
+void batch_request_free(struct batch_request *r)
+{
+    free_prompts(r);
+    free(r->kept);
     *r = (struct batch_request){0};
+}
+
+bool batch_request_shrink(struct batch_request *r)
+{
+    size_t n = strlen(r->custom_id) + 1;
+    for (size_t i = 0; i < r->options.n_stops; i++)
+        n += strlen(r->stops[i]) + 1;
+    char *at = r->kept = malloc(n);
+    if (!at)
+        return false;
+    r->custom_id = strcpy(at, r->custom_id);
+    at += strlen(at) + 1;
+    for (size_t i = 0; i < r->options.n_stops; i++) {
+        r->stops[i] = strcpy(at, r->stops[i]);
+        at += strlen(at) + 1;
+    }
+    free_prompts(r);
+    return true;
 }

@@ -33,7 +33,8 @@ struct batch_defaults {
 };
 
 struct batch_request {
-    cJSON *json;           // whose strings the others are
+    cJSON *json;           // whose strings the others are, until it shrinks
+    char *kept;            // and then these
     const char *custom_id; // NULL: there is none, or it is no text
     enum batch_url url;
     struct batch_prompt *prompts; // of completions
@@ -58,9 +59,11 @@ struct batch_error {
 bool batch_request_parse(struct batch_request *request, const char *line, size_t bytes,
                          const struct batch_defaults *defaults, struct batch_error *error);
 void batch_request_free(struct batch_request *request);
+// Gives the memory of JSON and prompts back, once they are tokens. False: out of memory.
+bool batch_request_shrink(struct batch_request *request);
 
-// JSON nodes take much more memory than their text ("[0,0,0"). No more than so many bytes of them
-// are there at a time; a line that would need more is refused. 0: as many as there is memory.
+// JSON nodes take much more memory than their text ("[0,0,0"). A line that would need more than so
+// many bytes of them is refused. 0: none is.
 void batch_request_limit(size_t bytes);
 
 #endif

@@ -6,6 +6,7 @@
 // X(name, one line)
 #define COMMAND_MAP(X)                                                                             \
     X(run, "generate text")                                                                        \
+    X(batch, "answer the requests of a file")                                                      \
     X(logits, "write a prompt's logits to a .npy file")                                            \
     X(tokenize, "text to token ids")                                                               \
     X(inspect, "what a GGUF file holds")                                                           \

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cmd/engine_options.h"
+#include "cmd/text.h"
 
 #include <string.h>
 
 int failed(int code, const struct inst_msg *msg)
 {
-    const char *hint = code == INST_ENOSPC    ? " (see --kv-limit and --kv)"
-                       : code == INST_ENOCHAT ? "; --template NAME takes it for the one of that name, "
-                                                "--raw goes without"
-                                              : "";
+    const char *hint = code == INST_ENOSPC ? " (see --kv-limit and --kv)"
+                       : code == INST_ENOCHAT
+                           ? "; --template NAME takes it for the one of that name, "
+                             "--raw goes without"
+                           : "";
     return fail(EXIT_FAILED, "%s%s", msg->text[0] ? msg->text : inst_status_text(code), hint);
 }
 
@@ -72,5 +74,18 @@ int engine_options_open(inst_engine **engine, struct engine_options *options, co
     for (size_t i = 0; i < info.n_notes && !options->warned; i++)
         warn("%s", info.notes[i]);
     options->warned = true; // a benchmark opens many engines
+    return 0;
+}
+
+int stops_check(const struct option_list *stops, const char *command)
+{
+    for (size_t i = 0; i < stops->n; i++) {
+        size_t n = strlen(stops->items[i]);
+        text_trim_line(&stops->items[i], &n);
+        if (!n && !stops->items[i][0])
+            return fail(EXIT_USAGE, "%s: --stop needs a text that is not empty", command);
+        if (n)
+            ((char *)(uintptr_t)stops->items[i])[n] = 0; // of argv
+    }
     return 0;
 }

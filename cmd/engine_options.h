@@ -107,11 +107,27 @@ struct engine_options {
         "--kernels", 0, OPTION_TEXT, &(E).engine.kernels, 0, 0, "NAME", "kernel set, for tests"    \
     }
 
+// How tokens are drawn; S is a struct inst_sampling.
+#define SAMPLING_ROWS(S)                                                                           \
+    {"--temp", 0, OPTION_F32, &(S).temperature, 0, 100, "T", "0 = greedy; default 0.8"},           \
+        {"--top-k", 0, OPTION_I32, &(S).top_k, 0, INT32_MAX, "K", "0 = all; default 40"},          \
+        {"--top-p", 0, OPTION_F32, &(S).top_p, 0, 1, "P", "default 0.95"},                         \
+        {"--min-p", 0, OPTION_F32, &(S).min_p, 0, 1, "P", "default 0.05"},                         \
+        {"--repeat-penalty",    0, OPTION_F32, &(S).repeat_penalty, 0.01, 100, "P",                \
+         "1 = off, the default"},                                                                  \
+    {                                                                                              \
+        "--repeat-last", 0, OPTION_I32, &(S).repeat_last, -1, INT32_MAX, "N",                      \
+            "tokens that the penalty looks at, -1 = all; default 64"                               \
+    }
+
 // Checks what the table cannot and fills in options->engine. 0 or an exit code, with the error line
 // printed.
 int engine_options_read(struct engine_options *options, const char *command);
 // The same, and opens. What is worth knowing of the options on this machine is printed, once.
 int engine_options_open(inst_engine **engine, struct engine_options *options, const char *command);
+// Stop texts come from files with other ends of lines, too: `--stop "$(head -1 FILE)"`. A carriage
+// return alone is meant. 0 or an exit code.
+int stops_check(const struct option_list *stops, const char *command);
 // Prints the error line of a failed call; the exit code.
 int failed(int code, const struct inst_msg *msg);
 

@@ -223,14 +223,20 @@ static int open_beside(struct output_file *out)
         slot++;
     if (slot == OUTPUT_FILES_MAX)
         return fail(EXIT_FAILED, "%s: too many output files", out->path);
-    if (asprintf(&name, "%.*s%.*s.part-XXXXXX", (int)(slash + 1 - out->target), out->target,
-                 NAME_MAX_KEPT, slash + 1) < 0)
+    if (out->unfinished)
+        name = strdup(out->unfinished);
+    else if (asprintf(&name, "%.*s%.*s.part-XXXXXX", (int)(slash + 1 - out->target), out->target,
+                      NAME_MAX_KEPT, slash + 1) < 0)
+        name = NULL;
+    if (!name)
         return fail(EXIT_FAILED, "out of memory");
     sigset_t all, before;
     sigfillset(&all);
     watch_deadly_signals();
     sigprocmask(SIG_BLOCK, &all, &before); // or it could stay behind without being known
-    int fd = mkostemp(name, O_CLOEXEC);
+    int fd = out->unfinished
+                 ? open(name, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600)
+                 : mkostemp(name, O_CLOEXEC);
     if (fd >= 0) {
         out->name = &unfinished[slot];
         *out->name = name;

@@ -18,8 +18,10 @@
 enum { OUTPUT_FILES_MAX = 8 }; // of one command
 
 struct output_file {
-    const char *path;      // as the user wrote it; NULL: not asked for
-    bool new_only;         // a file that is there already is an error
+    const char *path;       // as the user wrote it; NULL: not asked for
+    bool new_only;          // a file that is there already is an error
+    const char *unfinished; // its name until it is complete, taken over from whoever left one
+                            // there; NULL: one of its own beside the target
     FILE *stream;          // to write to; NULL: not open
     char *target;          // what it becomes, links followed; NULL: written to straight
     bool replaces;         // something is there

@@ -55,21 +55,6 @@ static int check_chat(const struct run *r)
     return 0;
 }
 
-// Stop texts come from files with other ends of lines, too: `--stop "$(head -1 FILE)"`. A carriage
-// return alone is meant.
-static int check_stops(const struct option_list *stops)
-{
-    for (size_t i = 0; i < stops->n; i++) {
-        size_t n = strlen(stops->items[i]);
-        text_trim_line(&stops->items[i], &n);
-        if (!n && !stops->items[i][0])
-            return fail(EXIT_USAGE, "run: --stop needs a text that is not empty");
-        if (n)
-            ((char *)(uintptr_t)stops->items[i])[n] = 0; // of argv
-    }
-    return 0;
-}
-
 static int open_engine(struct run *r)
 {
     struct engine_options *o = &r->engine;
@@ -87,7 +72,7 @@ static int open_all(struct run *r, const struct options *options)
     int code = check_chat(r);
     if (code)
         return code;
-    code = check_stops(&r->stops);
+    code = stops_check(&r->stops, "run");
     if (code)
         return code;
     if (!r->prompt == !r->file && (r->file || !r->chat))
@@ -172,14 +157,7 @@ int command_run(int argc, char **argv)
          "no template: the model just goes on with the text"},
         ENGINE_OPTION_ROWS(r.engine),
         {"Sampling", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
-        {"--temp", 0, OPTION_F32, &r.sampling.temperature, 0, 100, "T", "0 = greedy; default 0.8"},
-        {"--top-k", 0, OPTION_I32, &r.sampling.top_k, 0, INT32_MAX, "K", "0 = all; default 40"},
-        {"--top-p", 0, OPTION_F32, &r.sampling.top_p, 0, 1, "P", "default 0.95"},
-        {"--min-p", 0, OPTION_F32, &r.sampling.min_p, 0, 1, "P", "default 0.05"},
-        {"--repeat-penalty", 0, OPTION_F32, &r.sampling.repeat_penalty, 0.01, 100, "P",
-         "1 = off, the default"},
-        {"--repeat-last", 0, OPTION_I32, &r.sampling.repeat_last, -1, INT32_MAX, "N",
-         "tokens that the penalty looks at, -1 = all; default 64"},
+        SAMPLING_ROWS(r.sampling),
         {"--seed", 0, OPTION_U32, &r.sampling.seed, 0, UINT32_MAX, "S",
          "default: random, reported in --stats"},
         {"Reports", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},

@@ -33,7 +33,7 @@ static const char *size_text(double bytes, char out[24])
 void terminal_open(struct terminal *terminal, bool verbose)
 {
     bool tty = isatty(STDERR_FILENO);
-    *terminal = (struct terminal){.lines = tty || verbose, .bar = tty};
+    *terminal = (struct terminal){.lines = tty || verbose, .bar = tty, .opened = seconds()};
 }
 
 void terminal_first_line(const struct terminal *terminal, const struct inst_model_info *info)
@@ -75,6 +75,44 @@ void terminal_progress(struct terminal *terminal, uint64_t done, uint64_t total)
     fprintf(stderr, "\rprefill [%s] %llu/%llu tokens, %.0f tokens/s\033[K", bar,
             (unsigned long long)done, (unsigned long long)total,
             rate((double)done, now - terminal->bar_start));
+}
+
+// "3h 05m", "12m 40s", "8s"
+static const char *time_text(double left, char out[32])
+{
+    uint64_t s = left < 1e9 ? (uint64_t)left : 1000000000;
+    if (s >= 3600)
+        snprintf(out, 32, "%lluh %02llum", (unsigned long long)(s / 3600),
+                 (unsigned long long)(s / 60 % 60));
+    else if (s >= 60)
+        snprintf(out, 32, "%llum %02llus", (unsigned long long)(s / 60),
+                 (unsigned long long)(s % 60));
+    else
+        snprintf(out, 32, "%llus", (unsigned long long)s);
+    return out;
+}
+
+void terminal_batch(struct terminal *terminal, uint64_t done, uint64_t total, uint64_t now,
+                    uint64_t tokens)
+{
+    char left[32];
+    double time = seconds();
+    if (!terminal->bar || time - terminal->bar_last < 0.2)
+        return;
+    terminal->bar_last = time;
+    terminal->bar_shown = true;
+    double spent = time - terminal->opened;
+    fprintf(stderr, "\r%llu/%llu lines, %.1f tokens/s, %s left\033[K", (unsigned long long)done,
+            (unsigned long long)total, rate((double)tokens, spent),
+            now ? time_text(spent / (double)now * (double)(total - done), left) : "?");
+}
+
+void terminal_batch_summary(const struct terminal *terminal, uint64_t now, uint64_t tokens)
+{
+    char spent[32];
+    double time = seconds() - terminal->opened;
+    fprintf(stderr, "%llu lines, %llu tokens in %s, %.1f tokens/s\n", (unsigned long long)now,
+            (unsigned long long)tokens, time_text(time, spent), rate((double)tokens, time));
 }
 
 void terminal_end_progress(struct terminal *terminal)

@@ -60,6 +60,7 @@ struct inst_options {
     double audit;            // share of steps, 0 to 1, that measure the captured mass exactly
     const char *kernels;     // a kernel set by name, for tests; NULL: the best
     const char *chat;        // chat template: "auto" (the file's), a name, or NULL: no chat
+    int64_t chat_time;       // templates that state the date: of this second since 1970; 0: now
 };
 
 // The path of each place is opened, memory is planned, and a budget that is too small is refused

@@ -8,9 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-int engine_chat_open(struct inst_engine *e, const char *name, struct inst_msg *msg)
+int engine_chat_open(struct inst_engine *e, const char *name, int64_t at, struct inst_msg *msg)
 {
-    time_t now = time(NULL);
+    time_t now = at ? (time_t)at : time(NULL);
     struct tm today = {0};
     if (!name)
         return 0;

@@ -133,7 +133,7 @@ static int load_model(inst_engine *e, const struct inst_options *o, struct inst_
     if (!err)
         err = read_names(e, msg);
     if (!err)
-        err = engine_chat_open(e, o->chat, msg);
+        err = engine_chat_open(e, o->chat, o->chat_time, msg);
     e->context = o->context ? o->context : e->config.context;
     if (!err)
         err = rope_frequencies(e, msg);

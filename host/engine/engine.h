@@ -184,8 +184,8 @@ static inline uint32_t engine_step_sessions(const struct inst_engine *e)
     return e->max_sessions < e->max_items ? e->max_sessions : e->max_items;
 }
 
-// chat.c: settles the chat template, by the option of that name.
-int engine_chat_open(struct inst_engine *e, const char *name, struct inst_msg *msg);
+// chat.c: settles the chat template, by the options of these names.
+int engine_chat_open(struct inst_engine *e, const char *name, int64_t at, struct inst_msg *msg);
 
 // session.c: forgets everything from token `length` on, on the drive too.
 int session_cut(struct inst_session *s, uint64_t length, struct inst_msg *msg);

@@ -118,8 +118,9 @@ static bool size_buffers(struct engine_plan *p, const struct model_config *c,
     // A tile of K and V that the drive puts together lies behind the kernels' own scratch.
     p->scratch = KERNEL_SCRATCH_BYTES + mul(&s, 4 * ATTENTION_TILE, c->head_dim);
     p->fixed = FIXED_BYTES + mul(&s, p->threads, add(&s, STACK_BYTES, p->scratch));
-    p->text =
-        add(&s, TEXT_BYTES, min_u64(mul(&s, in->context, TEXT_PER_TOKEN), in->memory / TEXT_SHARE));
+    p->text = add(&s, TEXT_BYTES,
+                  min_u64(mul(&s, mul(&s, in->context, in->sessions), TEXT_PER_TOKEN),
+                          in->memory / TEXT_SHARE));
     // Tokens, logits, and the sampler's {id, logit} for every token of the vocabulary.
     p->sessions = mul(&s, in->sessions,
                       add(&s, 3 * ALLOC_BYTES + PLAN_SESSION_BYTES,
@@ -316,18 +317,19 @@ static int try_plan(struct engine_plan *p, const struct model_config *c,
     return err ? err : p->needed > in->memory ? INST_ENOMEM : 0;
 }
 
-static int refuse(const struct engine_plan *p, const struct plan_input *in, struct inst_msg *msg)
+static int refuse(struct engine_plan *p, const struct plan_input *in, struct inst_msg *msg)
 {
     char have[24], need[24], tables[24], buffers[24], text[24], drive[24], fixed[24];
     // Room for text grows with the budget, up to what the context can take.
     uint64_t others = p->needed - (p->text - TEXT_BYTES);
-    uint64_t enough = others + min_u64(in->context * TEXT_PER_TOKEN, others / (TEXT_SHARE - 1) + 1);
+    uint64_t text_most = in->context * in->sessions * TEXT_PER_TOKEN; // it was checked
+    p->needed = others + min_u64(text_most, others / (TEXT_SHARE - 1) + 1);
     return inst_fail(msg, INST_ENOMEM,
                      "--memory %s is too small for this model at context %llu: at least %s needed "
                      "(tables %s, buffers %s, sessions and text %s, drive %s, fixed %s)",
                      plan_bytes_text(in->memory, have), (unsigned long long)in->context,
                      // Rounded up, so that the number said is one that works.
-                     plan_bytes_text(enough + enough / 16, need),
+                     plan_bytes_text(p->needed + p->needed / 16, need),
                      plan_bytes_text(in->tables, tables),
                      plan_bytes_text(p->buffers + p->array, buffers),
                      plan_bytes_text(p->sessions + p->text, text), plan_bytes_text(p->drive, drive),

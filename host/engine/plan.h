@@ -96,7 +96,7 @@ struct engine_plan {
     uint64_t text, sessions, buffers;
     uint64_t array;            // what a drive array takes beside its drives
     uint64_t drive;            // the drives' DRAM
-    uint64_t needed;           // all of it
+    uint64_t needed;           // all of it; of a refused plan what would do, text included
     uint64_t capacity;         // flash bytes of all drives
     uint64_t kv_bytes;         // of these, what full contexts take when each token is written once
     struct space_config space; // of all heads
