@@ -139,20 +139,21 @@ class Sparf(Memory):
 class Large(Memory):
     def test_320_mib_of_kv_in_16_mib(self):
         model = self.dir + "/mha.gguf"
-        shape = ("--layers 16 --width 1024 --heads 8 --kv-heads 8 --head-dim 128 --ffn 1024 "
-                 "--vocab 300 --type f16 -c 5000")
+        # Wide heads rather than many tokens: computing them grows with their square.
+        shape = ("--layers 16 --width 512 --heads 16 --kv-heads 16 --head-dim 128 --ffn 512 "
+                 "--vocab 300 --type f16 -c 2500")
         subprocess.run([INSTINFER, "synth", *shape.split(), "-o", model], check=True)
-        _, stats = self.metered(model, 16 * M, "-f", self.prompt(text_of(4949)), "-n", 50,
-                                "-c", 5000)
-        self.assertEqual(len(stats["text_tokens"]), 5000)
+        _, stats = self.metered(model, 16 * M, "-f", self.prompt(text_of(2487)), "-n", 12,
+                                "-c", 2500)
+        self.assertEqual(len(stats["text_tokens"]), 2500)
         self.assertEqual(stats["text_tokens"][0], 1)
-        self.assertEqual(stats["kv_bytes_per_token"] * 5000, 5000 * 16 * 8 * 128 * 4)
+        self.assertEqual(stats["kv_bytes_per_token"] * 2500, 2500 * 16 * 16 * 128 * 4)
         self.assertGreater(stats["stream_bytes"], 300 * M)
-        self.assertGreater(stats["decode_flash_read_bytes"], 40 * 300 * M)
+        self.assertGreater(stats["decode_flash_read_bytes"], 10 * 300 * M)
 
     def test_16k_tokens_of_recall_in_8_mib(self):
         prompt = self.prompt(text_of(16000))
-        for threads in 1, 4, 8:
+        for threads in 2, 8:
             _, stats = self.metered(RECALL, 8 * M, "-f", prompt, "-n", 20, "-c", 16384,
                                     "-t", threads)
             self.assertGreater(stats["stream_bytes"],
