@@ -86,6 +86,7 @@ static int settle(struct bench *b, uint64_t depth)
     }
     struct inst_msg msg = {0};
     inst_session_close(b->session);
+    inst_engine_forget(b->e); // or the next one would find its tokens there
     int err = inst_session_open(&b->session, b->e, &msg);
     return err ? failed(err, &msg) : 0;
 }

@@ -89,13 +89,18 @@ struct inst_model_info {
 INST_API void inst_engine_info(const inst_engine *engine, struct inst_model_info *info);
 
 INST_API int inst_session_open(inst_session **out, inst_engine *engine, struct inst_msg *msg);
-INST_API void inst_session_close(inst_session *session); // its KV is reclaimed; NULL is fine
+// What it holds is kept for prompts that begin with the same tokens, until the room is needed; NULL
+// is fine.
+INST_API void inst_session_close(inst_session *session);
+INST_API void inst_engine_forget(inst_engine *engine); // gives up all that is kept so
+// Another session with the same tokens and logits, whose KV the drive shares.
+INST_API int inst_session_fork(inst_session **out, inst_session *parent, struct inst_msg *msg);
 
-// Brings each session to exactly its token prefix: what it shares with the session's present
-// tokens is kept, the rest is dropped, what is missing is computed (prefill where several tokens
-// are missing, a row of decode where one is, all in steps that they share). On failure of one
-// session its status says so and the others go on; the return value is the first failure. NaN,
-// infinity and K or V beyond fp16 are a failure: INST_ERANGE.
+// Brings each session to exactly its token prefix: what it shares with the session's tokens, or
+// with any other sequence of the engine if that is more, is kept, what is missing is computed
+// (prefill of several tokens, decode of one, in steps that all share). On failure of one session
+// its status says so and the others go on; the return value is the first failure. NaN, infinity and
+// K or V beyond fp16 are a failure: INST_ERANGE.
 struct inst_prefix {
     inst_session *session;
     const int32_t *tokens; // the whole prefix, length 1 or more
@@ -115,12 +120,11 @@ struct inst_segment {
     int status;           // out
     struct inst_msg *msg; // NULL, or filled in where status is not 0
 };
-// One step of the model, the part of inst_sync that does the work: all segments share every pass
-// over the weights, and none changes another one's bits. The pieces of prompts in a step have
-// `chunk` tokens (inst_model_info) together at most; `mixed_chunk` keeps the step short for those
-// who decode. `step_sessions` segments at most. A segment that fails harms no other: its session is
-// what it was before, without logits. INST_ENORESOURCE is back-pressure: again, later. The progress
-// is that of the step's tokens.
+// One step of the model: all segments share each pass over the weights and keep the bits that they
+// have alone. Pieces of prompts have `chunk` tokens (inst_model_info) together at most;
+// `mixed_chunk` keeps the step short for those who decode. `step_sessions` segments at most. A
+// segment that fails harms no other: its session is what it was before, without logits.
+// INST_ENORESOURCE is back-pressure: again, later. The progress is that of the step's tokens.
 INST_API int inst_step(inst_engine *engine, struct inst_segment *segments, size_t count,
                        inst_progress_fn *progress, void *user, struct inst_msg *msg);
 // Brings the session, without computing anything, to the most of `tokens` that is held, all but the
@@ -186,6 +190,7 @@ INST_API size_t inst_chat_settle(inst_engine *engine, int32_t *tokens, size_t n_
 #define INST_STATS_MAP(X)                                                                          \
     X(uint64_t, prefill_tokens, "tokens computed by prefill")                                      \
     X(uint64_t, decode_tokens, "tokens computed by decode steps")                                  \
+    X(uint64_t, shared_tokens, "tokens not computed because another sequence held them")           \
     X(double, prefill_seconds, "wall time of prefill")                                             \
     X(double, decode_seconds, "wall time of decode")                                               \
     X(double, attention_seconds, "part of decode spent waiting for the drive")                     \

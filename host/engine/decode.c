@@ -51,8 +51,8 @@ static void put_table(struct step *t, unsigned char *table)
             continue;
         table_put_item(
             table, (uint32_t)seg->item,
-            &(struct table_item){.seq = seg->s->slot,
-                                 .epoch = seg->s->epoch,
+            &(struct table_item){.seq = seg->s->seq->slot,
+                                 .epoch = seg->s->seq->epoch,
                                  .pos = seg->pos0,
                                  .n_tokens = 1,
                                  .window = layer_window_start(t->e, t->layer, seg->pos0)});

@@ -234,18 +234,19 @@ static int make_buffers(inst_engine *e, struct inst_msg *msg)
             return INST_ENOMEM;
     }
     uint32_t n = e->max_sessions;
-    size_t each = sizeof *e->sessions + sizeof *e->left_epoch + step_segment_bytes() +
-                  sync_item_bytes() + sizeof *e->scratch.segment;
+    size_t each = sizeof *e->sessions + (2 + SEQUENCES_MORE) * sizeof *e->sequence +
+                  step_segment_bytes() + sync_item_bytes() + sizeof *e->scratch.segment;
     if (each > PLAN_SESSION_BYTES)
         return inst_fail(msg, INST_EINTERNAL, "the plan has %d bytes for a session, not %zu",
                          PLAN_SESSION_BYTES, each);
     e->sessions = budget_alloc(&e->budget, n, sizeof *e->sessions, "sessions", msg);
-    e->left_epoch = budget_alloc(&e->budget, n, sizeof *e->left_epoch, "sessions", msg);
+    e->n_sequences = seqs_most(n);
+    e->sequence = budget_alloc(&e->budget, e->n_sequences, sizeof *e->sequence, "sequences", msg);
     struct scratch *s = &e->scratch;
     s->seg = budget_alloc(&e->budget, n, step_segment_bytes(), "a step's segments", msg);
     s->item = budget_alloc(&e->budget, n, sync_item_bytes(), "prefixes", msg);
     s->segment = budget_alloc(&e->budget, n, sizeof *s->segment, "segments", msg);
-    bool all = e->sessions && e->left_epoch && s->seg && s->item && s->segment;
+    bool all = e->sessions && e->sequence && s->seg && s->item && s->segment;
     return all ? 0 : INST_ENOMEM;
 }
 
@@ -401,6 +402,8 @@ void inst_engine_close(inst_engine *e)
         return;
     for (uint32_t i = 0; e->sessions && i < e->max_sessions; i++)
         inst_session_close(e->sessions[i]);
+    if (e->sequence)
+        seqs_give_up(e);
     store_close(&e->store);
     compute_close(e->compute);
     pool_free(e->pool);
@@ -410,7 +413,7 @@ void inst_engine_close(inst_engine *e)
     budget_free(&e->budget, e->scratch.item);
     budget_free(&e->budget, e->scratch.segment);
     budget_free(&e->budget, e->sessions);
-    budget_free(&e->budget, e->left_epoch);
+    budget_free(&e->budget, e->sequence);
     budget_free(&e->budget, e->piece);
     budget_free(&e->budget, e->rope_freq);
     free(e->name);

@@ -15,6 +15,7 @@ set(INST_HOST_ENGINE_SOURCES
   engine/reply.c
   engine/sampler.c
   engine/scheduler.c
+  engine/sequence.c
   engine/session.c
   engine/step.c
   engine/store.c

@@ -7,6 +7,7 @@
 #include "host/engine/kv_place.h"
 #include "host/engine/plan.h"
 #include "host/engine/port.h"
+#include "host/engine/sequence.h"
 #include "host/engine/store.h"
 #include "host/model/config.h"
 #include "host/model/template.h"
@@ -20,11 +21,9 @@ enum {
 
 struct inst_session {
     struct inst_engine *engine;
-    uint32_t slot;   // also the number of its sequence on the drive
-    uint32_t epoch;  // of the sequence; a new one whenever the sequence ended
-    uint64_t length; // tokens whose KV is on the drive, in every layer
-    int32_t *tokens; // [context], `length` of them valid
-    float *logits;   // [vocab], of the last token
+    uint32_t place; // among the engine's
+    struct seq *seq;
+    float *logits; // [vocab], of the last token
     bool has_logits;
     int dead;      // not 0: the drive's state is unknown, with this code
     uint64_t call; // the last one that named it
@@ -76,7 +75,9 @@ struct inst_engine {
     bool searched;                  // weights for NaN
     char blame[128];                // what was found
     struct inst_session **sessions; // [max_sessions], NULL = free
-    uint32_t *left_epoch; // [max_sessions] of a sequence that outlived its session; 0 = none
+    struct seq *sequence;           // [n_sequences], by slot
+    uint32_t n_sequences;
+    uint64_t clock; // of uses of sequences
     struct scratch scratch;
     uint64_t call;               // calls that named sessions, counted
     struct inst_stats stats;     // what the drive does not count
@@ -192,8 +193,8 @@ int session_cut(struct inst_session *s, uint64_t length, struct inst_msg *msg);
 // That n tokens from position `first` on can be the session's.
 int session_check(const struct inst_session *s, const int32_t *tokens, uint64_t first, size_t n,
                   struct inst_msg *msg);
-// Cuts the session to what it shares with the tokens, all but the last of them at most, unless
-// its logits are there already. *held = tokens that need no computing.
+// Brings the session to the longest part of the tokens that is held, by itself or another sequence,
+// all but the last of them at most, unless its logits are there already. *held = how many.
 int session_match(struct inst_session *s, const int32_t *tokens, size_t n, size_t *held,
                   struct inst_msg *msg);
 

@@ -26,7 +26,8 @@ static int write_layer(struct inst_session *s, uint32_t layer, uint64_t n, uint6
     table_put_header(table, &(struct table_header){.head_count = s->engine->config.kv_heads});
     table_put_item(
         table, 0,
-        &(struct table_item){.seq = s->slot, .epoch = s->epoch, .pos = s->length, .n_tokens = n});
+        &(struct table_item){
+            .seq = s->seq->slot, .epoch = s->seq->epoch, .pos = s->seq->length, .n_tokens = n});
     return port_call(&s->engine->port, write, table, slab, NULL, msg);
 }
 
@@ -34,25 +35,28 @@ int engine_fill(inst_session *session, const int32_t *tokens, size_t n, struct i
 {
     struct inst_engine *e = session->engine;
     const struct model_config *c = &e->config;
-    uint64_t random = session->length + 0x9e3779b97f4a7c15u;
+    uint64_t random = session->seq->length + 0x9e3779b97f4a7c15u;
     if (session->dead)
         return inst_fail(msg, session->dead, "the session's KV was lost by an earlier failure");
-    if (n > e->context - session->length)
+    if (n > e->context - session->seq->length)
         return inst_fail(msg, INST_EINVAL, "%zu more tokens do not fit in the context of %llu", n,
                          (unsigned long long)e->context);
+    int err = seq_reserve(e, session->seq, session->seq->length + n, msg);
+    if (err)
+        return err;
     for (size_t done = 0; done < n;) {
         uint64_t count = min_u64(e->plan.chunk, n - done), bytes = 0;
         uint16_t *slab = (uint16_t *)engine_bytes(e, BUFFER_slab0);
-        int err = slab_bytes(c->kv_heads, count, c->head_dim, &bytes) ? 0 : INST_EINVAL;
+        err = slab_bytes(c->kv_heads, count, c->head_dim, &bytes) ? 0 : INST_EINVAL;
         made_up(slab, (size_t)(bytes / sizeof *slab), &random);
         for (uint32_t layer = 0; layer < c->layers && !err; layer++)
             err = write_layer(session, layer, count, bytes, slab, msg);
         if (err) {
-            session_cut(session, session->length, NULL);
+            session_cut(session, session->seq->length, NULL);
             return err;
         }
-        memcpy(session->tokens + session->length, tokens + done, count * sizeof *tokens);
-        session->length += count;
+        memcpy(session->seq->tokens + session->seq->length, tokens + done, count * sizeof *tokens);
+        session->seq->length += count;
         session->has_logits = false;
         done += count;
     }

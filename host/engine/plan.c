@@ -123,7 +123,7 @@ static bool size_buffers(struct engine_plan *p, const struct model_config *c,
                           in->memory / TEXT_SHARE));
     // Tokens, logits, and the sampler's {id, logit} for every token of the vocabulary.
     p->sessions = mul(&s, in->sessions,
-                      add(&s, 3 * ALLOC_BYTES + PLAN_SESSION_BYTES,
+                      add(&s, 4 * ALLOC_BYTES + PLAN_SESSION_BYTES,
                           add(&s, mul(&s, in->context, sizeof(int32_t)), mul(&s, c->vocab, 12))));
     return !s.overflow;
 }

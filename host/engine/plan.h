@@ -19,7 +19,7 @@
 #include "link/link.h"
 
 // What a session has in the engine's own tables.
-enum { PLAN_SESSION_BYTES = 512 };
+enum { PLAN_SESSION_BYTES = 1024 };
 
 // X(name, what it holds). n = rows of a step, C = chunk, of which all segments of prompts in a step
 // together have no more, s = strip rows; strides are padded to 16 floats.

@@ -70,9 +70,10 @@ static uint32_t put_table(const struct step *t, const struct step_segment *seg,
 {
     const struct model_config *c = &t->e->config;
     table_put_header(table->bytes, &(struct table_header){.head_count = c->kv_heads});
-    table_put_item(table->bytes, 0,
-                   &(struct table_item){
-                       .seq = seg->s->slot, .epoch = seg->s->epoch, .pos = pos, .n_tokens = n});
+    table_put_item(
+        table->bytes, 0,
+        &(struct table_item){
+            .seq = seg->s->seq->slot, .epoch = seg->s->seq->epoch, .pos = pos, .n_tokens = n});
     return (uint32_t)slab_size(c, n);
 }
 

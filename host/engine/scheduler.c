@@ -165,8 +165,8 @@ void scheduler_remove(struct inst_scheduler *s, struct inst_generation *g)
 
 static size_t common_tokens(const struct inst_session *session, const struct inst_generation *g)
 {
-    size_t n = 0, most = min_u64(session->length, g->at);
-    while (n < most && session->tokens[n] == g->tokens[n])
+    size_t n = 0, most = min_u64(session->seq->length, g->at);
+    while (n < most && session->seq->tokens[n] == g->tokens[n])
         n++;
     return n;
 }
@@ -183,9 +183,9 @@ static struct place *best_place(struct inst_scheduler *s, const struct inst_gene
         if (place->g)
             continue;
         size_t n = place->session ? common_tokens(place->session, g) : 0;
-        uint64_t length = place->session ? place->session->length : 0;
+        uint64_t length = place->session ? place->session->seq->length : 0;
         if (!best || n > *common ||
-            (n == *common && best->session && length < best->session->length)) {
+            (n == *common && best->session && length < best->session->seq->length)) {
             best = place;
             *common = n;
         }
@@ -213,7 +213,7 @@ static int join(struct inst_scheduler *s, struct inst_generation *g, struct inst
     place->g = g;
     s->running++;
     if (g->n_tokens == g->n_prompt)
-        g->reused = min_u64(common, place->session->length);
+        g->reused = min_u64(common, place->session->seq->length);
     return 0;
 }
 
@@ -287,10 +287,10 @@ static bool close_idle(struct inst_scheduler *s)
         struct place *place = &s->places[i];
         if (place->g || !place->session)
             continue;
-        any |= place->session->length > 0;
+        any |= place->session->seq->length > 0;
         close_session(place);
     }
-    return any;
+    return seqs_give_up(s->engine) || any;
 }
 
 // Of n in this round some found no room: one whose KV is lost starts again, and if nothing else can

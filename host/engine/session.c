@@ -1,70 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sessions. A session mirrors its sequence on the drive: `length` tokens are there
-// in every layer whenever no call is running. Whatever fails, the sequence is cut back to that; if
-// even that fails the session is dead, because nobody knows what the drive holds. A sequence that
-// the drive does not give up when its session is closed keeps the slot until it does.
-#include "host/engine/engine.h"
+// Sessions. A session has a sequence of the drive and mirrors it: `length` tokens are there in
+// every layer whenever no call is running. Whatever fails, the sequence is cut back to that; if
+// even that fails the session is dead, because nobody knows what the drive holds. A prompt may find
+// its first tokens in other sequences, those of sessions and those that are kept (sequence.c).
 #include "base/checked.h"
+#include "host/engine/engine.h"
 
-#include <stdalign.h>
 #include <stdlib.h>
 #include <string.h>
-
-static int reclaim(struct inst_engine *e, uint32_t slot, uint32_t epoch, uint64_t pos,
-                   struct inst_msg *msg)
-{
-    alignas(64) unsigned char table[TABLE_HEADER_BYTES + TABLE_ITEM_BYTES];
-    memset(table, 0, sizeof table);
-    table_put_header(table, &(struct table_header){0});
-    table_put_item(table, 0,
-                   &(struct table_item){.seq = slot,
-                                        .epoch = epoch,
-                                        .pos = pos,
-                                        .n_tokens = UINT64_MAX,
-                                        .layer_count = e->config.layers});
-    struct command command = {.opcode = OP_RECLAIM, .count = 1};
-    int err = port_call(&e->port, command, table, NULL, NULL, msg);
-    // A sequence that never got a token does not exist.
-    return err == INST_ENOENT ? 0 : err;
-}
 
 int session_cut(struct inst_session *s, uint64_t length, struct inst_msg *msg)
 {
     s->has_logits = false;
     struct inst_msg why = {0};
-    int err = reclaim(s->engine, s->slot, s->epoch, length, &why);
+    int err = seq_cut(s->engine, s->seq, length, &why);
     if (err) {
         s->dead = err;
         return inst_fail(msg, err, "%s", why.text);
     }
-    s->length = length;
-    if (!length)
-        s->epoch = ++s->engine->next_epoch;
     return 0;
-}
-
-// A slot without a session and, on the drive, without a sequence.
-static int find_slot(struct inst_engine *e, uint32_t *out, struct inst_msg *msg)
-{
-    struct inst_msg why = {0};
-    int err = 0;
-    for (uint32_t slot = 0; slot < e->max_sessions; slot++) {
-        if (e->sessions[slot])
-            continue;
-        int kept = 0;
-        if (e->left_epoch[slot])
-            kept = reclaim(e, slot, e->left_epoch[slot], 0, err ? NULL : &why);
-        if (!kept) {
-            e->left_epoch[slot] = 0;
-            *out = slot;
-            return 0;
-        }
-        err = err ? err : kept;
-    }
-    if (err)
-        return inst_fail(msg, err, "the drive does not give up a closed session: %s", why.text);
-    return inst_fail(msg, INST_ENORESOURCE, "all %u sessions of this engine are open",
-                     e->max_sessions);
 }
 
 int inst_session_open(inst_session **out, inst_engine *engine, struct inst_msg *msg)
@@ -72,25 +26,25 @@ int inst_session_open(inst_session **out, inst_engine *engine, struct inst_msg *
     *out = NULL;
     if (!engine)
         return inst_fail(msg, INST_EINVAL, "a session needs an engine");
-    uint32_t slot;
-    int err = find_slot(engine, &slot, msg);
-    if (err)
-        return err;
+    uint32_t place = 0;
+    while (place < engine->max_sessions && engine->sessions[place])
+        place++;
+    if (place == engine->max_sessions)
+        return inst_fail(msg, INST_ENORESOURCE, "all %u sessions of this engine are open",
+                         engine->max_sessions);
     struct inst_session *s = calloc(1, sizeof *s);
     if (!s)
         return inst_fail(msg, INST_ENOMEM, "session: out of memory");
-    *s = (struct inst_session){.engine = engine, .slot = slot, .epoch = ++engine->next_epoch};
-    s->tokens = budget_alloc(&engine->budget, engine->context, sizeof *s->tokens,
-                             "a session's tokens", msg);
-    if (s->tokens)
-        s->logits = budget_alloc(&engine->budget, row_stride(engine->config.vocab),
-                                 sizeof *s->logits, "a session's logits", msg);
-    if (!s->logits) {
-        budget_free(&engine->budget, s->tokens);
+    *s = (struct inst_session){.engine = engine, .place = place};
+    s->logits = budget_alloc(&engine->budget, row_stride(engine->config.vocab), sizeof *s->logits,
+                             "a session's logits", msg);
+    int err = s->logits ? seq_new(engine, &s->seq, msg) : INST_ENOMEM;
+    if (err) {
+        budget_free(&engine->budget, s->logits);
         free(s);
-        return INST_ENOMEM;
+        return err;
     }
-    engine->sessions[slot] = s;
+    engine->sessions[place] = s;
     *out = s;
     return 0;
 }
@@ -100,12 +54,39 @@ void inst_session_close(inst_session *session)
     if (!session)
         return;
     struct inst_engine *e = session->engine;
-    if (reclaim(e, session->slot, session->epoch, 0, NULL))
-        e->left_epoch[session->slot] = session->epoch;
-    e->sessions[session->slot] = NULL;
-    budget_free(&e->budget, session->tokens);
+    session->seq->suspect |= session->dead != 0;
+    seq_release(e, session->seq);
+    e->sessions[session->place] = NULL;
     budget_free(&e->budget, session->logits);
     free(session);
+}
+
+void inst_engine_forget(inst_engine *engine)
+{
+    seqs_give_up(engine);
+}
+
+int inst_session_fork(inst_session **out, inst_session *parent, struct inst_msg *msg)
+{
+    *out = NULL;
+    if (!parent)
+        return inst_fail(msg, INST_EINVAL, "a fork needs a session");
+    if (parent->dead)
+        return inst_fail(msg, parent->dead, "the session's KV was lost by an earlier failure");
+    struct inst_engine *e = parent->engine;
+    struct inst_session *s;
+    int err = inst_session_open(&s, e, msg);
+    if (!err && parent->seq->length)
+        err = seq_fork(e, s->seq, parent->seq, parent->seq->length, msg);
+    if (err) {
+        inst_session_close(s);
+        return err;
+    }
+    e->stats.shared_tokens += parent->seq->length;
+    s->has_logits = parent->has_logits;
+    memcpy(s->logits, parent->logits, e->config.vocab * sizeof *s->logits);
+    *out = s;
+    return 0;
 }
 
 const float *inst_logits(const inst_session *session)
@@ -121,7 +102,7 @@ void inst_session_on_logits(inst_session *session, inst_logits_fn *fn, void *use
 
 uint64_t inst_session_length(const inst_session *session)
 {
-    return session->length;
+    return session->seq->length;
 }
 
 int session_check(const struct inst_session *s, const int32_t *tokens, uint64_t first, size_t n,
@@ -144,17 +125,51 @@ int session_check(const struct inst_session *s, const int32_t *tokens, uint64_t 
     return 0;
 }
 
+// Gives the session the first tokens of another sequence instead of its own; that one is taken over
+// where all of it is wanted and nobody else has it. On failure the session is as it was.
+static int take(struct inst_session *s, struct seq *from, uint64_t shared)
+{
+    struct inst_engine *e = s->engine;
+    struct seq *old = s->seq;
+    if (from->state == SEQ_KEPT && from->length == shared) {
+        from->state = SEQ_OWNED;
+        s->seq = from;
+    } else {
+        // As long as `old` is there, too, one sequence more than sessions is in use.
+        int err = old->length ? seq_new(e, &s->seq, NULL) : 0;
+        if (!err)
+            err = seq_fork(e, s->seq, from, shared, NULL);
+        if (err && s->seq != old)
+            seq_release(e, s->seq);
+        if (err) {
+            s->seq = old;
+            return err;
+        }
+    }
+    s->has_logits = false;
+    if (old != s->seq)
+        seq_release(e, old);
+    return 0;
+}
+
 int session_match(struct inst_session *s, const int32_t *tokens, size_t n, size_t *held,
                   struct inst_msg *msg)
 {
-    size_t common = 0, most = min_u64(n, s->length);
-    while (common < most && s->tokens[common] == tokens[common])
-        common++;
+    struct inst_engine *e = s->engine;
+    const struct seq *own = s->seq;
+    size_t common = seq_common(own->tokens, tokens, min_u64(n, own->length));
     *held = n;
-    if (common == n && common == s->length && s->has_logits)
+    if (common == n && common == own->length && s->has_logits)
         return 0;
     *held = min_u64(common, n - 1);
-    return *held < s->length ? session_cut(s, *held, msg) : 0;
+    uint64_t shared;
+    struct seq *from = seq_find(e, own, tokens, n - 1, *held + (uint64_t)SHARE_LEAST, &shared);
+    if (from && !take(s, from, shared)) {
+        e->stats.shared_tokens += shared - *held;
+        *held = shared;
+        return 0;
+    }
+    return *held < own->length ? session_cut(s, *held, msg) : 0;
 }
 
 int inst_match(inst_session *session, const int32_t *tokens, size_t n_tokens, size_t *held,

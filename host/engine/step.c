@@ -14,6 +14,13 @@ size_t step_segment_bytes(void)
     return sizeof(struct step_segment);
 }
 
+static void fail(struct step *t, const struct inst_segment *out, int code, const char *text)
+{
+    inst_fail(out->msg, code, "%s", text);
+    if (!t->first_error)
+        t->first_error = inst_fail(t->msg, code, "%s", text);
+}
+
 void step_fail(struct step *t, struct step_segment *seg, int code, const char *text)
 {
     if (seg->status)
@@ -21,9 +28,7 @@ void step_fail(struct step *t, struct step_segment *seg, int code, const char *t
     seg->status = code;
     t->alive--;
     t->alive_decode -= seg < t->seg + t->n_decode;
-    inst_fail(seg->out->msg, code, "%s", text);
-    if (!t->first_error)
-        t->first_error = inst_fail(t->msg, code, "%s", text);
+    fail(t, seg->out, code, text);
 }
 
 static void fail_all(struct step *t, int code, const char *text)
@@ -44,11 +49,15 @@ static void place(struct step *t, struct inst_segment *segments, size_t count, b
         struct inst_segment *out = &segments[i];
         if (out->status || is_decode(out) != decode)
             continue;
-        t->seg[t->n_seg] = (struct step_segment){.s = out->session,
-                                                 .out = out,
-                                                 .row = t->n_rows,
-                                                 .n = out->n_tokens,
-                                                 .pos0 = out->session->length};
+        struct inst_msg why = {0};
+        struct seq *q = out->session->seq;
+        out->status = seq_reserve(t->e, q, q->length + out->n_tokens, &why);
+        if (out->status) {
+            fail(t, out, out->status, why.text);
+            continue;
+        }
+        t->seg[t->n_seg] = (struct step_segment){
+            .s = out->session, .out = out, .row = t->n_rows, .n = out->n_tokens, .pos0 = q->length};
         for (size_t row = 0; row < out->n_tokens; row++)
             t->segment_of[t->n_rows + row] = (uint32_t)t->n_seg;
         t->n_rows += out->n_tokens;
@@ -225,17 +234,27 @@ static void put_logits(struct step *t)
 
 // ---- The step ----------------------------------------------------------------------------------
 
+static bool method_is_exact(const struct inst_engine *e)
+{
+    return e->attend.method == METHOD_DENSE;
+}
+
 // What a segment's session has now.
 static void settle(struct step *t, struct step_segment *seg)
 {
     struct inst_session *s = seg->s;
     seg->out->status = seg->status;
+    struct seq *q = s->seq;
     if (seg->status) {
-        session_cut(s, s->length, NULL);
+        if (seg->status == INST_EIO || seg->status == INST_ECORRUPT)
+            seq_suspect(t->e, q);
+        session_cut(s, q->length, NULL);
         return;
     }
-    memcpy(s->tokens + s->length, seg->out->tokens, seg->n * sizeof *s->tokens);
-    s->length += seg->n;
+    memcpy(q->tokens + q->length, seg->out->tokens, seg->n * sizeof *q->tokens);
+    if (q->exact == q->length && (seg >= t->seg + t->n_decode || method_is_exact(t->e)))
+        q->exact += seg->n;
+    q->length += seg->n;
     s->has_logits = seg->out->logits || s->on_logits;
     if (seg < t->seg + t->n_decode)
         t->e->stats.decode_tokens += seg->n;
@@ -281,7 +300,7 @@ int step_run(struct inst_engine *e, struct inst_segment *segments, size_t count,
     place(&t, segments, count, false);
     t.alive = t.n_seg;
     if (!t.n_seg)
-        return 0;
+        return t.first_error;
     t.audit = t.n_decode && audits(e);
     uint64_t read = t.n_decode ? 0 : flash_read_bytes(e);
     prefill_place(&t);
@@ -301,7 +320,7 @@ static int check_segment(struct inst_engine *e, const struct inst_segment *s, si
     if (s->session->call == e->call)
         return inst_fail(msg, INST_EINVAL, "segment %zu: the session of another one", index);
     s->session->call = e->call;
-    return session_check(s->session, s->tokens, s->session->length, s->n_tokens, msg);
+    return session_check(s->session, s->tokens, s->session->seq->length, s->n_tokens, msg);
 }
 
 // The whole step is within the plan.

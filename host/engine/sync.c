@@ -10,6 +10,8 @@ struct sync_item {
     size_t missing; // tokens to compute
     bool decode;
     size_t segment; // of the step that runs, SIZE_MAX: none
+    size_t leader;  // whose first `shared` tokens it waits for, SIZE_MAX: nobody's
+    uint64_t shared;
 };
 
 struct sync {
@@ -43,7 +45,7 @@ static void begin_prefix(struct sync *y, size_t index)
     struct inst_msg why = {0};
     int err = 0;
     p->status = 0;
-    *item = (struct sync_item){0};
+    *item = (struct sync_item){.leader = SIZE_MAX};
     if (!p->session || p->session->engine != y->e)
         err = inst_fail(&why, INST_EINVAL, "prefix %zu: not a session of this engine", index);
     else if (p->session->call == y->e->call)
@@ -75,7 +77,7 @@ static bool rebuilding_helps(const struct sync *y, size_t index)
         uint64_t sum = 0, bytes;
         for (uint32_t i = 0; i < e->max_sessions; i++) {
             const struct inst_session *s = e->sessions[i];
-            uint64_t tokens = s == p->session ? p->n_tokens : s ? s->length : 0;
+            uint64_t tokens = s == p->session ? p->n_tokens : s ? s->seq->length : 0;
             if (!plan_flash_bytes(&e->plan, drive, tokens, &bytes) ||
                 !checked_add(sum, bytes, &sum))
                 return false;
@@ -102,7 +104,48 @@ static void end_in_failure(struct sync *y, size_t index, int code, const char *t
     size_t n = y->prefixes[index].n_tokens;
     // What it had done counts as done before, so all of it is added.
     y->progress.total += n;
-    *item = (struct sync_item){.missing = n};
+    *item = (struct sync_item){.missing = n, .leader = SIZE_MAX};
+}
+
+// An earlier prompt that will have more of a prefix's tokens than anybody has now.
+static void find_leader(struct sync *y, size_t index)
+{
+    struct sync_item *item = &y->item[index];
+    const struct inst_prefix *p = &y->prefixes[index];
+    uint64_t least = item->kept + SHARE_LEAST;
+    for (size_t i = 0; i < index && !item->decode && item->missing; i++) {
+        const struct inst_prefix *other = &y->prefixes[i];
+        uint64_t most = min_u64(p->n_tokens - 1, other->n_tokens);
+        if (y->item[i].decode || !y->item[i].missing || most < least || most <= item->shared)
+            continue;
+        uint64_t common = seq_common(p->tokens, other->tokens, most);
+        if (common >= least && common > item->shared) {
+            item->leader = i;
+            item->shared = common;
+        }
+    }
+}
+
+// Whether a prefix still waits. When its leader has come so far, or has failed, it takes what there
+// is.
+static bool waits(struct sync *y, size_t index)
+{
+    struct sync_item *item = &y->item[index];
+    struct inst_prefix *p = &y->prefixes[index];
+    if (item->leader == SIZE_MAX)
+        return false;
+    const struct inst_prefix *leader = &y->prefixes[item->leader];
+    if (y->item[item->leader].missing && leader->session->seq->length < item->shared)
+        return true;
+    struct inst_msg why = {0};
+    size_t before = item->kept;
+    int err = session_match(p->session, p->tokens, p->n_tokens, &item->kept, &why);
+    item->leader = SIZE_MAX;
+    item->missing = p->n_tokens - item->kept;
+    y->progress.before += item->kept - before;
+    if (err)
+        fail_prefix(y, index, err, why.text);
+    return err;
 }
 
 // Fills a step; returns its segments. *prompts = tokens of prompts among them.
@@ -116,8 +159,9 @@ static size_t fill(struct sync *y, struct inst_segment *segments, uint64_t *prom
         for (size_t i = 0; i < y->count && n < engine_step_sessions(y->e); i++) {
             const struct inst_prefix *p = &y->prefixes[i];
             size_t missing = y->item[i].missing, take = missing;
-            if (!missing || y->item[i].decode != decode)
+            if (!missing || y->item[i].decode != decode || waits(y, i))
                 continue;
+            missing = take = y->item[i].missing;
             if (!decode)
                 take = min_u64(missing, y->e->plan.chunk - *prompts);
             if (!take)
@@ -150,6 +194,8 @@ static bool take_results(struct sync *y, const struct inst_segment *segments, in
             continue;
         }
         cancelled |= s->status == INST_ECANCELLED;
+        if ((s->status == INST_ENOSPC || s->status == INST_ENORESOURCE) && seqs_give_up(y->e))
+            continue; // and again
         y->progress.before += item->decode ? 0 : item->missing;
         end_in_failure(y, i, s->status, s->status == err ? text : inst_status_text(s->status));
     }
@@ -200,6 +246,8 @@ int inst_sync(inst_engine *engine, struct inst_prefix *prefixes, size_t count,
     engine->call++;
     for (size_t i = 0; i < count; i++)
         begin_prefix(&y, i);
+    for (size_t i = 0; i < count; i++)
+        find_leader(&y, i);
     run(&y);
     return y.first_error;
 }

@@ -155,6 +155,7 @@ static void rig_close(struct rig *r)
     struct drive_stats stats;
     for (unsigned s = 0; s < SESSIONS; s++)
         session_end(r, s);
+    inst_engine_forget(r->engine);
     must(engine_drive_stats(r->engine, &stats, &r->msg), &r->msg);
     assert_int_equal(stats.sequences, 0);
     assert_int_equal(stats.live_bytes, 0);

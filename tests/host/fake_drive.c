@@ -296,6 +296,29 @@ static int do_reclaim(struct fake_drive *d, const void *table)
     return 0;
 }
 
+static int do_fork(struct fake_drive *d, const void *table)
+{
+    struct table_item item;
+    struct layer_kv *from;
+    table_get_item(&item, table, 0);
+    struct table_item parent = {.seq = item.parent, .epoch = item.parent_epoch, .pos = 1};
+    int err = find(d, &parent, false, &from);
+    if (err)
+        return err;
+    if (item.seq >= SEQUENCES || d->layers[item.seq])
+        return fail(d, INST_EEXIST, "FORK of a sequence that exists");
+    for (uint32_t i = 0; i < d->config.layers; i++)
+        if (from[i].length < item.pos)
+            return fail(d, INST_ESEQUENCE, "FORK beyond the parent");
+    struct layer_kv *to = d->layers[item.seq] = xcalloc(d->config.layers, sizeof *to);
+    d->epoch[item.seq] = item.epoch;
+    size_t n = token_values(d);
+    for (uint32_t i = 0; i < d->config.layers; i++)
+        for (uint64_t t = 0; t < item.pos; t++)
+            memcpy(append(d, &to[i]), from[i].kv + t * n, n * sizeof *from->kv);
+    return 0;
+}
+
 static int run(struct fake_drive *d, const struct command *c, const void *table, void *data,
                uint64_t *result)
 {
@@ -328,6 +351,8 @@ static int run(struct fake_drive *d, const struct command *c, const void *table,
         return do_collect(d, c, data);
     case OP_RECLAIM:
         return do_reclaim(d, table);
+    case OP_FORK:
+        return do_fork(d, table);
     default:
         return fail(d, INST_ENOTSUP, "not a command of the fake drive");
     }
