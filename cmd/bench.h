@@ -7,6 +7,7 @@
 // X(name, one line)
 #define BENCH_MAP(X)                                                                               \
     X(model, "prefill and decode of a model, beside llama.cpp's llama-bench")                      \
+    X(batch, "decode of many sequences, beside FlexGen and the disk's own rate")                   \
     X(drive, "attention in the drive: dense and sparf, bytes, pages and time")
 
 #define BENCH_DECLARE(name, text) int bench_##name(int argc, char **argv);

@@ -1,94 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// What llama-bench prints goes to files without a name, so neither pipe can block the other. Its
-// answer is believed only where it is about what was asked.
+// llama-bench's answer is believed only where it is about what was asked.
 #include "cmd/bench_llama.h"
+#include "cmd/bench_rival.h"
 
 #include <cjson/cJSON.h>
 #include <errno.h>
 #include <math.h>
-#include <signal.h>
-#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-extern char **environ;
-
-enum { OUTPUT_MAX = 1 << 20, OWN_ARGS = 20 };
-
-// The text that was written, at most OUTPUT_MAX bytes of it; the caller's, NULL without memory.
-static char *read_back(FILE *file)
-{
-    char *text = malloc(OUTPUT_MAX + 1);
-    if (!text)
-        return NULL;
-    rewind(file);
-    size_t n = fread(text, 1, OUTPUT_MAX, file);
-    text[n] = 0;
-    return text;
-}
-
-// The last line that says something.
-static const char *last_line(char *text)
-{
-    size_t n = strlen(text);
-    while (n && (text[n - 1] == '\n' || text[n - 1] == '\r' || text[n - 1] == ' '))
-        text[--n] = 0;
-    char *end = strrchr(text, '\n');
-    return end ? end + 1 : text;
-}
-
-static int wait_for(const struct llama_bench *b, pid_t pid, FILE *err)
-{
-    int status;
-    while (waitpid(pid, &status, 0) < 0)
-        if (errno != EINTR)
-            return fail(EXIT_FAILED, "%s: %s", b->path, strerror(errno));
-    if (WIFEXITED(status) && !WEXITSTATUS(status))
-        return 0;
-    char *text = read_back(err);
-    const char *line = text ? last_line(text) : "";
-    int code;
-    if (WIFSIGNALED(status))
-        code = fail(EXIT_FAILED, "%s was ended by signal %d (%s)", b->path, WTERMSIG(status),
-                    strsignal(WTERMSIG(status)));
-    else
-        code = fail(EXIT_FAILED, "%s failed with status %d%s%.400s", b->path, WEXITSTATUS(status),
-                    *line ? ": " : "", line);
-    free(text);
-    return code;
-}
-
-// Runs it with its output in `out`.
-static int run(const struct llama_bench *b, char **argv, FILE *out)
-{
-    posix_spawn_file_actions_t files;
-    posix_spawnattr_t attributes;
-    sigset_t reset;
-    pid_t pid;
-    FILE *err = tmpfile();
-    if (!err)
-        return fail(EXIT_FAILED, "temporary file: %s", strerror(errno));
-    // This process ignores them; that one shall not.
-    sigemptyset(&reset);
-    sigaddset(&reset, SIGPIPE);
-    sigaddset(&reset, SIGXFSZ);
-    posix_spawnattr_init(&attributes);
-    posix_spawnattr_setsigdefault(&attributes, &reset);
-    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGDEF);
-    posix_spawn_file_actions_init(&files);
-    posix_spawn_file_actions_addopen(&files, STDIN_FILENO, "/dev/null", 0, 0);
-    posix_spawn_file_actions_adddup2(&files, fileno(out), STDOUT_FILENO);
-    posix_spawn_file_actions_adddup2(&files, fileno(err), STDERR_FILENO);
-    int code = posix_spawnp(&pid, b->path, &files, &attributes, argv, environ);
-    posix_spawn_file_actions_destroy(&files);
-    posix_spawnattr_destroy(&attributes);
-    code = code ? fail(EXIT_FAILED, "%s: %s", b->path, strerror(code)) : wait_for(b, pid, err);
-    fclose(err);
-    return code;
-}
+enum { OWN_ARGS = 20 };
 
 static double number(const cJSON *row, const char *name)
 {
@@ -115,10 +37,9 @@ static int find(const struct llama_bench *b, const cJSON *rows, double prompt, d
                 (unsigned long long)depth);
 }
 
-static int parse(struct llama_bench *b, FILE *out, struct llama_turn *turn)
+static int parse(struct llama_bench *b, const char *text, struct llama_turn *turn)
 {
-    char *text = read_back(out);
-    cJSON *rows = text ? cJSON_ParseWithOpts(text, NULL, true) : NULL;
+    cJSON *rows = cJSON_ParseWithOpts(text, NULL, true);
     int code = 0;
     if (!cJSON_IsArray(rows))
         code = fail(EXIT_FAILED, "%s did not print what llama-bench prints with -o json", b->path);
@@ -131,7 +52,6 @@ static int parse(struct llama_bench *b, FILE *out, struct llama_turn *turn)
     snprintf(b->build, sizeof b->build, "%s",
              cJSON_IsString(commit) ? commit->valuestring : "of an unknown build");
     cJSON_Delete(rows);
-    free(text);
     return code;
 }
 
@@ -151,20 +71,16 @@ int llama_bench_turn(struct llama_bench *b, struct llama_turn *turn)
         own[n++] = depth;
     }
     const char **argv = calloc(n + b->extra->n + 1, sizeof *argv);
-    FILE *out = tmpfile();
-    int code = 0;
-    if (!argv || !out) {
-        code = fail(EXIT_FAILED, "llama-bench: %s", strerror(errno));
-    } else {
-        memcpy(argv, own, n * sizeof *argv);
-        for (size_t i = 0; i < b->extra->n; i++)
-            argv[n + i] = b->extra->items[i];
-        code = run(b, (char **)argv, out);
-        if (!code)
-            code = parse(b, out, turn);
-    }
-    if (out)
-        fclose(out);
+    if (!argv)
+        return fail(EXIT_FAILED, "llama-bench: %s", strerror(errno));
+    memcpy(argv, own, n * sizeof *argv);
+    for (size_t i = 0; i < b->extra->n; i++)
+        argv[n + i] = b->extra->items[i];
+    char *text;
+    int code = rival_run(argv, &text);
+    if (!code)
+        code = parse(b, text, turn);
+    free(text);
     free(argv);
     return code;
 }
