@@ -267,7 +267,8 @@ static int open_engine(struct batch *b, time_t now)
     for (size_t i = 0; i < b->info.n_notes; i++)
         warn("%s", b->info.notes[i]);
     struct inst_msg msg = {0};
-    const struct inst_scheduler_options scheduler = {.size = sizeof scheduler, .independent = true};
+    const struct inst_scheduler_options scheduler = {
+        .size = sizeof scheduler, .chunk = b->info.chunk, .independent = true};
     int err = inst_scheduler_open(&b->scheduler, b->e, &scheduler, &msg);
     return err ? failed(err, &msg) : 0;
 }

@@ -77,6 +77,13 @@ static int interrupt(struct run *r, inst_generation *g)
     return err;
 }
 
+static bool is_past_prompt(const inst_generation *g)
+{
+    struct inst_usage usage;
+    inst_generation_usage(g, &usage);
+    return usage.completion_tokens > 0;
+}
+
 // Rounds until something ends them. 0 or an exit code.
 static int rounds(struct run *r, inst_generation *g)
 {
@@ -93,10 +100,11 @@ static int rounds(struct run *r, inst_generation *g)
         int err = inst_scheduler_round(r->scheduler, on_progress, r, &msg);
         if (err == INST_ECANCELLED && interrupted)
             return interrupt(r, g);
-        terminal_end_progress(&r->terminal);
-        bool printed = print_piece(r, g);
         if (!err)
             err = inst_generation_error(g, &msg);
+        if (err || inst_generation_finish(g) || is_past_prompt(g))
+            terminal_end_progress(&r->terminal);
+        bool printed = print_piece(r, g);
         if (err)
             return failed(err, &msg);
         finish = printed ? inst_generation_finish(g) : INST_FINISH_STOP;

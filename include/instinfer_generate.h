@@ -101,6 +101,9 @@ INST_API const struct inst_logprob *inst_generation_logprobs(const inst_generati
 struct inst_scheduler_options {
     size_t size; // sizeof this struct
     uint32_t sessions;
+    // Tokens of prompts in a round in which others decode; 0: mixed_chunk (inst_model_info), so that
+    // these go on; up to `chunk`, where only the whole counts.
+    uint32_t chunk;
     // A generation's text is the one it has in a fresh session. With dense attention it always is;
     // sparf computes a prompt and an answer in different ways, so sessions go on with answers of
     // before, as a conversation wants it, only when this is false.
@@ -117,10 +120,11 @@ INST_API void inst_scheduler_close(inst_scheduler *scheduler);
 INST_API int inst_scheduler_add(inst_scheduler *scheduler, inst_generation *generation,
                                 struct inst_msg *msg);
 
-// One token more for each that runs. Those that end leave, those that wait join. Where memory or
-// the drive has no room for all, fewer run and the rest waits; only one that fails alone has
-// failed. `progress` is called while prompts are computed and, with nothing to do, before tokens
-// are drawn; when it returns false the round ends with INST_ECANCELLED and may be called again.
+// One step of the model (inst_step): a token more for each that is past its prompt, and pieces of
+// prompts beside them. Those that end leave, those that wait join. Where memory or the drive has no
+// room for all, fewer run and the rest waits; only one that fails alone has failed. `progress` is
+// called while the step goes on and, with nothing to do, before tokens are drawn; when it returns
+// false the round ends with INST_ECANCELLED, without a trace, and may be called again.
 INST_API int inst_scheduler_round(inst_scheduler *scheduler, inst_progress_fn *progress, void *user,
                                   struct inst_msg *msg);
 INST_API size_t inst_scheduler_running(const inst_scheduler *scheduler);

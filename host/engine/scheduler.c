@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Many generations over few sessions. Each round brings all that run to their tokens in one
-// inst_sync and draws one token for each. It owns sessions and the order of those that wait; what a
-// generation says is its own business.
+// Many generations over few sessions. Each round is one step of the model: a decode row for each
+// that is past its prompt, then pieces of prompts, oldest first, up to a number of tokens; after it
+// a token is drawn for each that is complete. It owns sessions and the order of those that wait;
+// what a generation says is its own business.
 //
 // Back-pressure: of several that find no room, in the drive or in the budget, the later half gives
 // its sessions back and waits at the front. Until another one has ended no more run than then did.
@@ -14,20 +15,25 @@
 struct place {
     struct inst_session *session; // NULL: not open
     struct inst_generation *g;    // NULL: free
+    size_t held;                  // tokens that were in the session when it came
+    bool prompting;               // on the way to g->at by pieces of a prompt
+    struct inst_segment *segment; // in the step of this round, or NULL
+    struct inst_msg why;
 };
 
 struct inst_scheduler {
     struct inst_engine *engine;
     bool independent;
     uint32_t n_places, limit; // how many may run now
+    uint32_t chunk;           // prompt tokens beside decode rows
     struct place *places;     // [n_places]
-    struct inst_prefix *prefixes;
-    struct place **synced;                // [n_places] of the prefixes
+    struct inst_segment *segments;
     struct inst_generation *first, *last; // that wait
     uint64_t orders;
     size_t running, waiting;
     inst_progress_fn *progress;
     void *user;
+    uint64_t done, total, part; // prompt tokens of those that run; of them in this step
 };
 
 int inst_scheduler_open(inst_scheduler **out, inst_engine *engine,
@@ -41,14 +47,17 @@ int inst_scheduler_open(inst_scheduler **out, inst_engine *engine,
     struct inst_scheduler *s = calloc(1, sizeof *s);
     if (!s)
         return inst_fail(msg, INST_ENOMEM, "scheduler: out of memory");
-    uint32_t n =
-        o.sessions ? (uint32_t)min_u64(o.sessions, engine->max_sessions) : engine->max_sessions;
-    *s = (struct inst_scheduler){
-        .engine = engine, .independent = o.independent, .n_places = n, .limit = n};
+    uint32_t most = engine_step_sessions(engine);
+    uint32_t n = o.sessions ? (uint32_t)min_u64(o.sessions, most) : most;
+    uint32_t chunk = o.chunk ? o.chunk : engine->plan.mixed_chunk;
+    *s = (struct inst_scheduler){.engine = engine,
+                                 .independent = o.independent,
+                                 .n_places = n,
+                                 .limit = n,
+                                 .chunk = (uint32_t)min_u64(chunk, engine->plan.chunk)};
     s->places = calloc(n, sizeof *s->places);
-    s->prefixes = calloc(n, sizeof *s->prefixes);
-    s->synced = calloc(n, sizeof *s->synced);
-    if (!s->places || !s->prefixes || !s->synced) {
+    s->segments = calloc(n, sizeof *s->segments);
+    if (!s->places || !s->segments) {
         inst_scheduler_close(s);
         return inst_fail(msg, INST_ENOMEM, "scheduler: out of memory");
     }
@@ -71,8 +80,7 @@ void inst_scheduler_close(inst_scheduler *s)
         inst_session_close(s->places[i].session);
     }
     free(s->places);
-    free(s->prefixes);
-    free(s->synced);
+    free(s->segments);
     free(s);
 }
 
@@ -138,6 +146,7 @@ static void close_session(struct place *place)
 static void leave(struct inst_scheduler *s, struct place *place)
 {
     place->g = NULL;
+    place->segment = NULL;
     s->running--;
     if (place->session->dead)
         close_session(place);
@@ -202,18 +211,25 @@ static bool depends_on_path(const struct inst_scheduler *s)
 // A session for the generation at the front. On failure with something running it goes on waiting.
 static int join(struct inst_scheduler *s, struct inst_generation *g, struct inst_msg *msg)
 {
-    size_t common;
+    size_t common, held = 0;
     struct place *place = best_place(s, g, &common);
     if (depends_on_path(s) && place->session)
         close_session(place);
     int err = place->session ? 0 : inst_session_open(&place->session, s->engine, msg);
+    if (!err)
+        err = inst_match(place->session, g->tokens, g->at, &held, msg);
+    if (err && place->session && place->session->dead)
+        close_session(place);
     if (err)
         return err;
     take_waiting(s, g);
     place->g = g;
+    place->held = held;
+    // As it would be alone: the last token of a prompt is attended as the others are.
+    place->prompting = g->at - held > 1 || (s->independent && g->at == g->n_prompt && g->at > 1);
     s->running++;
     if (g->n_tokens == g->n_prompt)
-        g->reused = min_u64(common, place->session->seq->length);
+        g->reused = held;
     return 0;
 }
 
@@ -273,6 +289,7 @@ static void put_back(struct inst_scheduler *s, struct place *place)
     struct inst_generation *g = place->g;
     leave(s, place);
     close_session(place);
+    seqs_give_up(s->engine);
     s->limit = (uint32_t)max_u64(s->running, 1);
     // Dense attention gives the same KV either way; other methods have to go the way again.
     g->at = depends_on_path(s) ? g->n_prompt : g->n_tokens;
@@ -293,41 +310,47 @@ static bool close_idle(struct inst_scheduler *s)
     return seqs_give_up(s->engine) || any;
 }
 
-// Of n in this round some found no room: one whose KV is lost starts again, and if nothing else can
-// be given up the later half of them gives its own up, unless it is the only one. The others try
-// again.
-static void relieve(struct inst_scheduler *s, size_t n, const char *text)
+static bool found_no_room(const struct place *place)
+{
+    return place->segment && is_back_pressure(place->segment->status);
+}
+
+// Some found no room: one whose KV is lost starts again, and if nothing else can be given up the
+// later half of them gives its own up. The others try again. `alone`: there was only one, and it
+// fails, unless it goes on with a session that was cut back, whose dead rows may be what fills the
+// drive.
+static void relieve(struct inst_scheduler *s, bool alone)
 {
     size_t refused = 0, give_up;
-    for (size_t i = 0; i < n; i++)
-        refused += s->synced[i] && is_back_pressure(s->prefixes[i].status);
+    for (uint32_t i = 0; i < s->n_places; i++)
+        refused += found_no_room(&s->places[i]);
     give_up = refused && !close_idle(s) ? (refused + 1) / 2 : 0;
-    if (n == 1 && give_up) {
-        fail_place(s, s->synced[0], s->prefixes[0].status, text);
-        s->synced[0] = NULL;
-        return;
-    }
-    for (size_t i = 0; i < n; i++)
-        if (s->synced[i] && is_back_pressure(s->prefixes[i].status) &&
-            s->synced[i]->session->dead) {
-            put_back(s, s->synced[i]);
-            s->synced[i] = NULL;
+    for (uint32_t i = 0; i < s->n_places; i++) {
+        struct place *place = &s->places[i];
+        if (!found_no_room(place))
+            continue;
+        if (alone && give_up && !place->held) {
+            fail_place(s, place, place->segment->status, place->why.text);
+            return;
+        }
+        if (place->session->dead) {
+            put_back(s, place);
             give_up -= give_up > 0;
         }
+    }
     for (; give_up; give_up--) {
-        struct place **latest = NULL;
-        for (size_t i = 0; i < n; i++)
-            if (s->synced[i] && is_back_pressure(s->prefixes[i].status) &&
-                (!latest || s->synced[i]->g->order > (*latest)->g->order))
-                latest = &s->synced[i];
+        struct place *latest = NULL;
+        for (uint32_t i = 0; i < s->n_places; i++)
+            if (found_no_room(&s->places[i]) &&
+                (!latest || s->places[i].g->order > latest->g->order))
+                latest = &s->places[i];
         if (!latest)
             return;
-        put_back(s, *latest);
-        *latest = NULL;
+        put_back(s, latest);
     }
 }
 
-// The next token of one that is synced, or one more that it had drawn before it lost its session.
+// The next token of one that is complete, or one more that it had drawn before it lost its session.
 static void advance(struct inst_scheduler *s, struct place *place, bool alone)
 {
     struct inst_generation *g = place->g;
@@ -355,53 +378,108 @@ static void advance(struct inst_scheduler *s, struct place *place, bool alone)
     }
 }
 
+static bool is_complete(const struct place *place)
+{
+    return place->g && place->session->seq->length == place->g->at && place->session->has_logits;
+}
+
+static void add_segment(struct inst_scheduler *s, size_t *n, struct place *place, size_t take)
+{
+    struct inst_session *session = place->session;
+    place->why.text[0] = 0;
+    place->segment = &s->segments[(*n)++];
+    *place->segment = (struct inst_segment){.session = session,
+                                            .tokens = place->g->tokens + session->seq->length,
+                                            .n_tokens = take,
+                                            .prompt = place->prompting,
+                                            .logits = session->seq->length + take == place->g->at,
+                                            .msg = &place->why};
+}
+
+// Decode rows, then pieces of prompts as far as the step has room. The number of segments.
+static size_t fill(struct inst_scheduler *s)
+{
+    size_t n = 0, left;
+    s->done = s->total = s->part = 0;
+    for (uint32_t i = 0; i < s->n_places; i++) {
+        struct place *place = &s->places[i];
+        place->segment = NULL;
+        if (!place->g || is_complete(place)) // complete: nothing was drawn after the last step
+            continue;
+        if (place->prompting) {
+            s->done += place->session->seq->length - place->held;
+            s->total += place->g->at - place->held;
+        } else {
+            add_segment(s, &n, place, 1);
+        }
+    }
+    for (left = n ? s->chunk : s->engine->plan.chunk; left;) {
+        struct place *oldest = NULL;
+        for (uint32_t i = 0; i < s->n_places; i++) {
+            struct place *place = &s->places[i];
+            if (place->g && place->prompting && !is_complete(place) && !place->segment &&
+                (!oldest || place->g->order < oldest->g->order))
+                oldest = place;
+        }
+        if (!oldest)
+            break;
+        size_t take = min_u64(oldest->g->at - oldest->session->seq->length, left);
+        add_segment(s, &n, oldest, take);
+        s->part += take;
+        left -= take;
+    }
+    return n;
+}
+
+// Of prompts, where there are any.
 static bool on_progress(void *user, uint64_t done, uint64_t total)
 {
     const struct inst_scheduler *s = user;
-    return !s->progress || s->progress(s->user, done, total);
+    if (!s->progress)
+        return true;
+    return s->progress(s->user, s->total && total ? s->done + done * s->part / total : 0, s->total);
+}
+
+// What became of a step. INST_ECANCELLED, or a failure that is nobody's own.
+static int take_results(struct inst_scheduler *s, int err)
+{
+    bool alone = s->running == 1, cancelled = false, any = false;
+    for (uint32_t i = 0; i < s->n_places; i++) {
+        struct place *place = &s->places[i];
+        int code = place->segment ? place->segment->status : 0;
+        cancelled |= code == INST_ECANCELLED;
+        any |= code != 0;
+        if (code && code != INST_ECANCELLED && !is_back_pressure(code))
+            fail_place(s, place, code, place->why.text);
+    }
+    relieve(s, alone);
+    return cancelled ? INST_ECANCELLED : any ? 0 : err;
 }
 
 int inst_scheduler_round(inst_scheduler *s, inst_progress_fn *progress, void *user,
                          struct inst_msg *msg)
 {
     struct inst_msg why = {0};
-    size_t n = 0;
-    bool cancelled = false, any = false;
-    drop_cancelled(s);
-    admit(s);
-    for (uint32_t i = 0; i < s->n_places; i++) {
-        struct inst_generation *g = s->places[i].g;
-        if (!g)
-            continue;
-        s->synced[n] = &s->places[i];
-        s->prefixes[n++] = (struct inst_prefix){
-            .session = s->places[i].session, .tokens = g->tokens, .n_tokens = g->at};
-    }
-    if (!n)
-        return 0;
     s->progress = progress;
     s->user = user;
-    int err = inst_sync(s->engine, s->prefixes, n, on_progress, s, &why), first = 0;
-    for (size_t i = 0; i < n; i++) {
-        int code = s->prefixes[i].status;
-        cancelled |= code == INST_ECANCELLED;
-        any |= code != 0;
-        if (!code || code == INST_ECANCELLED)
-            continue;
-        if (!is_back_pressure(code)) {
-            // The text is about the first failure.
-            fail_place(s, s->synced[i], code, first ? "" : why.text);
-            s->synced[i] = NULL;
-        }
-        first = code;
-    }
-    relieve(s, n, why.text);
-    if (err && !any)
+    drop_cancelled(s);
+    admit(s);
+    if (!s->running)
+        return 0;
+    bool alone = s->running == 1;
+    size_t n = fill(s);
+    int err = n ? inst_step(s->engine, s->segments, n, on_progress, s, &why) : 0;
+    if (n)
+        err = take_results(s, err);
+    s->part = s->total = 0;
+    if (!err && !on_progress(s, 0, 0))
+        err = inst_fail(&why, INST_ECANCELLED, "cancelled");
+    if (err)
         return inst_fail(msg, err, "%s", why.text);
-    if (cancelled || !on_progress(s, 0, 0))
-        return inst_fail(msg, INST_ECANCELLED, "cancelled");
-    for (size_t i = 0; i < n; i++)
-        if (s->synced[i] && !s->prefixes[i].status)
-            advance(s, s->synced[i], n == 1);
+    for (uint32_t i = 0; i < s->n_places; i++)
+        if (is_complete(&s->places[i])) {
+            s->places[i].prompting = false;
+            advance(s, &s->places[i], alone);
+        }
     return 0;
 }

@@ -175,7 +175,7 @@ static void sparf_does_not_depend_on_what_ran_before(void **state)
     open_engine(&f, model, "ram:64M", &o);
     run_all(&f, true);
     run_all(&f, true);
-    // One whose prompt is another's answer.
+    // One whose prompt is another's answer: only that one's prompt is of use.
     inst_scheduler *s = scheduler(&f, true);
     struct request r = request(7), longer = {.options = r.options};
     inst_generation *g = add(&f, s, &r);
@@ -186,14 +186,19 @@ static void sparf_does_not_depend_on_what_ran_before(void **state)
     finish(&f, s);
     struct inst_usage usage;
     inst_generation_usage(after, &usage);
-    assert_int_equal(usage.reused_tokens, 0);
+    assert_true(usage.reused_tokens > 0 && usage.reused_tokens <= r.n);
+    struct fixture fresh = {0};
+    open_engine(&fresh, model, "ram:64M", &o);
+    expected_n[7] = alone(&fresh, &longer, expected[7]);
+    close_engine(&fresh);
+    assert_expected(after, 7);
     inst_generation_close(after);
     inst_generation_close(g);
     inst_scheduler_close(s);
     close_engine(&f);
 }
 
-// Whatever command is refused for want of room, and however long.
+// Whatever command is refused for want of room, as long as there is some for one.
 static void no_room_makes_fewer_run(void **state)
 {
     (void)state;
@@ -201,12 +206,12 @@ static void no_room_makes_fewer_run(void **state)
         {.opcode = OP_ATTEND, .fail_command = 40, .code = INST_ENOSPC, .fail_item = 1},
         {.opcode = OP_ATTEND,
          .fail_command = 20,
-         .fail_count = 5,
+         .fail_count = 2,
          .code = INST_ENOSPC,
          .fail_item = -1},
         {.opcode = OP_WRITE,
          .fail_command = 9,
-         .fail_count = 3,
+         .fail_count = 2,
          .code = INST_ENOMEM,
          .fail_item = -1},
         {.opcode = OP_ATTEND,
@@ -384,6 +389,47 @@ static void a_round_can_be_interrupted_and_called_again(void **state)
     close_engine(&f);
 }
 
+static uint64_t generated(const inst_generation *g)
+{
+    struct inst_usage usage;
+    inst_generation_usage(g, &usage);
+    return usage.completion_tokens;
+}
+
+// A prompt takes rounds, and in each of them the others get their token.
+static void a_prompt_stops_nobody(void **state)
+{
+    (void)state;
+    static const uint32_t beside[] = {0, 10, 50};
+    for (size_t i = 0; i < 3; i++) {
+        struct fixture f = {0};
+        open_engine(&f, model, NULL, &(struct inst_options){.max_sessions = 3, .chunk = 40});
+        inst_scheduler_close(scheduler(&f, true)); // closes the fixture's sessions
+        const struct inst_scheduler_options o = {
+            .size = sizeof o, .chunk = beside[i], .independent = true};
+        inst_scheduler *s;
+        assert_int_equal(inst_scheduler_open(&s, f.engine, &o, &f.msg), 0);
+        struct request r = request(1), long_one = request(10);
+        r.options.max_tokens = 60;
+        inst_generation *g = add(&f, s, &r), *other = NULL;
+        assert_int_equal(inst_scheduler_round(s, NULL, NULL, &f.msg), 0); // 40 tokens of a chunk
+        assert_int_equal(generated(g), 1);
+        other = add(&f, s, &long_one);
+        size_t rounds = 0, chunk = beside[i] == 10 ? 10 : 40;
+        while (!generated(other)) {
+            uint64_t before = generated(g);
+            assert_int_equal(inst_scheduler_round(s, NULL, NULL, &f.msg), 0);
+            assert_int_equal(generated(g), before + 1);
+            rounds++;
+        }
+        assert_int_equal(rounds, (long_one.n + chunk - 1) / chunk);
+        inst_generation_close(other);
+        inst_generation_close(g);
+        inst_scheduler_close(s);
+        close_engine(&f);
+    }
+}
+
 static void logprobs_are_the_models(void **state)
 {
     (void)state;
@@ -440,6 +486,7 @@ int main(void)
         cmocka_unit_test(reasons_to_end),
         cmocka_unit_test(a_failure_is_one_generations),
         cmocka_unit_test(a_round_can_be_interrupted_and_called_again),
+        cmocka_unit_test(a_prompt_stops_nobody),
         cmocka_unit_test(logprobs_are_the_models),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
