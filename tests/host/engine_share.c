@@ -54,24 +54,47 @@ static void check_bits(struct fixture *f, size_t session, const int32_t *tokens,
     close_engine(&fresh);
 }
 
-static void open_sharing(struct fixture *f, const char *kv, uint32_t sessions)
-{
-    open_engine(
-        f, model, kv,
-        &(struct inst_options){
-            .max_sessions = sessions, .group = 16, .chunk = 64, .threads = 2, .context = CONTEXT});
-}
+// The fake drive, one drive and several: of two, each has a KV head; of three, each has sequences.
+static const struct place {
+    const char *kv[3];
+    size_t n;
+} places[] = {
+    {{NULL}, 0},
+    {{"ram:64M"}, 1},
+    {{"/tmp"}, 1},
+    {{"ram:64M", "/tmp"}, 2},
+    {{"ram:64M", "ram:64M", "/tmp"}, 3},
+};
 
-static const char *const places[] = {NULL, "ram:64M", "/tmp"};
+enum { PLACES = sizeof places / sizeof *places };
+
+static void open_sharing(struct fixture *f, const struct place *place, uint32_t sessions)
+{
+    struct inst_options o = {
+        .max_sessions = sessions, .group = 16, .chunk = 64, .threads = 2, .context = CONTEXT};
+    if (place->n < 2) {
+        open_engine(f, model, place->kv[0], &o);
+        return;
+    }
+    o.model = model;
+    o.kv = place->kv;
+    o.n_kv = place->n;
+    o.memory = 64 << 20;
+    o.row_cache = INST_NO_ROW_CACHE;
+    if (inst_engine_open(&f->engine, &o, &f->msg))
+        fail_msg("%s", f->msg.text);
+    for (uint32_t i = 0; i < sessions; i++)
+        assert_int_equal(inst_session_open(&f->session[i], f->engine, &f->msg), 0);
+}
 
 // In one call: the first computes what they share, the others wait for it and fork.
 static void prompts_of_one_call_share(void **state)
 {
     (void)state;
-    for (size_t at = 0; at < 3; at++) {
+    for (size_t at = 0; at < PLACES; at++) {
         struct fixture f = {0};
         struct inst_prefix p[SESSIONS];
-        open_sharing(&f, places[at], SESSIONS);
+        open_sharing(&f, &places[at], SESSIONS);
         for (size_t s = 0; s < SESSIONS; s++)
             p[s] = (struct inst_prefix){f.session[s], text[s], N - 10 * s, -1};
         p[3].tokens = other[3]; // which shares nothing
@@ -94,9 +117,9 @@ static void prompts_of_one_call_share(void **state)
 static void later_prompts_find_what_is_held(void **state)
 {
     (void)state;
-    for (size_t at = 0; at < 3; at++) {
+    for (size_t at = 0; at < PLACES; at++) {
         struct fixture f = {0};
-        open_sharing(&f, places[at], 2);
+        open_sharing(&f, &places[at], 2);
         uint64_t group = f.engine->plan.group;
         assert_int_equal(sync_tokens(&f, 0, text[0], N), 0);
         assert_int_equal(sync_tokens(&f, 1, text[1], N), 0);
@@ -127,9 +150,9 @@ static void later_prompts_find_what_is_held(void **state)
 static void a_fork_is_a_session_of_its_own(void **state)
 {
     (void)state;
-    for (size_t at = 0; at < 3; at++) {
+    for (size_t at = 0; at < PLACES; at++) {
         struct fixture f = {0};
-        open_sharing(&f, places[at], 3);
+        open_sharing(&f, &places[at], 3);
         inst_session_close(f.session[1]);
         inst_session_close(f.session[2]);
         assert_int_equal(sync_tokens(&f, 0, text[0], 210), 0);
@@ -161,7 +184,7 @@ static void what_is_kept_is_bounded(void **state)
 {
     (void)state;
     struct fixture f = {0};
-    open_sharing(&f, "ram:64M", 1);
+    open_sharing(&f, &places[1], 1);
     uint64_t most = 0;
     for (uint32_t i = 0; i < 40; i++) {
         struct drive_stats stats;
@@ -188,7 +211,7 @@ static void what_is_kept_gives_way(void **state)
     static const int codes[] = {INST_ENOSPC, INST_ENORESOURCE};
     for (size_t i = 0; i < 2; i++) {
         struct fixture f = {0};
-        open_sharing(&f, NULL, 3);
+        open_sharing(&f, &places[0], 3);
         assert_int_equal(sync_tokens(&f, 0, other[0], 150), 0);
         assert_int_equal(sync_tokens(&f, 1, other[1], 150), 0);
         inst_session_close(f.session[0]);
@@ -214,7 +237,7 @@ static void a_bad_sequence_is_not_shared(void **state)
 {
     (void)state;
     struct fixture f = {0};
-    open_sharing(&f, NULL, 3);
+    open_sharing(&f, &places[0], 3);
     assert_int_equal(sync_tokens(&f, 0, text[0], N), 0);
     fake_drive_faults(
         f.link, &(struct fake_faults){
@@ -235,7 +258,7 @@ static void without_forks_all_is_computed(void **state)
 {
     (void)state;
     struct fixture f = {0};
-    open_sharing(&f, NULL, 2);
+    open_sharing(&f, &places[0], 2);
     assert_int_equal(sync_tokens(&f, 0, text[0], N), 0);
     fake_drive_faults(f.link, &(struct fake_faults){.opcode = OP_FORK,
                                                     .fail_command = 1,
