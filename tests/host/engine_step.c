@@ -342,6 +342,45 @@ static void a_mixture_is_one_pass_over_the_weights(void **state)
     close_engine(&f);
 }
 
+// More sessions than a command has items, and more short prompts than WRITEs go out at a time.
+static void many_sessions_take_turns(void **state)
+{
+    (void)state;
+    enum { MANY = 24 };
+    for (int real = 0; real < 2; real++) {
+        struct inst_options o = {
+            .max_sessions = MANY, .group = 16, .chunk = 200, .threads = 2, .context = 256};
+        struct fixture f = {0}, alone = {0};
+        struct inst_prefix p[MANY];
+        struct inst_model_info info;
+        inst_session *session[MANY];
+        open_engine(&f, model, real ? "ram:64M" : NULL, &o);
+        inst_engine_info(f.engine, &info);
+        assert_int_equal(info.step_sessions, real ? MANY : 8);
+        for (size_t i = 0; i < MANY; i++) {
+            session[i] = f.session[i % 8];
+            if (i >= 8)
+                assert_int_equal(inst_session_open(&session[i], f.engine, &f.msg), 0);
+            p[i] = (struct inst_prefix){session[i], text[i % SESSIONS] + i, 2 + i % 7, -1};
+        }
+        for (int step = 0; step < 3; step++) {
+            if (inst_sync(f.engine, p, MANY, NULL, NULL, &f.msg))
+                fail_msg("%s", f.msg.text);
+            for (size_t i = 0; i < MANY; i++)
+                p[i].n_tokens++;
+        }
+        assert_int_equal(f.engine->stats.decode_tokens, 2 * MANY);
+        open_engine(&alone, model, NULL, NULL);
+        for (size_t i = 0; i < MANY; i++) {
+            assert_int_equal(sync_tokens(&alone, 0, p[i].tokens, p[i].n_tokens - 1), 0);
+            if (memcmp(inst_logits(alone.session[0]), inst_logits(session[i]), logits_bytes(&f)))
+                fail_msg("session %zu: other logits", i);
+        }
+        close_engine(&f);
+        close_engine(&alone);
+    }
+}
+
 static bool at_once(void *user, uint64_t done, uint64_t total)
 {
     assert_true(done < total);
@@ -430,6 +469,7 @@ int main(void)
         cmocka_unit_test(a_failed_segment_harms_nobody_else),
         cmocka_unit_test(numbers_that_are_none_fail_their_segment),
         cmocka_unit_test(a_mixture_is_one_pass_over_the_weights),
+        cmocka_unit_test(many_sessions_take_turns),
         cmocka_unit_test(a_cancelled_step_changes_nothing),
         cmocka_unit_test(bad_segments_are_refused),
     };
