@@ -188,7 +188,7 @@ struct seq *seq_find(struct inst_engine *e, const struct seq *except, const int3
 {
     struct seq *best = NULL;
     *shared = 0;
-    for (uint32_t i = 0; i < e->n_sequences; i++) {
+    for (uint32_t i = 0; n >= least && i < e->n_sequences; i++) {
         struct seq *q = &e->sequence[i];
         uint64_t most = min_u64(n, q->exact);
         if (q == except || q->suspect || most < least || most <= *shared)
