@@ -15,6 +15,7 @@ struct batch_line {
     uint32_t bytes;   // without its end; more than BATCH_LINE_MAX: too long
     uint32_t number;  // as an editor counts, from 1
     uint32_t same_id; // the earlier line with its custom_id, 0: none
+    uint32_t failed;  // how often the engine failed it
 };
 
 struct batch_lines {

@@ -22,13 +22,17 @@ struct entry {
     size_t n_choices, n_open;
 };
 
+// Requests that the engine fails in a row until that is no matter of the requests.
+enum { FAILED_MOST = 16 };
+
 struct work {
     struct batch *b;
     struct entry *first, **end; // in work, in the order of the file
     size_t next;                // line to be looked at
     size_t done, todo, errors;  // lines of ours: those now and in runs before, all, with errors
     size_t done_before;
-    uint64_t tokens; // generated in lines that are done
+    uint64_t tokens;             // generated in lines that are done
+    size_t again, failed_in_row; // lines that are to be tried once more
 };
 
 static uint64_t print_of(const char *text, size_t bytes, uint32_t number)
@@ -205,15 +209,40 @@ static int open_choice(struct work *w, struct entry *entry, struct inst_msg *msg
     return 0;
 }
 
-static int drop_entry(struct work *w, struct entry **at, const struct batch_error *error)
+// Whether it says something of the request. Everything else may be different another time.
+static bool is_about_request(int code)
+{
+    return code == INST_EINVAL || code == INST_ERANGE || code == INST_ENOCHAT;
+}
+
+// The engine failed an entry. 0 or an exit code.
+static int fail_entry(struct work *w, const struct entry *entry, int err, const char *text)
+{
+    struct batch_line *line = &w->b->lines.line[entry->line];
+    struct batch_error error;
+    engine_error(&error, err, text);
+    if (!is_about_request(err) && !line->failed++) {
+        w->again++;
+        if (++w->failed_in_row < FAILED_MOST)
+            return 0;
+        return fail(EXIT_FAILED,
+                    "line %u and %d before it failed in a row: %s (%zu of %zu lines are answered; "
+                    "the same command goes on)",
+                    line->number, FAILED_MOST - 1, error.text, w->done, w->todo);
+    }
+    return keep_error(w, entry->line, entry->print, entry->request.custom_id, &error);
+}
+
+// An entry leaves: it failed with `err`, or all of it is there.
+static int drop_entry(struct work *w, struct entry **at, int err, const char *text)
 {
     struct entry *entry = *at;
     *at = entry->next;
     if (w->end == &entry->next)
         w->end = at;
     int code = 0;
-    if (error) {
-        code = keep_error(w, entry->line, entry->print, entry->request.custom_id, error);
+    if (err) {
+        code = fail_entry(w, entry, err, text);
     } else {
         struct batch_answer answer = {0};
         struct inst_usage usage;
@@ -224,6 +253,7 @@ static int drop_entry(struct work *w, struct entry **at, const struct batch_erro
         batch_answer_write(&answer, w->b->e, entry->print, &entry->request, entry->choices,
                            entry->n_choices);
         code = keep(w, entry->line, &answer);
+        w->failed_in_row = 0;
     }
     free_entry(entry);
     return code;
@@ -245,16 +275,17 @@ static int feed(struct work *w)
             struct inst_msg msg = {0};
             int err = open_choice(w, *at, &msg);
             full = err == INST_ENOMEM && is_busy(w);
-            if (err && !full) {
-                struct batch_error error;
-                engine_error(&error, err, msg.text);
-                code = drop_entry(w, at, &error);
-            }
+            if (err && !full)
+                code = drop_entry(w, at, err, msg.text);
             continue;
         }
         while (w->next < b->lines.n &&
                (!batch_is_ours(b, w->next) || b->lines.line[w->next].result))
             w->next++;
+        if (w->next == b->lines.n && w->again && !w->first) {
+            w->next = w->again = 0;
+            continue;
+        }
         if (w->next == b->lines.n)
             return 0;
         code = take_line(w, &full);
@@ -275,11 +306,9 @@ static int collect(struct work *w)
             ended += inst_generation_finish(entry->choices[i]) != INST_FINISH_NOT;
         }
         if (err) {
-            struct batch_error error;
-            engine_error(&error, err, msg.text);
-            code = drop_entry(w, at, &error);
+            code = drop_entry(w, at, err, msg.text);
         } else if (ended == entry->n_choices) {
-            code = drop_entry(w, at, NULL);
+            code = drop_entry(w, at, 0, NULL);
         } else {
             at = &entry->next;
         }

@@ -665,6 +665,26 @@ class Sizes(Case):
         self.assertEqual(read(self.path("out.jsonl")), read(self.path("expected.jsonl")))
         self.assertNotIn("error", self.stderr)
 
+    def test_what_the_engine_fails(self):
+        """One that the store has no room for is one error; where none has room, nothing is lost."""
+        long_one = line("long", {"prompt": "x" * 380, "max_tokens": 3})
+        lines = [long_one, *self.some_lines(5)]
+        small = ["--kv", self.dir, "--kv-limit", "150K", "--parallel", 2]
+        answers = self.batch(lines, *small)
+        self.assertEqual([a["custom_id"] for a in answers], ["long"] + [f"id-{i}" for i in range(5)])
+        self.assertEqual(answers[0]["error"]["code"], "engine_error")
+        self.assertIn("full", answers[0]["error"]["message"])
+        self.assertTrue(all(a["error"] is None for a in answers[1:]))
+        lines = self.some_lines(4) + [line(f"l{i}", {"prompt": f"{i}" + "x" * 379, "max_tokens": 3})
+                                      for i in range(30)]
+        self.batch(lines, *small, out="b.jsonl", code=1)
+        self.assertRegex(self.stderr, r"15 before it failed in a row: .*full \(4 of 34 lines are "
+                         r"answered; the same command goes on\)")
+        r = self.run_it(*self.command("in.jsonl", out="b.jsonl"))
+        self.assertEqual((r.returncode, r.stderr), (0, b""))
+        self.assertTrue(all(json.loads(l)["error"] is None
+                            for l in read(self.path("b.jsonl")).splitlines()))
+
     def test_progress_on_a_terminal(self):
         write(self.path("in.jsonl"),
               "".join(l + "\n" for l in self.some_lines(300, 150)).encode())
