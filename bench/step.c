@@ -43,6 +43,7 @@ static void run(struct bench *b, bool decode, size_t piece, struct measure *m)
     if (piece) {
         inst_session *s = b->session[b->set->sessions];
         must(inst_match(s, b->text, b->set->prompt + 1, &held, &msg), &msg);
+        inst_engine_forget(b->engine); // the piece of before
         segment[n++] = (struct inst_segment){
             .session = s, .tokens = b->text + held, .n_tokens = piece, .prompt = true};
     }

@@ -82,11 +82,13 @@ static int settle(struct bench *b, uint64_t depth)
 {
     if (depth) {
         int code = b->made_up ? fill_to(b, depth) : 0;
-        return code ? code : sync_to(b, depth, true);
+        code = code ? code : sync_to(b, depth, true);
+        inst_engine_forget(b->e); // or what comes now would be found there
+        return code;
     }
     struct inst_msg msg = {0};
     inst_session_close(b->session);
-    inst_engine_forget(b->e); // or the next one would find its tokens there
+    inst_engine_forget(b->e);
     int err = inst_session_open(&b->session, b->e, &msg);
     return err ? failed(err, &msg) : 0;
 }

@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { KEEP_LEAST = 64 }; // tokens that a session moves away from, if they are to be kept
+
 int session_cut(struct inst_session *s, uint64_t length, struct inst_msg *msg)
 {
     s->has_logits = false;
@@ -125,30 +127,26 @@ int session_check(const struct inst_session *s, const int32_t *tokens, uint64_t 
     return 0;
 }
 
-// Gives the session the first tokens of another sequence instead of its own; that one is taken over
-// where all of it is wanted and nobody else has it. On failure the session is as it was.
+// Gives the session the first tokens of a sequence, another one or its own, and leaves what it had
+// to whoever comes back to it. A sequence is taken over where all of it is wanted and nobody else
+// has it. On failure the session is as it was.
 static int take(struct inst_session *s, struct seq *from, uint64_t shared)
 {
     struct inst_engine *e = s->engine;
-    struct seq *old = s->seq;
+    struct seq *old = s->seq, *q = from;
     if (from->state == SEQ_KEPT && from->length == shared) {
         from->state = SEQ_OWNED;
-        s->seq = from;
     } else {
         // As long as `old` is there, too, one sequence more than sessions is in use.
-        int err = old->length ? seq_new(e, &s->seq, NULL) : 0;
-        if (!err)
-            err = seq_fork(e, s->seq, from, shared, NULL);
-        if (err && s->seq != old)
-            seq_release(e, s->seq);
-        if (err) {
-            s->seq = old;
+        int err = seq_new(e, &q, NULL);
+        if (!err && shared && (err = seq_fork(e, q, from, shared, NULL)))
+            seq_release(e, q);
+        if (err)
             return err;
-        }
     }
+    s->seq = q;
     s->has_logits = false;
-    if (old != s->seq)
-        seq_release(e, old);
+    seq_release(e, old);
     return 0;
 }
 
@@ -169,7 +167,9 @@ int session_match(struct inst_session *s, const int32_t *tokens, size_t n, size_
         *held = shared;
         return 0;
     }
-    return *held < own->length ? session_cut(s, *held, msg) : 0;
+    if (*held == own->length || (*held + KEEP_LEAST <= own->exact && !take(s, s->seq, *held)))
+        return 0;
+    return session_cut(s, *held, msg);
 }
 
 int inst_match(inst_session *session, const int32_t *tokens, size_t n_tokens, size_t *held,

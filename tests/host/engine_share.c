@@ -147,6 +147,31 @@ static void later_prompts_find_what_is_held(void **state)
     }
 }
 
+// A session that turns to other tokens finds the first ones again.
+static void what_a_session_moves_away_from_is_kept(void **state)
+{
+    (void)state;
+    for (size_t at = 0; at < PLACES; at++) {
+        struct fixture f = {0};
+        open_sharing(&f, &places[at], 2);
+        uint64_t group = f.engine->plan.group;
+        assert_int_equal(sync_tokens(&f, 0, text[0], N), 0);
+        assert_int_equal(sync_tokens(&f, 0, text[1], N), 0); // behind what they share
+        assert_int_equal(computed(&f), 2 * N - SHARED);
+        assert_int_equal(sync_tokens(&f, 0, other[0], 90), 0); // shares nothing
+        check_bits(&f, 0, other[0], 90);
+        uint64_t before = computed(&f), whole = N / group * group;
+        assert_int_equal(sync_tokens(&f, 0, text[0], N), 0); // the first ones again
+        assert_int_equal(computed(&f) - before, N - whole);
+        check_bits(&f, 0, text[0], N);
+        before = computed(&f);
+        assert_int_equal(sync_tokens(&f, 1, text[1], N), 0); // and the second ones, elsewhere
+        assert_int_equal(computed(&f) - before, N - whole);
+        check_bits(&f, 1, text[1], N);
+        close_engine(&f);
+    }
+}
+
 static void a_fork_is_a_session_of_its_own(void **state)
 {
     (void)state;
@@ -303,6 +328,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(prompts_of_one_call_share),
         cmocka_unit_test(later_prompts_find_what_is_held),
+        cmocka_unit_test(what_a_session_moves_away_from_is_kept),
         cmocka_unit_test(a_fork_is_a_session_of_its_own),
         cmocka_unit_test(what_is_kept_is_bounded),
         cmocka_unit_test(what_is_kept_gives_way),
