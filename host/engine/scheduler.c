@@ -17,6 +17,7 @@ struct place {
     struct inst_generation *g;    // NULL: free
     size_t held;                  // tokens that were in the session when it came
     bool prompting;               // on the way to g->at by pieces of a prompt
+    bool waits;                   // in this round, for an older prompt
     struct inst_segment *segment; // in the step of this round, or NULL
     struct inst_msg why;
 };
@@ -396,7 +397,49 @@ static void add_segment(struct inst_scheduler *s, size_t *n, struct place *place
                                             .msg = &place->why};
 }
 
-// Decode rows, then pieces of prompts as far as the step has room. The number of segments.
+static bool is_prompting(const struct place *place)
+{
+    return place->g && place->prompting && !is_complete(place);
+}
+
+// Whether an older prompt is on its way through tokens that this one, not begun yet, could have of
+// it.
+static bool waits_for_another(const struct inst_scheduler *s, const struct place *place)
+{
+    const struct inst_generation *g = place->g;
+    for (uint32_t i = 0; i < s->n_places; i++) {
+        const struct place *other = &s->places[i];
+        if (!is_prompting(other) || other->g->order >= g->order)
+            continue;
+        uint64_t most = min_u64(other->g->at, g->at - 1);
+        if (most < place->held + SHARE_LEAST)
+            continue;
+        uint64_t common = seq_common(other->g->tokens, g->tokens, most);
+        if (common >= place->held + SHARE_LEAST && other->session->seq->length < common)
+            return true;
+    }
+    return false;
+}
+
+// A prompt that has not begun takes what others have computed of it since it came. True when it
+// waits for more of that.
+static bool is_held_up(struct inst_scheduler *s, struct place *place)
+{
+    struct inst_generation *g = place->g;
+    size_t held;
+    if (place->session->seq->length != place->held || place->session->dead)
+        return false;
+    if (waits_for_another(s, place))
+        return true;
+    if (!inst_match(place->session, g->tokens, g->at, &held, NULL)) {
+        place->held = held;
+        g->reused = g->n_tokens == g->n_prompt ? held : g->reused;
+    }
+    return false;
+}
+
+// Decode rows, then pieces of prompts as far as the step has room: what several prompts begin with
+// goes through the model once, in the oldest of them. The number of segments.
 static size_t fill(struct inst_scheduler *s)
 {
     size_t n = 0, left;
@@ -404,6 +447,7 @@ static size_t fill(struct inst_scheduler *s)
     for (uint32_t i = 0; i < s->n_places; i++) {
         struct place *place = &s->places[i];
         place->segment = NULL;
+        place->waits = false;
         if (!place->g || is_complete(place)) // complete: nothing was drawn after the last step
             continue;
         if (place->prompting) {
@@ -417,12 +461,15 @@ static size_t fill(struct inst_scheduler *s)
         struct place *oldest = NULL;
         for (uint32_t i = 0; i < s->n_places; i++) {
             struct place *place = &s->places[i];
-            if (place->g && place->prompting && !is_complete(place) && !place->segment &&
+            if (is_prompting(place) && !place->segment && !place->waits &&
                 (!oldest || place->g->order < oldest->g->order))
                 oldest = place;
         }
         if (!oldest)
             break;
+        oldest->waits = is_held_up(s, oldest);
+        if (oldest->waits)
+            continue;
         size_t take = min_u64(oldest->g->at - oldest->session->seq->length, left);
         add_segment(s, &n, oldest, take);
         s->part += take;

@@ -430,6 +430,48 @@ static void a_prompt_stops_nobody(void **state)
     }
 }
 
+// What prompts begin with is computed once, although they come at the same time; with sparf, too.
+static void shared_prompts_are_computed_once(void **state)
+{
+    (void)state;
+    enum { EACH = 4, SHARED = 112, OWN = 8 };
+    for (int sparf = 0; sparf < 2; sparf++) {
+        const struct inst_options o = {.max_sessions = 6,
+                                       .group = 16,
+                                       .chunk = 48,
+                                       .attention = sparf ? "sparf" : NULL,
+                                       .sparf_tokens = sparf ? 8 : 0};
+        struct fixture f = {0}, fresh = {0};
+        struct request r[2 * EACH];
+        inst_generation *g[2 * EACH];
+        open_engine(&f, model, "ram:64M", &o);
+        inst_scheduler *s = scheduler(&f, true);
+        for (size_t i = 0; i < 2 * EACH; i++) { // one prompt several times, then a common start
+            r[i] = request(10);
+            r[i].options.sampling.seed = (uint32_t)i;
+            r[i].options.max_tokens = 12;
+            r[i].n = SHARED + OWN;
+            for (size_t k = SHARED; k < r[i].n && i >= EACH; k++)
+                r[i].prompt[k] = text_token((uint32_t)i + 100, k);
+            g[i] = add(&f, s, &r[i]);
+        }
+        finish(&f, s);
+        struct inst_stats stats;
+        assert_int_equal(inst_engine_stats(f.engine, &stats, NULL), 0);
+        // The whole, then one token of each that is the same, and what others have of their own.
+        assert_true(stats.prefill_tokens <= SHARED + OWN + (EACH - 1) * 1 + EACH * (OWN + 16));
+        for (size_t i = 0; i < 2 * EACH; i++) {
+            open_engine(&fresh, model, "ram:64M", &o);
+            expected_n[0] = alone(&fresh, &r[i], expected[0]);
+            close_engine(&fresh);
+            assert_expected(g[i], 0);
+            inst_generation_close(g[i]);
+        }
+        inst_scheduler_close(s);
+        close_engine(&f);
+    }
+}
+
 static void logprobs_are_the_models(void **state)
 {
     (void)state;
@@ -487,6 +529,7 @@ int main(void)
         cmocka_unit_test(a_failure_is_one_generations),
         cmocka_unit_test(a_round_can_be_interrupted_and_called_again),
         cmocka_unit_test(a_prompt_stops_nobody),
+        cmocka_unit_test(shared_prompts_are_computed_once),
         cmocka_unit_test(logprobs_are_the_models),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
