@@ -89,8 +89,7 @@ struct inst_model_info {
 INST_API void inst_engine_info(const inst_engine *engine, struct inst_model_info *info);
 
 INST_API int inst_session_open(inst_session **out, inst_engine *engine, struct inst_msg *msg);
-// What it holds is kept for prompts that begin with the same tokens, until the room is needed; NULL
-// is fine.
+// What it holds is kept for prompts that begin like it while nobody needs the room. NULL is fine.
 INST_API void inst_session_close(inst_session *session);
 INST_API void inst_engine_forget(inst_engine *engine); // gives up all that is kept so
 // Another session with the same tokens and logits, whose KV the drive shares.
@@ -105,7 +104,8 @@ struct inst_prefix {
     inst_session *session;
     const int32_t *tokens; // the whole prefix, length 1 or more
     size_t n_tokens;
-    int status; // out
+    int status;           // out
+    struct inst_msg *msg; // NULL, or filled in where status is not 0
 };
 INST_API int inst_sync(inst_engine *engine, struct inst_prefix *prefixes, size_t count,
                        inst_progress_fn *progress, void *user, struct inst_msg *msg);

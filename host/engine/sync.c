@@ -33,6 +33,7 @@ static void fail_prefix(struct sync *y, size_t index, int code, const char *text
 {
     y->prefixes[index].status = code;
     y->item[index].missing = 0;
+    inst_fail(y->prefixes[index].msg, code, "%s", text);
     if (!y->first_error)
         y->first_error = inst_fail(y->msg, code, "%s", text);
 }
@@ -45,6 +46,8 @@ static void begin_prefix(struct sync *y, size_t index)
     struct inst_msg why = {0};
     int err = 0;
     p->status = 0;
+    if (p->msg)
+        p->msg->text[0] = 0;
     *item = (struct sync_item){.leader = SIZE_MAX};
     if (!p->session || p->session->engine != y->e)
         err = inst_fail(&why, INST_EINVAL, "prefix %zu: not a session of this engine", index);
@@ -94,6 +97,9 @@ static void end_in_failure(struct sync *y, size_t index, int code, const char *t
     struct sync_item *item = &y->item[index];
     struct inst_msg why = {0};
     if (code == INST_ENOSPC && rebuilding_helps(y, index)) {
+        struct inst_msg *msg = y->prefixes[index].msg;
+        if (msg)
+            msg->text[0] = 0;
         code = session_cut(y->prefixes[index].session, 0, &why);
         text = why.text;
     }
@@ -172,7 +178,8 @@ static size_t fill(struct sync *y, struct inst_segment *segments, uint64_t *prom
                                                   .tokens = p->tokens + (p->n_tokens - missing),
                                                   .n_tokens = take,
                                                   .prompt = !decode,
-                                                  .logits = take == missing};
+                                                  .logits = take == missing,
+                                                  .msg = p->msg};
         }
     }
     return n;
@@ -182,9 +189,10 @@ static size_t fill(struct sync *y, struct inst_segment *segments, uint64_t *prom
 static bool take_results(struct sync *y, const struct inst_segment *segments, int err,
                          const char *text)
 {
-    bool cancelled = false;
+    bool cancelled = false, more_room = false;
     for (size_t i = 0; i < y->count; i++) {
         struct sync_item *item = &y->item[i];
+        struct inst_msg *msg = y->prefixes[i].msg;
         if (item->segment == SIZE_MAX)
             continue;
         const struct inst_segment *s = &segments[item->segment];
@@ -194,8 +202,13 @@ static bool take_results(struct sync *y, const struct inst_segment *segments, in
             continue;
         }
         cancelled |= s->status == INST_ECANCELLED;
-        if ((s->status == INST_ENOSPC || s->status == INST_ENORESOURCE) && seqs_give_up(y->e))
+        if (s->status == INST_ENOSPC || s->status == INST_ENORESOURCE)
+            more_room |= seqs_give_up(y->e);
+        if ((s->status == INST_ENOSPC || s->status == INST_ENORESOURCE) && more_room) {
+            if (msg)
+                msg->text[0] = 0;
             continue; // and again
+        }
         y->progress.before += item->decode ? 0 : item->missing;
         end_in_failure(y, i, s->status, s->status == err ? text : inst_status_text(s->status));
     }

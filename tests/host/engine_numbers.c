@@ -263,7 +263,7 @@ static void others_in_the_batch_are_unharmed(void **state)
             for (size_t i = 0; i < SESSIONS; i++) {
                 size_t n = N + i + step;
                 bool bad = step == 1 && (i == 0 || i == 2);
-                p[i] = (struct inst_prefix){f.session[i], text[i], n, 0};
+                p[i] = (struct inst_prefix){f.session[i], text[i], n, 0, NULL};
                 assert_int_equal(sync_tokens(&clean, i, text[i], n), 0);
                 good[i] = text[i][n - 1];
                 text[i][n - 1] = bad ? BAD : good[i];

@@ -96,7 +96,7 @@ static void prompts_of_one_call_share(void **state)
         struct inst_prefix p[SESSIONS];
         open_sharing(&f, &places[at], SESSIONS);
         for (size_t s = 0; s < SESSIONS; s++)
-            p[s] = (struct inst_prefix){f.session[s], text[s], N - 10 * s, -1};
+            p[s] = (struct inst_prefix){f.session[s], text[s], N - 10 * s, -1, NULL};
         p[3].tokens = other[3]; // which shares nothing
         if (inst_sync(f.engine, p, SESSIONS, NULL, NULL, &f.msg))
             fail_msg("%s", f.msg.text);
@@ -247,8 +247,12 @@ static void what_is_kept_gives_way(void **state)
             .opcode = OP_WRITE, .fail_command = 2, .code = codes[i], .fail_item = -1};
         fault.fail_count = codes[i] == INST_ENOSPC ? 1 : 70; // for longer than it is waited for
         fake_drive_faults(f.link, &fault);
-        if (sync_tokens(&f, 2, text[2], 150))
+        struct inst_msg why = {"of an earlier call"};
+        struct inst_prefix p = {f.session[2], text[2], 150, -1, &why};
+        if (inst_sync(f.engine, &p, 1, NULL, NULL, &f.msg))
             fail_msg("%s", f.msg.text);
+        assert_int_equal(p.status, 0);
+        assert_string_equal(why.text, "");
         assert_int_equal(f.engine->sequence[0].state, SEQ_FREE);
         assert_int_equal(f.engine->sequence[1].state, SEQ_FREE);
         check_bits(&f, 2, text[2], 150);

@@ -227,7 +227,7 @@ static void batch_equals_alone(void **state)
     for (size_t step = 0; step < STEPS; step++) {
         struct inst_prefix p[SESSIONS];
         for (size_t i = 0; i < SESSIONS; i++)
-            p[i] = (struct inst_prefix){f.session[i], g->ids, lengths[i] + step, -1};
+            p[i] = (struct inst_prefix){f.session[i], g->ids, lengths[i] + step, -1, NULL};
         if (inst_sync(f.engine, p, SESSIONS, NULL, NULL, &f.msg))
             fail_msg("%s", f.msg.text);
     }

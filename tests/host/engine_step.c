@@ -330,10 +330,10 @@ static void a_mixture_is_one_pass_over_the_weights(void **state)
     assert_int_equal(all.products, one.products); // 43 rows are still one strip
     assert_int_equal(all.output_rows, 4);         // only those that are sampled
     // inst_sync does the same: some decode, some have prompts.
-    struct inst_prefix p[4] = {{f.session[0], text[0], 3, 0},
-                               {f.session[2], text[2], 80, 0},
-                               {f.session[3], text[3], 66, 0},
-                               {f.session[4], text[4], 120, 0}};
+    struct inst_prefix p[4] = {{f.session[0], text[0], 3, 0, NULL},
+                               {f.session[2], text[2], 80, 0, NULL},
+                               {f.session[3], text[3], 66, 0, NULL},
+                               {f.session[4], text[4], 120, 0, NULL}};
     count_begin(&all, &f);
     assert_int_equal(inst_sync(f.engine, p, 4, NULL, NULL, &f.msg), 0);
     count_end(&all, &f);
@@ -361,7 +361,7 @@ static void many_sessions_take_turns(void **state)
             session[i] = f.session[i % 8];
             if (i >= 8)
                 assert_int_equal(inst_session_open(&session[i], f.engine, &f.msg), 0);
-            p[i] = (struct inst_prefix){session[i], text[i % SESSIONS] + i, 2 + i % 7, -1};
+            p[i] = (struct inst_prefix){session[i], text[i % SESSIONS] + i, 2 + i % 7, -1, NULL};
         }
         for (int step = 0; step < 3; step++) {
             if (inst_sync(f.engine, p, MANY, NULL, NULL, &f.msg))

@@ -119,7 +119,7 @@ static void batch_equals_alone(void **state)
         for (size_t step = 0; step < 5; step++) {
             struct inst_prefix p[8];
             for (size_t i = 0; i < 8; i++)
-                p[i] = (struct inst_prefix){f.session[i], text[i], lengths[i] + step, -1};
+                p[i] = (struct inst_prefix){f.session[i], text[i], lengths[i] + step, -1, NULL};
             if (inst_sync(f.engine, p, 8, NULL, NULL, &f.msg))
                 fail_msg("%s", f.msg.text);
             for (size_t i = 0; i < 8; i++)
@@ -190,7 +190,8 @@ static void bad_prefixes_are_refused(void **state)
     assert_non_null(strstr(f.msg.text, "token 260 at position 1"));
     tokens[1] = -1;
     assert_int_equal(sync_tokens(&f, 0, tokens, 2), INST_EINVAL);
-    struct inst_prefix p[2] = {{f.session[0], text[0], 3, 0}, {f.session[0], text[0], 4, 0}};
+    struct inst_prefix p[2] = {{f.session[0], text[0], 3, 0, NULL},
+                               {f.session[0], text[0], 4, 0, NULL}};
     assert_int_equal(inst_sync(f.engine, p, 2, NULL, NULL, NULL), INST_EINVAL);
     assert_int_equal(p[0].status, 0); // the good one went on
     assert_int_equal(p[1].status, INST_EINVAL);
@@ -247,7 +248,8 @@ static void a_failed_item_harms_nobody_else(void **state)
         struct inst_prefix p[4];
         for (int step = 0; step < 2; step++) {
             for (size_t i = 0; i < 4; i++)
-                p[i] = (struct inst_prefix){f.session[i], text[i], 40 + 10 * i + (size_t)step, 0};
+                p[i] = (struct inst_prefix){f.session[i], text[i], 40 + 10 * i + (size_t)step, 0,
+                                            NULL};
             if (step)
                 fake_drive_faults(f.link, &(struct fake_faults){.opcode = OP_ATTEND,
                                                                 .fail_command = nth,
@@ -271,6 +273,36 @@ static void a_failed_item_harms_nobody_else(void **state)
     }
 }
 
+// Every prefix has the text of its own failure, and those that did not fail have none.
+static void every_prefix_has_its_own_text(void **state)
+{
+    (void)state;
+    struct fixture f = {0};
+    int32_t bad[] = {3, 4, SYNTH_VOCAB_MIN};
+    struct inst_msg why[4];
+    struct inst_prefix p[4];
+    open_engine(&f, model, NULL, &(struct inst_options){.max_sessions = 4, .context = 180});
+    memset(why, 'x', sizeof why); // of an earlier call
+    for (size_t i = 0; i < 4; i++)
+        p[i] = (struct inst_prefix){f.session[i], text[i], 40, 0, &why[i]};
+    p[0].n_tokens = N;
+    p[1].tokens = bad;
+    p[1].n_tokens = 3;
+    // The second WRITE of the first step is the last prefix's.
+    fake_drive_faults(
+        f.link, &(struct fake_faults){
+                    .opcode = OP_WRITE, .fail_command = 2, .code = INST_EIO, .fail_item = -1});
+    assert_int_equal(inst_sync(f.engine, p, 4, NULL, NULL, &f.msg), INST_EINVAL);
+    assert_non_null(strstr(why[0].text, "do not fit in the context of 180"));
+    assert_string_equal(f.msg.text, why[0].text);
+    assert_non_null(strstr(why[1].text, "is not in the vocabulary"));
+    assert_int_equal(p[2].status, 0);
+    assert_string_equal(why[2].text, "");
+    assert_int_equal(p[3].status, INST_EIO);
+    assert_non_null(strstr(why[3].text, "injected"));
+    close_engine(&f);
+}
+
 // Back-pressure: the drive is asked again until it has room, for a command or for some of its
 // items.
 static void no_room_is_waited_for(void **state)
@@ -291,7 +323,7 @@ static void no_room_is_waited_for(void **state)
         open_engine(&fresh, model, NULL, NULL);
         for (int step = 0; step < 2; step++) {
             for (size_t s = 0; s < 3; s++)
-                p[s] = (struct inst_prefix){f.session[s], text[s], 130 + (size_t)step, 0};
+                p[s] = (struct inst_prefix){f.session[s], text[s], 130 + (size_t)step, 0, NULL};
             if (step == (fault.opcode == OP_ATTEND))
                 fake_drive_faults(f.link, &fault);
             assert_int_equal(inst_sync(f.engine, p, 3, NULL, NULL, &f.msg), 0);
@@ -406,7 +438,7 @@ static void cancelling_keeps_whole_chunks(void **state)
     struct fixture f = {0};
     open_engine(&f, model, NULL, &(struct inst_options){.chunk = 50});
     uint64_t calls = 0;
-    struct inst_prefix p = {f.session[0], text[0], 190, 0};
+    struct inst_prefix p = {f.session[0], text[0], 190, 0, NULL};
     assert_int_equal(inst_sync(f.engine, &p, 1, cancel_late, &calls, &f.msg), INST_ECANCELLED);
     assert_int_equal(p.status, INST_ECANCELLED);
     assert_int_equal(f.session[0]->seq->length,
@@ -447,6 +479,7 @@ int main(void)
         cmocka_unit_test(bad_prefixes_are_refused),
         cmocka_unit_test(failures_leave_sessions_usable),
         cmocka_unit_test(a_failed_item_harms_nobody_else),
+        cmocka_unit_test(every_prefix_has_its_own_text),
         cmocka_unit_test(no_room_is_waited_for),
         cmocka_unit_test(no_room_for_long_is_an_error),
         cmocka_unit_test(a_session_that_cannot_be_cut_back_is_dead),
