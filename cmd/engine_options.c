@@ -35,8 +35,8 @@ int engine_options_read(struct engine_options *options, const char *command)
     if (o->group & (o->group - 1))
         return fail(EXIT_USAGE, "%s: --group: '%u' is not a power of two", command, o->group);
     bool sparf = o->attention && !strcmp(o->attention, "sparf");
-    if (o->attention && !sparf && strcmp(o->attention, "dense"))
-        return fail(EXIT_USAGE, "%s: --attention: '%s' is unknown (dense, sparf)", command,
+    if (o->attention && !sparf && strcmp(o->attention, "dense") && strcmp(o->attention, "host"))
+        return fail(EXIT_USAGE, "%s: --attention: '%s' is unknown (dense, sparf, host)", command,
                     o->attention);
     if (!sparf && (options->sparf.text || o->page_channels || options->audit > 0))
         return fail(EXIT_USAGE, "%s: --sparf, --page-channels and --audit need --attention sparf",

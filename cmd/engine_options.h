@@ -30,81 +30,78 @@ struct engine_options {
         "--context", 'c', OPTION_U64, &(E).engine.context, 1, 4294967296.0, "N",                   \
             "tokens of context; default: the model's"                                              \
     }
-#define ENGINE_MEMORY_ROWS(E)                                                                      \
-    {"--memory",                                                                                   \
-     0,                                                                                            \
-     OPTION_SIZE,                                                                                  \
-     &(E).engine.memory,                                                                           \
-     0,                                                                                            \
-     0,                                                                                            \
-     "SIZE",                                                                                       \
-     "for everything but weights and ram: drives; default: a quarter of what is available"},       \
-        {"--kv",                                                                                   \
-         0,                                                                                        \
-         OPTION_LIST,                                                                              \
-         &(E).kv,                                                                                  \
-         0,                                                                                        \
-         0,                                                                                        \
-         "WHERE",                                                                                  \
-         "where KV lives: a directory, ram:SIZE[@RATE] or null:; default: the cache directory; "   \
-         "may be given several times: each drive gets a part of the heads"},                       \
-        {"--kv-limit",                                                                             \
-         0,                                                                                        \
-         OPTION_SIZE,                                                                              \
-         &(E).engine.kv_limit,                                                                     \
-         0,                                                                                        \
-         0,                                                                                        \
-         "SIZE",                                                                                   \
-         "what KV may grow to; default: what the context needs"},                                  \
-        {"--row-cache",                                                                            \
-         0,                                                                                        \
-         OPTION_TEXT,                                                                              \
-         &(E).row_cache,                                                                           \
-         0,                                                                                        \
-         0,                                                                                        \
-         "SIZE",                                                                                   \
-         "rows of KV kept in --memory, or off; default: as many as fit"},                          \
-        {"--request-cost",                                                                         \
-         0,                                                                                        \
-         OPTION_SIZE,                                                                              \
-         &(E).engine.request_cost,                                                                 \
-         0,                                                                                        \
-         0,                                                                                        \
-         "SIZE",                                                                                   \
-         "what could be read for a request to the disk, of single pages; default: measured"},      \
-        {"--group",  0,                                                                            \
-         OPTION_U32, &(E).engine.group,                                                            \
-         16,         1024,                                                                         \
-         "T",        "tokens of a token group, a power of two; default: chosen by the drive"},     \
-        {"--attention",                                                                            \
-         0,                                                                                        \
-         OPTION_TEXT,                                                                              \
-         &(E).engine.attention,                                                                    \
-         0,                                                                                        \
-         0,                                                                                        \
-         "METHOD",                                                                                 \
-         "dense, or sparf: only tokens that a few channels of K rank highest; default: dense"},    \
-        SPARF_OPTION_ROW((E).sparf),                                                               \
-        {"--page-channels",                                                                        \
-         0,                                                                                        \
-         OPTION_U32,                                                                               \
-         &(E).engine.page_channels,                                                                \
-         1,                                                                                        \
-         16,                                                                                       \
-         "N",                                                                                      \
-         "channels of K that share a flash page, a power of two; default: chosen by the drive"},   \
-        {"--audit",                                                                                \
-         0,                                                                                        \
-         OPTION_F32,                                                                               \
-         &(E).audit,                                                                               \
-         0,                                                                                        \
-         1,                                                                                        \
-         "P",                                                                                      \
-         "share of decode steps that also attend densely, to say what sparf captured"},            \
-        {"--chunk", 0,     OPTION_U32, &(E).engine.chunk,                                          \
-         1,         65536, "C",        "prefill chunk in tokens; default: chosen from --memory"},  \
-    {                                                                                              \
-        "--kernels", 0, OPTION_TEXT, &(E).engine.kernels, 0, 0, "NAME", "kernel set, for tests"    \
+#define ENGINE_MEMORY_ROWS(E)                                                                       \
+    {"--memory",                                                                                    \
+     0,                                                                                             \
+     OPTION_SIZE,                                                                                   \
+     &(E).engine.memory,                                                                            \
+     0,                                                                                             \
+     0,                                                                                             \
+     "SIZE",                                                                                        \
+     "for everything but weights and ram: drives; default: a quarter of what is available"},        \
+        {"--kv",                                                                                    \
+         0,                                                                                         \
+         OPTION_LIST,                                                                               \
+         &(E).kv,                                                                                   \
+         0,                                                                                         \
+         0,                                                                                         \
+         "WHERE",                                                                                   \
+         "where KV lives: a directory, ram:SIZE[@RATE] or null:; default: the cache directory; "    \
+         "may be given several times: each drive gets a part of the heads"},                        \
+        {"--kv-limit",                                                                              \
+         0,                                                                                         \
+         OPTION_SIZE,                                                                               \
+         &(E).engine.kv_limit,                                                                      \
+         0,                                                                                         \
+         0,                                                                                         \
+         "SIZE",                                                                                    \
+         "what KV may grow to; default: what the context needs"},                                   \
+        {"--row-cache",                                                                             \
+         0,                                                                                         \
+         OPTION_TEXT,                                                                               \
+         &(E).row_cache,                                                                            \
+         0,                                                                                         \
+         0,                                                                                         \
+         "SIZE",                                                                                    \
+         "rows of KV kept in --memory, or off; default: as many as fit"},                           \
+        {"--request-cost",                                                                          \
+         0,                                                                                         \
+         OPTION_SIZE,                                                                               \
+         &(E).engine.request_cost,                                                                  \
+         0,                                                                                         \
+         0,                                                                                         \
+         "SIZE",                                                                                    \
+         "what could be read for a request to the disk, of single pages; default: measured"},       \
+        {"--group",  0,                                                                             \
+         OPTION_U32, &(E).engine.group,                                                             \
+         16,         1024,                                                                          \
+         "T",        "tokens of a token group, a power of two; default: chosen by the drive"},      \
+        {"--attention",                                                                             \
+         0,                                                                                         \
+         OPTION_TEXT,                                                                               \
+         &(E).engine.attention,                                                                     \
+         0,                                                                                         \
+         0,                                                                                         \
+         "METHOD",                                                                                  \
+         "dense; sparf: only tokens that a few channels of K rank highest; host: the drive only "   \
+         "stores, and all of KV comes back for every token, to compare; default: dense"},           \
+        SPARF_OPTION_ROW((E).sparf),                                                                \
+        {"--page-channels",                                                                         \
+         0,                                                                                         \
+         OPTION_U32,                                                                                \
+         &(E).engine.page_channels,                                                                 \
+         1,                                                                                         \
+         16,                                                                                        \
+         "N",                                                                                       \
+         "channels of K that share a flash page, a power of two; default: chosen by the drive"},    \
+        {"--audit",  0,                                                                             \
+         OPTION_F32, &(E).audit,                                                                    \
+         0,          1,                                                                             \
+         "P",        "share of decode steps that also attend densely, to say what sparf captured"}, \
+        {"--chunk", 0,     OPTION_U32, &(E).engine.chunk,                                           \
+         1,         65536, "C",        "prefill chunk in tokens; default: chosen from --memory"},   \
+    {                                                                                               \
+        "--kernels", 0, OPTION_TEXT, &(E).engine.kernels, 0, 0, "NAME", "kernel set, for tests"     \
     }
 
 // How tokens are drawn; S is a struct inst_sampling.

@@ -50,7 +50,8 @@ struct inst_options {
     uint32_t threads;      // 0: all CPUs of the process, within its control group's quota
     uint32_t group;        // token group; 0: chosen by the drive
     uint32_t chunk;        // prefill chunk in tokens; 0: chosen from the budget
-    const char *attention; // "dense" (NULL) or "sparf": the best tokens by a channel index of K
+    const char *attention; // "dense" (NULL); "sparf": the best tokens by a channel index of K;
+                           // "host": dense, but the drive only stores: KV comes back for every token
     // sparf; each 0: its default
     uint32_t sparf_channels; // r: channels ranked by; ceil(head_dim / 8)
     uint32_t sparf_tokens;   // k as a number of tokens; by the divisor

@@ -33,9 +33,10 @@ static int check_options(const struct inst_options *o, struct inst_msg *msg)
     if (o->n_kv > LINK_ARRAY_MOST)
         return inst_fail(msg, INST_EINVAL, "KV in %zu places: at most %d", o->n_kv,
                          LINK_ARRAY_MOST);
-    if (o->attention && strcmp(o->attention, "dense") && strcmp(o->attention, "sparf"))
-        return inst_fail(msg, INST_ENOTSUP, "attention '%s' is not supported: dense or sparf is",
-                         o->attention);
+    if (o->attention && strcmp(o->attention, "dense") && strcmp(o->attention, "sparf") &&
+        strcmp(o->attention, "host"))
+        return inst_fail(msg, INST_ENOTSUP,
+                         "attention '%s' is not supported: dense, sparf or host is", o->attention);
     if (o->page_channels && (!is_power_of_two(o->page_channels) || o->page_channels > 16))
         return inst_fail(msg, INST_EINVAL, "%u channels in a page: must be a power of two up to 16",
                          o->page_channels);
@@ -159,6 +160,7 @@ static int choose_attention(inst_engine *e, const struct inst_options *o, struct
         return inst_fail(msg, INST_EINVAL, "sparf with %u channels: a head of this model has %u",
                          o->sparf_channels, c->head_dim);
     e->audit = o->audit;
+    e->host_attention = o->attention && !strcmp(o->attention, "host");
     e->attend = (struct table_header){
         .head_count = c->kv_heads,
         .method = sparf ? METHOD_SPARF : METHOD_DENSE,
@@ -209,6 +211,7 @@ static int make_plan(inst_engine *e, const struct inst_options *o, struct inst_m
         .method = e->attend.method,
         .page_channels = o->page_channels,
         .rounds_x = rounds_x(e->gguf),
+        .host_attention = e->host_attention,
     };
     int err = engine_plan(&e->plan, &e->config, &input, msg);
     if (err)

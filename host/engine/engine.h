@@ -68,6 +68,7 @@ struct inst_engine {
     uint64_t memory, context, kv_limit;
     struct table_header attend; // method and its knobs, for every ATTEND
     double audit;               // share of decode steps
+    bool host_attention;        // the drive only stores: what decode attends comes back by READ
     uint64_t decode_steps;
     uint64_t drive_dram; // bytes, as the drive states
     uint32_t next_epoch;

@@ -19,8 +19,9 @@ enum {
     MIXED_ROWS = STRIP_ROWS, // fewer leave part of a pass over the weights unused
     LOGITS_ROWS = 8,
     PIECE_BYTES = 256 * 1024,
-    PIECE_SHARE = 32, // but no more than this part of the budget each
-    GROUP_LEAST = 16, // tokens, of those that are tried
+    HOST_PIECE_BYTES = 4 << 20, // where all KV comes back in every step: what keeps a disk busy
+    PIECE_SHARE = 32,           // but no more than this part of the budget each
+    GROUP_LEAST = 16,           // tokens, of those that are tried
     GROUP_MOST = 256,
     SLAB_ALIGN = 64, // a slab is padded to this on the wire
 };
@@ -72,6 +73,7 @@ static bool size_buffers(struct engine_plan *p, const struct model_config *c,
     uint64_t token_bytes = mul(&s, kv_dim, 4); // K and V, fp16
     uint64_t rows = add(&s, p->chunk, in->sessions - 1);
     p->rows = (uint32_t)min_u64(rows, UINT32_MAX);
+    p->host_rows = in->host_attention ? p->rows : p->chunk;
     p->mixed_chunk = p->chunk < MIXED_ROWS ? p->chunk : MIXED_ROWS;
     p->strip = p->rows < STRIP_ROWS ? p->rows : STRIP_ROWS;
     p->logits_rows = in->sessions == 1            ? 1
@@ -81,7 +83,7 @@ static bool size_buffers(struct engine_plan *p, const struct model_config *c,
     b[BUFFER_x] = floats(&s, p->rows, c->width);
     b[BUFFER_q] = floats(&s, p->rows, q_dim);
     b[BUFFER_partials] =
-        mul(&s, mul(&s, p->chunk, c->heads), partial_stride(c->head_dim) * sizeof(float));
+        mul(&s, mul(&s, p->host_rows, c->heads), partial_stride(c->head_dim) * sizeof(float));
     b[BUFFER_segment_of] = mul(&s, p->rows, sizeof(uint32_t));
     b[BUFFER_rope] = floats(&s, p->rows, plan_rope_values(c));
     b[BUFFER_norm] = floats(&s, p->strip, c->width);
@@ -90,9 +92,9 @@ static bool size_buffers(struct engine_plan *p, const struct model_config *c,
     uint64_t widest = max_u64(max_u64(c->width, q_dim), c->ffn);
     b[BUFFER_rounded] = in->rounds_x ? mul(&s, p->strip, 4 * rounded_floats(widest)) : 0;
     // Each segment has a slab of its own.
-    uint64_t slabs = min_u64(in->sessions, p->chunk);
+    uint64_t slabs = min_u64(in->sessions, p->host_rows);
     b[BUFFER_slab0] = b[BUFFER_slab1] =
-        add(&s, mul(&s, slabs, SLAB_ALIGN), mul(&s, p->chunk, token_bytes));
+        add(&s, mul(&s, slabs, SLAB_ALIGN), mul(&s, p->host_rows, token_bytes));
     b[BUFFER_piece0] = b[BUFFER_piece1] = add(&s, SLAB_ALIGN, mul(&s, p->piece, token_bytes));
     b[BUFFER_stage] = mul(&s, ATTENTION_TILE, token_bytes);
     struct attend_layout layout;
@@ -138,7 +140,8 @@ static uint64_t host_bytes(const struct engine_plan *p, const struct plan_input 
 static uint32_t piece_tokens(const struct model_config *c, const struct plan_input *in)
 {
     uint64_t token_bytes = (uint64_t)c->kv_heads * c->head_dim * 4;
-    uint64_t bytes = min_u64(PIECE_BYTES, in->memory / PIECE_SHARE);
+    uint64_t most = in->host_attention ? HOST_PIECE_BYTES : PIECE_BYTES;
+    uint64_t bytes = min_u64(most, in->memory / PIECE_SHARE);
     uint64_t tokens = max_u64(bytes / token_bytes, ATTENTION_TILE);
     // Whole token groups where the group is known, so that a row is read once.
     uint64_t unit = max_u64(in->group, ATTENTION_TILE);

@@ -25,7 +25,7 @@ enum { PLAN_SESSION_BYTES = 1024 };
 // together have no more, s = strip rows; strides are padded to 16 floats.
 #define BUFFER_MAP(X)                                                                              \
     X(x, "residual stream, fp32 [n][width]")                                                       \
-    X(q, "queries of prompts [C][heads][head_dim], then attention outputs [n][heads][head_dim]")   \
+    X(q, "queries of host rows [C][heads][head_dim], then attention outputs [n][heads][head_dim]") \
     X(partials, "struct partial [C][heads]")                                                       \
     X(segment_of, "the segment of each row, u32 [n]")                                              \
     X(rope, "cosines and sines [n][plan_rope_values]")                                             \
@@ -33,7 +33,7 @@ enum { PLAN_SESSION_BYTES = 1024 };
     X(t1, "q or gate [s][max(heads * head_dim, ffn)]")                                             \
     X(t2, "k and v, or up [s][max(2 * kv_heads * head_dim, ffn)]")                                 \
     X(rounded, "x of a product as the K types take it [s][rounded_floats of the widest]")          \
-    X(slab0, "data of a layer's WRITE: the chunk's K, V")                                          \
+    X(slab0, "data of a layer's WRITEs: K, V of the host rows")                                    \
     X(slab1, "the same for the next layer")                                                        \
     X(piece0, "earlier K, V of one piece")                                                         \
     X(piece1, "the same for the next piece")                                                       \
@@ -71,6 +71,7 @@ struct plan_input {
     uint32_t method;                 // enum attend_method
     uint32_t page_channels;          // 0: the drive chooses
     bool rounds_x;                   // some weights take x rounded
+    bool host_attention;             // decode rows attend on the host, as prompts do
 };
 
 // One drive of the plan.
@@ -87,6 +88,7 @@ struct engine_plan {
     uint32_t threads, chunk, group;
     uint32_t mixed_chunk;          // the part of a chunk for a step in which others decode
     uint32_t rows;                 // of a step: a chunk and a decode row of every other session
+    uint32_t host_rows;            // those that attend on the host: the chunk, or all of them
     uint32_t strip;                // rows that a matrix product takes at a time
     uint32_t piece;                // tokens of one READ; multiple of the tile
     uint32_t logits_rows;          // rows of the logits buffer

@@ -300,7 +300,7 @@ static void attend_item(void *arg, size_t item, unsigned worker)
 static void attend_runs(struct step *t)
 {
     if (t->n_runs)
-        pool_run(t->at->n > 1 ? t->e->pool : NULL, attend_item, t,
+        pool_run(t->at->n > 1 || t->e->host_attention ? t->e->pool : NULL, attend_item, t,
                  t->e->config.kv_heads * div_round_up(t->at->n, block_rows(t)));
     port_tick(&t->e->port);
 }

@@ -42,12 +42,18 @@ static bool is_decode(const struct inst_segment *s)
     return s->n_tokens == 1 && !s->prompt;
 }
 
+// Attended by the drive, not here.
+static bool on_drive(const struct inst_engine *e, const struct inst_segment *s)
+{
+    return is_decode(s) && !e->host_attention;
+}
+
 // Gives rows to the segments of one kind.
-static void place(struct step *t, struct inst_segment *segments, size_t count, bool decode)
+static void place(struct step *t, struct inst_segment *segments, size_t count, bool drive)
 {
     for (size_t i = 0; i < count; i++) {
         struct inst_segment *out = &segments[i];
-        if (out->status || is_decode(out) != decode)
+        if (out->status || on_drive(t->e, out) != drive)
             continue;
         struct inst_msg why = {0};
         struct seq *q = out->session->seq;
@@ -256,7 +262,7 @@ static void settle(struct step *t, struct step_segment *seg)
         q->exact += seg->n;
     q->length += seg->n;
     s->has_logits = seg->out->logits || s->on_logits;
-    if (seg < t->seg + t->n_decode)
+    if (is_decode(seg->out))
         t->e->stats.decode_tokens += seg->n;
     else
         t->e->stats.prefill_tokens += seg->n;
@@ -272,10 +278,13 @@ static uint64_t flash_read_bytes(struct inst_engine *e)
 static void account(struct step *t, double seconds, uint64_t read_before)
 {
     struct inst_stats *stats = &t->e->stats;
-    double decode = (double)t->n_decode / (double)t->n_rows;
+    size_t rows = 0;
+    for (size_t i = 0; i < t->n_seg; i++)
+        rows += is_decode(t->seg[i].out);
+    double decode = (double)rows / (double)t->n_rows;
     stats->decode_seconds += seconds * decode;
     stats->prefill_seconds += seconds * (1 - decode);
-    if (!t->n_decode)
+    if (!rows)
         t->e->prefill_read_bytes += flash_read_bytes(t->e) - read_before;
 }
 

@@ -80,15 +80,23 @@ static void chunks_threads_stores_give_equal_bits(void **state)
     free(expected);
 }
 
-// Token by token through ATTEND gives what prefill gives.
+// Token by token through ATTEND gives what prefill gives, and so does the host when the drive only
+// stores.
 static void decode_equals_prefill(void **state)
 {
     (void)state;
     float *expected = all_logits(NULL, &(struct inst_options){.threads = 2});
-    for (int real = 0; real < 2; real++) {
+    static const struct {
+        const char *kv, *attention;
+    } cases[] = {{NULL, NULL}, {"ram:64M", NULL}, {"ram:64M", "host"}, {"/tmp", "host"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct fixture f = {0};
-        open_engine(&f, model, real ? "ram:64M" : NULL,
-                    &(struct inst_options){.group = 16, .threads = 2});
+        bool host = cases[i].attention;
+        open_engine(&f, model, cases[i].kv,
+                    &(struct inst_options){.group = 16,
+                                           .threads = 2,
+                                           .attention = cases[i].attention,
+                                           .row_cache = INST_NO_ROW_CACHE});
         for (size_t n = 1; n <= N; n++) {
             assert_int_equal(sync_tokens(&f, 0, text[0], n), 0);
             assert_memory_equal(inst_logits(f.session[0]),
@@ -98,8 +106,12 @@ static void decode_equals_prefill(void **state)
         assert_int_equal(inst_engine_stats(f.engine, &stats, NULL), 0);
         assert_int_equal(stats.decode_tokens, N);
         assert_int_equal(stats.prefill_tokens, 0);
-        if (real) // 3 layers; every token attends to itself and all before it
+        if (cases[i].kv && !host) // 3 layers; every token attends to itself and all before it
             assert_int_equal(stats.attended_tokens, 3 * N * (N + 1) / 2);
+        if (host) { // the drive attended nothing, and what came back was for decode
+            assert_int_equal(stats.attended_tokens, 0);
+            assert_int_equal(stats.decode_flash_read_bytes, stats.flash_read_bytes);
+        }
         close_engine(&f);
     }
     free(expected);
@@ -109,9 +121,13 @@ static void batch_equals_alone(void **state)
 {
     (void)state;
     static const size_t lengths[8] = {1, 15, 16, 64, 65, 100, 128, 190};
-    for (int real = 0; real < 2; real++) {
-        const char *kv = real ? "/tmp" : NULL;
+    for (int way = 0; way < 3; way++) { // memory, file, attended on the host
+        const char *kv = way ? "/tmp" : NULL;
         struct inst_options o = {.max_sessions = 8, .group = 16, .chunk = 50, .threads = 2};
+        if (way == 2) {
+            o.attention = "host";
+            o.chunk = 3; // more decode rows than that
+        }
         struct fixture f = {0}, alone = {0};
         open_engine(&f, model, kv, &o);
         o.max_sessions = 1;
