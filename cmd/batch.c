@@ -314,12 +314,15 @@ static int open_all(struct batch *b, const struct options *options)
 // A share's answers are a part for --merge; all answers are the output.
 static int finish(struct batch *b, const struct options *options)
 {
+    int code = batch_lines_unchanged(&b->lines);
+    if (code)
+        return code;
     if (b->shares) {
         if (!fdatasync(b->part.fd) && !rename(b->part_path, b->out.path))
             return 0;
         return fail(EXIT_FAILED, "%s: %s", b->out.path, strerror(errno));
     }
-    int code = batch_write(b, options);
+    code = batch_write(b, options);
     if (!code && unlink(b->part_path))
         code = fail(EXIT_FAILED, "%s: %s", b->part_path, strerror(errno));
     return code;

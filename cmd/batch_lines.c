@@ -189,6 +189,7 @@ int batch_lines_open(struct batch_lines *lines, const char *path)
         return fail(EXIT_FAILED, "%s: %s", path, strerror(errno));
     if (!S_ISREG(st.st_mode))
         return fail(EXIT_FAILED, "%s: is no file: lines are read more than once", path);
+    lines->changed = st.st_mtim;
     struct pass p = {.lines = lines, .print = XXH3_createState()};
     int code = pass(&p);
     if (!code && !lines->n)
@@ -229,6 +230,17 @@ const char *batch_lines_read(struct batch_lines *lines, size_t index)
         n += (size_t)got;
     }
     return lines->text;
+}
+
+int batch_lines_unchanged(const struct batch_lines *lines)
+{
+    struct stat st;
+    if (fstat(lines->fd, &st))
+        return fail(EXIT_FAILED, "%s: %s", lines->path, strerror(errno));
+    if ((uint64_t)st.st_size == lines->bytes && st.st_mtim.tv_sec == lines->changed.tv_sec &&
+        st.st_mtim.tv_nsec == lines->changed.tv_nsec)
+        return 0;
+    return fail(EXIT_FAILED, "%s: the file was changed while in use", lines->path);
 }
 
 struct batch_line *batch_lines_find(struct batch_lines *lines, uint32_t number)

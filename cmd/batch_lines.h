@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <time.h>
 
 struct batch_line {
     uint64_t offset;
@@ -24,7 +25,8 @@ struct batch_lines {
     struct batch_line *line;
     size_t n, room;
     uint64_t bytes, print; // of the whole file
-    char *text;            // [text_room] of the line that was read last
+    struct timespec changed;
+    char *text; // [text_room] of the line that was read last
     size_t text_room;
 };
 
@@ -33,6 +35,8 @@ int batch_lines_open(struct batch_lines *lines, const char *path);
 void batch_lines_close(struct batch_lines *lines);
 // The text of a line, not too long, until the next call. NULL with the error line printed.
 const char *batch_lines_read(struct batch_lines *lines, size_t index);
+// 0, or an exit code with the error line printed: somebody wrote to the file since it was opened.
+int batch_lines_unchanged(const struct batch_lines *lines);
 // The line of this number, NULL: there is none.
 struct batch_line *batch_lines_find(struct batch_lines *lines, uint32_t number);
 

@@ -174,7 +174,8 @@ class Answers(Case):
                                    "hello", "-n", 25, "--seed", 6))
         self.assertGreater(len(set(expected)), 7)
         for more in (["--parallel", 1], ["--parallel", 3], ["--parallel", 8, "--kv", self.dir],
-                     ["--parallel", 5, "--chunk", 7, "-t", 2]):
+                     ["--parallel", 5, "--chunk", 7, "-t", 2],
+                     ["--parallel", 4, "--kv", "ram:32M", "--kv", "ram:32M"]):
             answers = self.batch(lines, "--template", "chatml", *more)
             texts = [body_of(a)["choices"][0] for a in answers]
             texts = [c["text"] if "text" in c else c["message"]["content"] for c in texts]
@@ -535,7 +536,8 @@ class Resume(Case):
         r = self.run_it(*self.command("in.jsonl", "--parallel", 2, "-t", 2, "--chunk", 5))
         self.assertEqual(r.returncode, 0, r.stderr)
 
-    def test_one_process_at_a_time(self):
+    def begun(self):
+        """A process in the middle of its work."""
         lines = self.some_lines(400, 100)
         write(self.path("in.jsonl"), "".join(l + "\n" for l in lines).encode())
         p = subprocess.Popen([INSTINFER, *map(str, self.command("in.jsonl"))], cwd=self.dir,
@@ -544,9 +546,22 @@ class Resume(Case):
         while not os.path.exists(part) or os.path.getsize(part) == 0:
             self.assertIsNone(p.poll())
             time.sleep(0.002)
+        return p
+
+    def test_one_process_at_a_time(self):
+        p = self.begun()
         self.assert_error(self.run_it(*self.command("in.jsonl")), 1, "another process")
         p.kill()
         p.communicate()
+
+    def test_requests_that_change_meanwhile(self):
+        p = self.begun()
+        with open(self.path("in.jsonl"), "a") as f:
+            f.write("one more\n")
+        stderr = p.communicate()[1]
+        self.assertEqual(p.returncode, 1)
+        self.assertIn(b"changed while in use", stderr)
+        self.assertFalse(os.path.exists(self.path("out.jsonl")))
 
     def test_a_full_disk(self):
         lines = self.some_lines(60, 60)
