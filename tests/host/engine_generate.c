@@ -5,6 +5,8 @@
 #include "tests/host/engine_helper.h"
 
 #include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
 
 enum { COUNT = 14 };
 
@@ -389,6 +391,48 @@ static void a_round_can_be_interrupted_and_called_again(void **state)
     close_engine(&f);
 }
 
+struct canceller {
+    inst_generation *g;
+    _Atomic int rounds;
+};
+
+static void *cancel_later(void *arg)
+{
+    struct canceller *c = arg;
+    while (atomic_load(&c->rounds) < 5)
+        usleep(100);
+    inst_generation_cancel(c->g);
+    return NULL;
+}
+
+// From another thread, while rounds go on.
+static void cancelled_from_another_thread(void **state)
+{
+    (void)state;
+    struct fixture f = {0};
+    pthread_t thread;
+    struct canceller c = {0};
+    open_engine(&f, model, "ram:64M", &(struct inst_options){.max_sessions = 2, .threads = 2});
+    inst_scheduler *s = scheduler(&f, true);
+    struct request r = request(1);
+    r.options.max_tokens = UINT64_MAX;
+    c.g = add(&f, s, &r);
+    r.options.max_tokens = 900;
+    inst_generation *other = add(&f, s, &r);
+    assert_int_equal(pthread_create(&thread, NULL, cancel_later, &c), 0);
+    while (!inst_generation_finish(c.g)) {
+        assert_int_equal(inst_scheduler_round(s, NULL, NULL, &f.msg), 0);
+        c.rounds++;
+    }
+    pthread_join(thread, NULL);
+    assert_int_equal(inst_generation_finish(c.g), INST_FINISH_CANCELLED);
+    assert_int_equal(inst_generation_finish(other), INST_FINISH_NOT);
+    inst_generation_close(c.g);
+    inst_generation_close(other);
+    inst_scheduler_close(s);
+    close_engine(&f);
+}
+
 static uint64_t generated(const inst_generation *g)
 {
     struct inst_usage usage;
@@ -528,6 +572,7 @@ int main(void)
         cmocka_unit_test(reasons_to_end),
         cmocka_unit_test(a_failure_is_one_generations),
         cmocka_unit_test(a_round_can_be_interrupted_and_called_again),
+        cmocka_unit_test(cancelled_from_another_thread),
         cmocka_unit_test(a_prompt_stops_nobody),
         cmocka_unit_test(shared_prompts_are_computed_once),
         cmocka_unit_test(logprobs_are_the_models),
