@@ -10,24 +10,30 @@
 
 int store_parse_size(const char *text, size_t bytes, uint64_t *out)
 {
-    uint64_t value = 0;
+    static const char units[] = "KMGT";
+    uint64_t value = 0, part = 0, scale = 1, unit_bytes = 1;
     size_t i = 0;
     for (; i < bytes && text[i] >= '0' && text[i] <= '9'; i++)
         if (__builtin_mul_overflow(value, 10, &value) ||
             __builtin_add_overflow(value, (uint64_t)(text[i] - '0'), &value))
             return INST_EINVAL;
-    if (!i || !value)
-        return INST_EINVAL;
+    bool whole = !i || i == bytes || text[i] != '.';
+    for (i += !whole; !whole && i < bytes && text[i] >= '0' && text[i] <= '9'; i++, scale *= 10) {
+        if (scale == 1000)
+            return INST_EINVAL;
+        part = 10 * part + (uint64_t)(text[i] - '0');
+    }
     if (i < bytes) {
-        static const char units[] = "KMGT";
         char c = (char)(text[i] & ~0x20);
         const char *unit = c ? strchr(units, c) : NULL;
         if (!unit || i + 1 != bytes)
             return INST_EINVAL;
-        for (const char *u = units; u <= unit; u++)
-            if (__builtin_mul_overflow(value, 1024, &value))
-                return INST_EINVAL;
+        unit_bytes = (uint64_t)1024 << 10 * (unit - units);
     }
+    if (!i || (!whole && (scale == 1 || unit_bytes == 1)) ||
+        __builtin_mul_overflow(value, unit_bytes, &value) ||
+        __builtin_add_overflow(value, part * unit_bytes / scale, &value) || !value)
+        return INST_EINVAL;
     *out = value;
     return 0;
 }

@@ -154,15 +154,20 @@ static void places_are_parsed(void **state)
     assert_int_equal(store_where_open(&w, "ram:2G@512M", &msg), 0);
     assert_true(w.kind == STORE_RAM && w.size == 2ull << 30 && w.rate == 512 << 20);
     store_where_free(&w);
+    assert_int_equal(store_where_open(&w, "ram:1.5k@0.25G", &msg), 0);
+    assert_true(w.size == 1536 && w.rate == 256 << 20);
+    store_where_free(&w);
     assert_int_equal(store_where_open(&w, "null:", &msg), 0);
     assert_true(w.kind == STORE_NULL);
     store_where_free(&w);
     assert_int_equal(store_where_open(&w, "/tmp", &msg), 0);
     assert_true(w.kind == STORE_DIRECTORY);
     store_where_free(&w);
-    static const char *const bad[] = {"ram:",      "ram:0",   "ram:1X", "ram:1MB",
-                                      "ram:-1",    "ram:1M@", "ram: 1", "ram:99999999999999999999",
-                                      "ram:1M@0x1"};
+    static const char *const bad[] = {
+        "ram:",       "ram:0",       "ram:1X",     "ram:1MB",
+        "ram:-1",     "ram:1M@",     "ram: 1",     "ram:99999999999999999999",
+        "ram:1M@0x1", "ram:0.5",     "ram:1.M",    "ram:.5M",
+        "ram:0.0M",   "ram:1.2345M", "ram:1.5.5M", "ram:K"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         msg.text[0] = 0;
         assert_int_equal(store_where_open(&w, bad[i], &msg), INST_EINVAL);
