@@ -48,6 +48,15 @@ struct engine_options {
          "WHERE",                                                                                   \
          "where KV lives: a directory, ram:SIZE[@RATE] or null:; default: the cache directory; "    \
          "may be given several times: each drive gets a part of the heads"},                        \
+        {"--on-drive-loss",                                                                         \
+         0,                                                                                         \
+         OPTION_TEXT,                                                                               \
+         &(E).engine.on_drive_loss,                                                                 \
+         0,                                                                                         \
+         0,                                                                                         \
+         "WHAT",                                                                                    \
+         "of several, one gives back errors: recompute its part of KV on the others, or fail; "     \
+         "default: fail"},                                                                          \
         {"--kv-limit",                                                                              \
          0,                                                                                         \
          OPTION_SIZE,                                                                               \

@@ -35,8 +35,7 @@ typedef bool inst_progress_fn(void *user, uint64_t done, uint64_t total);
 // Zero-initialise, set what differs.
 struct inst_options {
     const char *model;     // path of a GGUF file; required
-    const char *const *kv; // where KV lives: a directory, "ram:SIZE[@RATE]" or "null:"; of several
-                           // each gets a part of the heads, with the same text as with one
+    const char *const *kv; // where KV lives: directories, "ram:SIZE[@RATE]", "null:"; heads divided
     size_t n_kv;           // 0: a directory under $XDG_CACHE_HOME
     uint64_t kv_limit;     // bytes the store may grow to; 0: what the context needs
     uint64_t row_cache;    // bytes of `memory` in which the drive keeps rows that it has read or
@@ -53,15 +52,16 @@ struct inst_options {
     const char *attention; // "dense" (NULL); "sparf": the best tokens by a channel index of K;
                            // "host": dense, but the drive only stores: KV comes back for every token
     // sparf; each 0: its default
-    uint32_t sparf_channels; // r: channels ranked by; ceil(head_dim / 8)
-    uint32_t sparf_tokens;   // k as a number of tokens; by the divisor
-    uint32_t sparf_divisor;  // k = ceil(tokens / divisor); 8
-    uint32_t sparf_local;    // most recent tokens that are always among the k; 0
-    uint32_t page_channels;  // channels that share a flash page; chosen by the drive
-    double audit;            // share of steps, 0 to 1, that measure the captured mass exactly
-    const char *kernels;     // a kernel set by name, for tests; NULL: the best
-    const char *chat;        // chat template: "auto" (the file's), a name, or NULL: no chat
-    int64_t chat_time;       // templates that state the date: of this second since 1970; 0: now
+    uint32_t sparf_channels;   // r: channels ranked by; ceil(head_dim / 8)
+    uint32_t sparf_tokens;     // k as a number of tokens; by the divisor
+    uint32_t sparf_divisor;    // k = ceil(tokens / divisor); 8
+    uint32_t sparf_local;      // most recent tokens that are always among the k; 0
+    uint32_t page_channels;    // channels that share a flash page; chosen by the drive
+    double audit;              // share of steps, 0 to 1, that measure the captured mass exactly
+    const char *on_drive_loss; // of several, one gives back errors: "fail" (NULL) or "recompute"
+    const char *kernels;       // a kernel set by name, for tests; NULL: the best
+    const char *chat;          // chat template: "auto" (the file's), a name, or NULL: no chat
+    int64_t chat_time;         // templates that state the date: of this second since 1970; 0: now
 };
 
 // The path of each place is opened, memory is planned, and a budget that is too small is refused
@@ -76,10 +76,9 @@ struct inst_model_info {
     uint64_t trained_context, context;
     uint64_t weight_bytes, kv_bytes_per_token;
     uint64_t memory, kv_limit;
-    uint32_t chunk, group, threads;
+    uint32_t chunk, group, threads, kv_drives;
     uint32_t step_sessions, mixed_chunk;      // see inst_step
-    const char *kv_place, *kv_path, *kernels; // of several places, a list with commas
-    uint32_t kv_drives;
+    const char *kv_place, *kv_path, *kernels; // places with commas
     const char *chat;    // name of the chat template, NULL: none
     int32_t begin_token; // that goes first where text is tokenized; -1: none does
     // Worth knowing of these options on this machine, a line each: KV in memory, a disk without
@@ -227,6 +226,8 @@ INST_API size_t inst_chat_settle(inst_engine *engine, int32_t *tokens, size_t n_
     X(double, captured_mean, "of these, the mean share of softmax weight held by the k tokens")    \
     X(double, captured_worst, "of these, the least")                                               \
     X(uint64_t, sparf_dram_bytes, "the drive's DRAM that sparf adds")                              \
+    X(uint64_t, lost_drives, "drives that were given up")                                          \
+    X(uint64_t, recomputed_tokens, "tokens computed again because of that")                        \
     X(uint64_t, drive_dram_bytes, "DRAM that the drive states to have")                            \
     X(uint64_t, drive_dram_peak_bytes, "the most of it that was in use")
 struct inst_stats {
@@ -236,9 +237,8 @@ struct inst_stats {
 };
 INST_API int inst_engine_stats(inst_engine *engine, struct inst_stats *stats, struct inst_msg *msg);
 
-// The same of single drives, in the order of inst_options.kv.
 struct inst_drive_stats {
-    const char *place; // the engine's
+    const char *place; // in the order of inst_options.kv; the engine's
     uint64_t flash_read_bytes, flash_program_bytes, stream_bytes, cache_hit_bytes;
 };
 INST_API int inst_engine_drives(inst_engine *engine, struct inst_drive_stats *drives, size_t n,

@@ -61,6 +61,7 @@ static void part_done(struct array *a, struct task *task, uint32_t drive, int st
     part->state = PART_DONE;
     part->status = status;
     task->open--;
+    a->failed |= (uint64_t)array_is_loss(status) << drive;
     if (task->undoing) // what failed first is the cause
         return;
     task->result = max_u64(task->result, result);
@@ -365,6 +366,17 @@ static void ticket_ready(struct array *a, struct ticket *t)
         begin_collect(a, t, collect);
 }
 
+// Groups differ with the space; a drive counts for all of them, so its numbers are taken for those
+// of the first.
+static uint32_t heads_of_first(const struct array *a)
+{
+    for (int i = 0; i < ARRAY_SPACES; i++) {
+        if (a->space[i].known)
+            return a->space[i].shape.kv_heads;
+    }
+    return a->drives;
+}
+
 static int merge_state(struct array *a, struct request *r, struct inst_msg *msg)
 {
     struct drive_identity identity, one;
@@ -385,7 +397,7 @@ static int merge_state(struct array *a, struct request *r, struct inst_msg *msg)
         identity_encode(r->data, &identity);
         return 0;
     }
-    array_merge_stats(a, &stats);
+    link_array_merge(a->stats, a->drives, heads_of_first(a), &stats);
     stats_encode(r->data, &stats);
     return 0;
 }
@@ -728,4 +740,9 @@ int link_array_open(struct link **out, const struct link_array_options *o, struc
 const struct drive_stats *link_array_stats(const struct link *link, uint32_t drive)
 {
     return &array_of(link)->stats[drive];
+}
+
+uint64_t link_array_failed(const struct link *link)
+{
+    return array_of(link)->failed;
 }

@@ -113,7 +113,8 @@ struct array {
     struct part *parts;        // of all tasks
     struct task *first, **last;
     struct request *done, **done_last;
-    uint32_t turn; // of the drive that is waited for next
+    uint64_t failed; // drives that have lost something
+    uint32_t turn;   // of the drive that is waited for next
     struct request request[ARRAY_REQUESTS];
     struct ticket ticket[ARRAY_TICKETS];
     struct array_space space[ARRAY_SPACES];
@@ -143,8 +144,11 @@ int array_split(struct array *a, struct request *r, struct inst_msg *msg);
 int array_collect(struct array *a, struct ticket *t, unsigned char *data, struct inst_msg *msg);
 // What the drives' answers make together, in `data`.
 void array_gather(struct array *a, struct ticket *t, unsigned char *data);
-// Of the drives' last STATs.
-void array_merge_stats(const struct array *a, struct drive_stats *out);
+// Whether a drive that says this has lost what it was given.
+static inline bool array_is_loss(int status)
+{
+    return status == INST_EIO || status == INST_ECORRUPT;
+}
 void array_merge_identity(struct drive_identity *all, const struct drive_identity *one);
 
 #endif

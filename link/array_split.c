@@ -638,15 +638,18 @@ static uint32_t worse(uint32_t a, uint32_t b)
     return !a || (a == room && b) ? b : a;
 }
 
-static void gather_status(const struct ticket *t, const struct link_share *share,
+static bool gather_status(const struct ticket *t, const struct link_share *share,
                           const unsigned char *from, unsigned char *to)
 {
+    bool lost = false;
     for (uint32_t i = 0; i < t->count; i++, to += 4) {
         if (t->task.notes[i].group != share->group)
             continue;
         le_put32(to, worse(le_get32(to), le_get32(from)));
+        lost |= array_is_loss(inst_status_from_nvme((uint16_t)le_get32(from)));
         from += 4;
     }
+    return lost;
 }
 
 // An item that failed on one drive has no result at all.
@@ -665,7 +668,8 @@ static void clear_failed(const struct ticket *t, unsigned char *data)
     }
 }
 
-static void gather_attend(const struct ticket *t, const struct link_share *share,
+// True when the drive has lost something of an item.
+static bool gather_attend(const struct ticket *t, const struct link_share *share,
                           const struct part *part, unsigned char *data)
 {
     struct attend_layout layout;
@@ -679,7 +683,7 @@ static void gather_attend(const struct ticket *t, const struct link_share *share
     copy_rows(&one, notes, t->count, share->group, data + t->layout.lse, from + layout.lse, true);
     copy_rows(&one, notes, t->count, share->group, data + t->layout.captured,
               from + layout.captured, true);
-    gather_status(t, share, from + layout.status, data + t->layout.status);
+    return gather_status(t, share, from + layout.status, data + t->layout.status);
 }
 
 void array_gather(struct array *a, struct ticket *t, unsigned char *data)
@@ -692,7 +696,7 @@ void array_gather(struct array *a, struct ticket *t, unsigned char *data)
         if (!part->cut.items || part->cut.in_place)
             continue;
         if (t->opcode == OP_ATTEND)
-            gather_attend(t, &share, part, data);
+            a->failed |= (uint64_t)gather_attend(t, &share, part, data) << i;
         else
             copy_slabs(&t->shape, &t->header, t->task.notes, t->count, &share, &part->cut, data,
                        t->task.stage + part->cut.at, true);
@@ -711,23 +715,13 @@ void array_gather(struct array *a, struct ticket *t, unsigned char *data)
     X(sequences)                                                                                   \
     X(sparf_steps)
 
-// Groups differ with the space; a drive counts for all of them, so this is about the first one.
-static uint32_t heads_of_first(const struct array *a)
+void link_array_merge(const struct drive_stats *stats, uint32_t drives, uint32_t kv_heads,
+                      struct drive_stats *out)
 {
-    for (int i = 0; i < ARRAY_SPACES; i++) {
-        if (a->space[i].known)
-            return a->space[i].shape.kv_heads;
-    }
-    return a->drives;
-}
-
-void array_merge_stats(const struct array *a, struct drive_stats *out)
-{
-    uint32_t heads = heads_of_first(a);
     uint64_t worst = UINT64_MAX, wait = 0;
     *out = (struct drive_stats){0};
-    for (uint32_t i = 0; i < a->drives; i++) {
-        const struct drive_stats *one = &a->stats[i];
+    for (uint32_t i = 0; i < drives; i++) {
+        const struct drive_stats *one = &stats[i];
 #define ADD(name, text) out->name += one->name;
         STAT_MAP(ADD)
 #undef ADD
@@ -737,12 +731,12 @@ void array_merge_stats(const struct array *a, struct drive_stats *out)
     }
     out->write_wait_ns = wait; // they wait at the same time
     out->captured_worst = out->audits ? worst : 0;
-    struct link_share of_first = link_array_share(a->drives, heads, 0);
+    struct link_share of_first = link_array_share(drives, kv_heads, 0);
     struct drive_stats sum = {0};
     for (uint32_t g = 0; g < of_first.groups; g++) {
         struct drive_stats most = {0};
-        for (uint32_t i = g; i < a->drives; i += of_first.groups) {
-#define MOST(name) most.name = max_u64(most.name, a->stats[i].name);
+        for (uint32_t i = g; i < drives; i += of_first.groups) {
+#define MOST(name) most.name = max_u64(most.name, stats[i].name);
             SHARED_MAP(MOST)
 #undef MOST
         }

@@ -66,8 +66,13 @@ static inline bool link_array_in_place(uint32_t head_dim)
 {
     return head_dim % 16 == 0;
 }
-// Of one drive, as of the last STAT.
+// Of one drive, as of the last STAT; and what an array makes of its drives'.
 const struct drive_stats *link_array_stats(const struct link *link, uint32_t drive);
+void link_array_merge(const struct drive_stats *stats, uint32_t drives, uint32_t kv_heads,
+                      struct drive_stats *out);
+// The drives (bit i: drive i) that have not given back what they were given, in any command or item
+// since the array was opened: INST_EIO or INST_ECORRUPT.
+uint64_t link_array_failed(const struct link *link);
 
 // One command from submit to completion; other completions that arrive meanwhile must not be
 // outstanding. For CONFIG, STAT, IDENTIFY, FORK, RECLAIM, FLUSH and tests. *result may be NULL.

@@ -3,6 +3,7 @@
 // budget that is too small is refused before a drive or a thread exists.
 #include "host/engine/engine.h"
 #include "base/checked.h"
+#include "host/engine/loss.h"
 #include "host/engine/system.h"
 
 #include <math.h>
@@ -37,6 +38,10 @@ static int check_options(const struct inst_options *o, struct inst_msg *msg)
         strcmp(o->attention, "host"))
         return inst_fail(msg, INST_ENOTSUP,
                          "attention '%s' is not supported: dense, sparf or host is", o->attention);
+    if (o->on_drive_loss && strcmp(o->on_drive_loss, "fail") &&
+        strcmp(o->on_drive_loss, "recompute"))
+        return inst_fail(msg, INST_EINVAL, "on the loss of a drive: '%s' is not fail or recompute",
+                         o->on_drive_loss);
     if (o->page_channels && (!is_power_of_two(o->page_channels) || o->page_channels > 16))
         return inst_fail(msg, INST_EINVAL, "%u channels in a page: must be a power of two up to 16",
                          o->page_channels);
@@ -183,17 +188,23 @@ static bool rounds_x(const struct gguf *gguf)
     return false;
 }
 
+struct plan_place engine_plan_place(const struct store_where *where)
+{
+    bool ram = where->kind == STORE_RAM;
+    return (struct plan_place){
+        .limit = ram ? where->size : 0,
+        // Memory itself is attended in place.
+        .in_place = (ram && !where->rate) || where->kind == STORE_NULL,
+    };
+}
+
 static int make_plan(inst_engine *e, const struct inst_options *o, struct inst_msg *msg)
 {
     e->max_sessions = o->max_sessions ? o->max_sessions : 1;
     struct plan_place places[LINK_ARRAY_MOST];
     for (uint32_t i = 0; i < e->n_places; i++) {
-        const struct store_where *where = &e->where[i];
-        // Memory itself is attended in place.
-        places[i] = (struct plan_place){
-            .limit = where->kind == STORE_RAM ? where->size : 0,
-            .in_place = (where->kind == STORE_RAM && !where->rate) || where->kind == STORE_NULL,
-        };
+        places[i] = engine_plan_place(&e->where[i]);
+        e->loss.place[i] = i;
     }
     struct plan_input input = {
         .memory = e->memory,
@@ -210,14 +221,15 @@ static int make_plan(inst_engine *e, const struct inst_options *o, struct inst_m
         .chunk = (uint32_t)min_u64(o->chunk, e->context),
         .method = e->attend.method,
         .page_channels = o->page_channels,
+        .request_bytes = (uint32_t)min_u64(o->request_cost, UINT32_MAX),
         .rounds_x = rounds_x(e->gguf),
         .host_attention = e->host_attention,
     };
+    e->loss.plan = input;
+    e->loss.recompute = o->on_drive_loss && !strcmp(o->on_drive_loss, "recompute");
     int err = engine_plan(&e->plan, &e->config, &input, msg);
     if (err)
         return err;
-    for (uint32_t i = 0; i < e->plan.drives; i++)
-        e->plan.part[i].geometry.request_bytes = (uint32_t)min_u64(o->request_cost, UINT32_MAX);
     e->kv_limit = e->plan.capacity;
     return 0;
 }
@@ -238,7 +250,8 @@ static int make_buffers(inst_engine *e, struct inst_msg *msg)
     }
     uint32_t n = e->max_sessions;
     size_t each = sizeof *e->sessions + (2 + SEQUENCES_MORE) * sizeof *e->sequence +
-                  step_segment_bytes() + sync_item_bytes() + sizeof *e->scratch.segment;
+                  step_segment_bytes() + sync_item_bytes() + sizeof *e->scratch.segment +
+                  sizeof *e->scratch.refused;
     if (each > PLAN_SESSION_BYTES)
         return inst_fail(msg, INST_EINTERNAL, "the plan has %d bytes for a session, not %zu",
                          PLAN_SESSION_BYTES, each);
@@ -249,7 +262,8 @@ static int make_buffers(inst_engine *e, struct inst_msg *msg)
     s->seg = budget_alloc(&e->budget, n, step_segment_bytes(), "a step's segments", msg);
     s->item = budget_alloc(&e->budget, n, sync_item_bytes(), "prefixes", msg);
     s->segment = budget_alloc(&e->budget, n, sizeof *s->segment, "segments", msg);
-    bool all = e->sessions && e->sequence && s->seg && s->item && s->segment;
+    s->refused = budget_alloc(&e->budget, n, sizeof *s->refused, "segments", msg);
+    bool all = e->sessions && e->sequence && s->seg && s->item && s->segment && s->refused;
     return all ? 0 : INST_ENOMEM;
 }
 
@@ -310,7 +324,8 @@ static int open_places(inst_engine *e, const struct inst_options *o, struct inst
     size_t n = o->n_kv ? o->n_kv : 1;
     e->where = calloc(n, sizeof *e->where);
     e->place = calloc(n, sizeof *e->place);
-    if (!e->where || !e->place)
+    e->loss.before_of = calloc(n, sizeof *e->loss.before_of);
+    if (!e->where || !e->place || !e->loss.before_of)
         return inst_fail(msg, INST_ENOMEM, "out of memory");
     while (e->n_places < n) {
         struct store_where *where = &e->where[e->n_places++];
@@ -358,6 +373,18 @@ int engine_prepare(inst_engine **out, const struct inst_options *options, struct
     return err;
 }
 
+int engine_open_drives(inst_engine *e, struct inst_msg *msg)
+{
+    struct store_where where[LINK_ARRAY_MOST];
+    for (uint32_t i = 0; i < e->plan.drives; i++)
+        where[i] = e->where[e->loss.place[i]];
+    int err = store_open(&e->store, where, &e->plan, &e->budget, e->pool, e->kernels, msg);
+    if (err)
+        return err;
+    port_open(&e->port, e->store.link);
+    return configure_drive(e, msg);
+}
+
 // Makes what was planned.
 static int start(inst_engine *e, struct link *link, struct inst_msg *msg)
 {
@@ -371,14 +398,12 @@ static int start(inst_engine *e, struct link *link, struct inst_msg *msg)
         err = pool_reserve_scratch(e->pool, e->plan.scratch, msg);
     if (!err)
         err = compute_cpu_open(&e->compute, e->kernels, e->pool, e->buffer[BUFFER_rounded], msg);
-    if (!err && !link) {
-        err = store_open(&e->store, e->where, &e->plan, &e->budget, e->pool, e->kernels, msg);
-        link = e->store.link;
-    }
-    if (err)
+    if (!err && !link)
+        err = engine_open_drives(e, msg);
+    if (!err && !(e->kv_paths = join(e, path_text)))
+        err = inst_fail(msg, INST_ENOMEM, "out of memory");
+    if (err || !link)
         return err;
-    if (!(e->kv_paths = join(e, path_text)))
-        return inst_fail(msg, INST_ENOMEM, "out of memory");
     port_open(&e->port, link);
     return configure_drive(e, msg);
 }
@@ -415,6 +440,7 @@ void inst_engine_close(inst_engine *e)
     budget_free(&e->budget, e->scratch.seg);
     budget_free(&e->budget, e->scratch.item);
     budget_free(&e->budget, e->scratch.segment);
+    budget_free(&e->budget, e->scratch.refused);
     budget_free(&e->budget, e->sessions);
     budget_free(&e->budget, e->sequence);
     budget_free(&e->budget, e->piece);
@@ -427,6 +453,7 @@ void inst_engine_close(inst_engine *e)
         store_where_free(&e->where[i]);
     free(e->where);
     free(e->place);
+    free(e->loss.before_of);
     free(e->kv_places);
     free(e->kv_paths);
     free(e);
@@ -476,6 +503,7 @@ int engine_drive_stats(struct inst_engine *e, struct drive_stats *stats, struct 
         return err;
     if (stats_decode(stats, table, sizeof table))
         return inst_fail(msg, INST_EIO, "the drive's statistics are malformed");
+    loss_add_counts(stats, &e->loss.before);
     return 0;
 }
 
@@ -506,7 +534,7 @@ static void put_sparf_stats(struct inst_stats *stats, const struct drive_stats *
 int inst_engine_stats(inst_engine *e, struct inst_stats *stats, struct inst_msg *msg)
 {
     struct drive_stats drive;
-    int err = engine_drive_stats(e, &drive, msg);
+    int err = loss_stats(e, &drive, msg);
     if (err)
         return err;
     *stats = e->stats;
@@ -536,18 +564,24 @@ int inst_engine_drives(inst_engine *e, struct inst_drive_stats *drives, size_t n
                        struct inst_msg *msg)
 {
     struct drive_stats all;
-    int err = engine_drive_stats(e, &all, msg);
+    int err = loss_stats(e, &all, msg);
     if (err)
         return err;
     for (uint32_t i = 0; i < n && i < e->n_places; i++) {
-        const struct drive_stats *one = e->store.n > 1 ? link_array_stats(e->store.link, i) : &all;
-        drives[i] = (struct inst_drive_stats){
-            .place = e->where[i].path,
-            .flash_read_bytes = one->flash_read_bytes,
-            .flash_program_bytes = one->flash_program_bytes,
-            .stream_bytes = one->stream_bytes,
-            .cache_hit_bytes = one->cache_hit_bytes,
-        };
+        drives[i] = e->loss.before_of[i];
+        drives[i].place = e->where[i].path;
+    }
+    // Of what drives have counted that are there, not of those before.
+    const struct drive_stats *before = &e->loss.before;
+    all.flash_read_bytes -= before->flash_read_bytes;
+    all.flash_program_bytes -= before->flash_program_bytes;
+    all.stream_bytes -= before->stream_bytes;
+    all.cache_hit_bytes -= before->cache_hit_bytes;
+    for (uint32_t i = 0; i < e->plan.drives; i++) {
+        uint32_t place = e->loss.place[i];
+        if (place < n)
+            loss_drive_counts(&drives[place],
+                              e->store.n > 1 ? link_array_stats(e->store.link, i) : &all);
     }
     return 0;
 }

@@ -7,6 +7,7 @@ set(INST_HOST_ENGINE_SOURCES
   engine/generate.c
   engine/kv_place.c
   engine/layers.c
+  engine/loss.c
   engine/numbers.c
   engine/plan.c
   engine/port.c

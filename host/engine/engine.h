@@ -16,7 +16,7 @@
 
 enum {
     GROUP_MAX = 256, // query heads that share a KV head
-    NOTES_MAX = 6,
+    NOTES_MAX = 10,
 };
 
 struct inst_session {
@@ -29,6 +29,10 @@ struct inst_session {
     uint64_t call; // the last one that named it
     inst_logits_fn *on_logits;
     void *on_logits_user;
+    // What it had when a drive was lost
+    uint64_t length_before, exact_before;
+    unsigned char *decoded; // a bit for each token of the context, or NULL (loss.h)
+    bool has_logits_before;
 };
 
 // Room for one step and one call of inst_sync, [max_sessions] each: a step allocates nothing.
@@ -36,6 +40,16 @@ struct scratch {
     struct step_segment *seg;
     struct sync_item *item;
     struct inst_segment *segment;
+    unsigned char *refused; // segments that were, before the step
+};
+
+// What loss.c needs to go on without a drive.
+struct loss {
+    bool recompute, busy;
+    uint32_t place[LINK_ARRAY_MOST]; // of each drive that there is
+    struct plan_input plan;
+    struct drive_stats before;          // counted by drives that are not there any more
+    struct inst_drive_stats *before_of; // [n_places]
 };
 
 struct inst_engine {
@@ -57,6 +71,7 @@ struct inst_engine {
     struct pool *pool;
     const struct kernels *kernels;
     struct compute *compute;
+    struct loss loss;
     struct store store; // empty when the link is somebody else's
     struct port port;
     uint32_t max_items;         // of one ATTEND
@@ -164,6 +179,13 @@ uint64_t layer_logits(struct inst_engine *e, size_t first, size_t n, float *out,
 int preflight_place(struct inst_engine *e, const struct inst_options *o, struct inst_msg *msg);
 void preflight_model(struct inst_engine *e, const struct inst_options *o);
 int preflight_plan(struct inst_engine *e, const struct inst_options *o, struct inst_msg *msg);
+// One line for whoever opened the engine; dropped where there are too many.
+void engine_note(struct inst_engine *e, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+// engine.c: the drives of the plan, in the places that are left.
+struct plan_place engine_plan_place(const struct store_where *where);
+int engine_open_drives(struct inst_engine *e, struct inst_msg *msg);
 
 // step.c: segments whose status is 0, within the bounds of a step. Sets each status; returns the
 // first failure. `progress` as in the public header: `before` tokens done of `total`, and so many

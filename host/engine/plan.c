@@ -123,10 +123,14 @@ static bool size_buffers(struct engine_plan *p, const struct model_config *c,
     p->text = add(&s, TEXT_BYTES,
                   min_u64(mul(&s, mul(&s, in->context, in->sessions), TEXT_PER_TOKEN),
                           in->memory / TEXT_SHARE));
-    // Tokens, logits, and the sampler's {id, logit} for every token of the vocabulary.
-    p->sessions = mul(&s, in->sessions,
-                      add(&s, 4 * ALLOC_BYTES + PLAN_SESSION_BYTES,
-                          add(&s, mul(&s, in->context, sizeof(int32_t)), mul(&s, c->vocab, 12))));
+    // Tokens, logits, and the sampler's {id, logit} for every token of the vocabulary; other
+    // methods than dense may need to know how a token was computed.
+    uint64_t tokens = mul(&s, in->context, sizeof(int32_t));
+    if (in->method != METHOD_DENSE)
+        tokens = add(&s, tokens, in->context / 8 + ALLOC_BYTES);
+    p->sessions =
+        mul(&s, in->sessions,
+            add(&s, 4 * ALLOC_BYTES + PLAN_SESSION_BYTES, add(&s, tokens, mul(&s, c->vocab, 12))));
     return !s.overflow;
 }
 
@@ -223,6 +227,7 @@ static void settle_drive(struct engine_plan *p, const struct plan_input *in, uin
     struct plan_drive *part = &p->part[i];
     const struct flash_geometry *g = &part->geometry;
     part->capacity = (uint64_t)g->page_bytes * g->pages_per_block * g->blocks;
+    part->geometry.request_bytes = in->request_bytes;
     part->kv_bytes = drive->full_bytes / share.groups; // a sequence lives in one group
     part->row_cache = in->row_cache;
     if (in->places && in->places[i].in_place)
@@ -389,4 +394,20 @@ int engine_plan(struct engine_plan *plan, const struct model_config *config,
             return refuse(plan, input, msg);
         plan->threads = (plan->threads + 1) / 2;
     }
+}
+
+int engine_plan_drives(struct engine_plan *plan, const struct model_config *config,
+                       const struct plan_input *input, struct inst_msg *msg)
+{
+    char need[24], rest_text[24];
+    plan->drives = input->drives;
+    size_buffers(plan, config, input); // they are what they were
+    uint64_t host = host_bytes(plan, input);
+    uint64_t rest = input->memory > host ? input->memory - host : 0;
+    int err = plan_drives(plan, input, rest, msg);
+    plan->needed = host + plan->drive;
+    return err == INST_ENOMEM
+               ? inst_fail(msg, err, "the drives that are left need %s of memory, %s are there",
+                           plan_bytes_text(plan->drive, need), plan_bytes_text(rest, rest_text))
+               : err;
 }

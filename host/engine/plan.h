@@ -70,6 +70,7 @@ struct plan_input {
     uint32_t group, chunk;           // 0: to be chosen
     uint32_t method;                 // enum attend_method
     uint32_t page_channels;          // 0: the drive chooses
+    uint32_t request_bytes;          // of the drives; 0: measured
     bool rounds_x;                   // some weights take x rounded
     bool host_attention;             // decode rows attend on the host, as prompts do
 };
@@ -109,6 +110,10 @@ struct engine_plan {
 // INST_ENOMEM when the budget is too small: the message says what would do.
 int engine_plan(struct engine_plan *plan, const struct model_config *config,
                 const struct plan_input *input, struct inst_msg *msg);
+
+// Other drives for a plan whose buffers are there already, and stay.
+int engine_plan_drives(struct engine_plan *plan, const struct model_config *config,
+                       const struct plan_input *input, struct inst_msg *msg);
 
 // What one drive keeps of a sequence of so many tokens, when each is written once. False: too much.
 bool plan_flash_bytes(const struct engine_plan *plan, uint32_t drive, uint64_t tokens,

@@ -16,8 +16,7 @@
 
 enum { MEMORY_LEAST = 1 << 20 };
 
-static void __attribute__((format(printf, 2, 3)))
-note(struct inst_engine *e, const char *format, ...)
+void engine_note(struct inst_engine *e, const char *format, ...)
 {
     if (e->n_notes == NOTES_MAX)
         return;
@@ -35,8 +34,8 @@ int preflight_place(struct inst_engine *e, const struct inst_options *o, struct 
     e->memory = o->memory ? o->memory : max_u64(e->available / 4, MEMORY_LEAST);
     if (o->memory > e->available) {
         char asked[24], have[24];
-        note(e, "--memory %s: only %s are available to this process",
-             plan_bytes_text(o->memory, asked), plan_bytes_text(e->available, have));
+        engine_note(e, "--memory %s: only %s are available to this process",
+                    plan_bytes_text(o->memory, asked), plan_bytes_text(e->available, have));
     }
     int err = 0;
     for (uint32_t i = 0; i < e->n_places && !err; i++) {
@@ -50,10 +49,11 @@ void preflight_model(struct inst_engine *e, const struct inst_options *o)
 {
     const struct model_config *c = &e->config;
     if (e->context > c->context)
-        note(e,
-             "a context of %llu tokens: the model was trained for %u, beyond them its text may be "
-             "worthless",
-             (unsigned long long)e->context, c->context);
+        engine_note(
+            e,
+            "a context of %llu tokens: the model was trained for %u, beyond them its text may be "
+            "worthless",
+            (unsigned long long)e->context, c->context);
     uint32_t in_memory = 0;
     for (uint32_t i = 0; i < e->n_places; i++)
         in_memory += e->place[i].memory;
@@ -101,8 +101,9 @@ static int check_disk(struct inst_engine *e, uint32_t place, const struct inst_o
         return inst_fail(msg, INST_ENOSPC,
                          "%s: KV of a context of %llu tokens takes %s, %s are free",
                          e->where[place].path, (unsigned long long)e->context, need, have);
-    note(e, "%s: KV of the whole context of %llu tokens takes %s, %s are free: less text fits",
-         e->where[place].path, (unsigned long long)e->context, need, have);
+    engine_note(e,
+                "%s: KV of the whole context of %llu tokens takes %s, %s are free: less text fits",
+                e->where[place].path, (unsigned long long)e->context, need, have);
     return 0;
 }
 
@@ -128,8 +129,9 @@ static int check_memory(struct inst_engine *e, struct inst_msg *msg)
     if (!checked_add(ram, directories, &both) || !checked_add(both, meant, &both))
         both = UINT64_MAX;
     if (ram && both > e->available)
-        note(e, "KV in memory, up to %s, and --memory %s are more than the %s that are available",
-             plan_bytes_text(ram, need), budget, have);
+        engine_note(
+            e, "KV in memory, up to %s, and --memory %s are more than the %s that are available",
+            plan_bytes_text(ram, need), budget, have);
     if (first == e->n_places)
         return 0;
     plan_bytes_text(directories, need);
@@ -139,8 +141,8 @@ static int check_memory(struct inst_engine *e, struct inst_msg *msg)
                          "--memory %s, and %s are available",
                          e->where[first].path, e->place[first].type, (unsigned long long)e->context,
                          need, budget, have);
-    note(e, "%s is memory (%s): KV there, up to %s, counts beside --memory %s",
-         e->where[first].path, e->place[first].type, need, budget);
+    engine_note(e, "%s is memory (%s): KV there, up to %s, counts beside --memory %s",
+                e->where[first].path, e->place[first].type, need, budget);
     return 0;
 }
 

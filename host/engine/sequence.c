@@ -241,3 +241,18 @@ void seq_suspect(struct inst_engine *e, struct seq *q)
     }
     seqs_give_up(e);
 }
+
+void seqs_restart(struct inst_engine *e)
+{
+    for (uint32_t i = 0; i < e->n_sequences; i++) {
+        struct seq *q = &e->sequence[i];
+        if (q->state != SEQ_OWNED) {
+            forget_tokens(e, q);
+            q->state = SEQ_FREE;
+            continue;
+        }
+        q->length = q->exact = 0;
+        q->epoch = ++e->next_epoch;
+        q->forked = q->suspect = false;
+    }
+}

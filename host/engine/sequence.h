@@ -62,6 +62,9 @@ uint64_t seq_common(const int32_t *a, const int32_t *b, uint64_t n);
 void seq_suspect(struct inst_engine *e, struct seq *q);
 // Gives up all that are kept; false: there were none.
 bool seqs_give_up(struct inst_engine *e);
+// The drives have forgotten all sequences: those of sessions are empty (their tokens stay to be
+// computed again), others are gone.
+void seqs_restart(struct inst_engine *e);
 uint32_t seqs_most(uint32_t sessions); // places
 
 #endif

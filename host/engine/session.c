@@ -4,7 +4,7 @@
 // even that fails the session is dead, because nobody knows what the drive holds. A prompt may find
 // its first tokens in other sequences, those of sessions and those that are kept (sequence.c).
 #include "base/checked.h"
-#include "host/engine/engine.h"
+#include "host/engine/loss.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -40,8 +40,13 @@ int inst_session_open(inst_session **out, inst_engine *engine, struct inst_msg *
     *s = (struct inst_session){.engine = engine, .place = place};
     s->logits = budget_alloc(&engine->budget, row_stride(engine->config.vocab), sizeof *s->logits,
                              "a session's logits", msg);
-    int err = s->logits ? seq_new(engine, &s->seq, msg) : INST_ENOMEM;
+    if (s->logits && loss_notes(engine))
+        s->decoded = budget_alloc(&engine->budget, engine->context / 8 + 1, 1,
+                                  "notes of a session's tokens", msg);
+    bool all = s->logits && (s->decoded || !loss_notes(engine));
+    int err = all ? seq_new(engine, &s->seq, msg) : INST_ENOMEM;
     if (err) {
+        budget_free(&engine->budget, s->decoded);
         budget_free(&engine->budget, s->logits);
         free(s);
         return err;
@@ -60,6 +65,7 @@ void inst_session_close(inst_session *session)
     seq_release(e, session->seq);
     e->sessions[session->place] = NULL;
     budget_free(&e->budget, session->logits);
+    budget_free(&e->budget, session->decoded);
     free(session);
 }
 
@@ -85,6 +91,8 @@ int inst_session_fork(inst_session **out, inst_session *parent, struct inst_msg 
         return err;
     }
     e->stats.shared_tokens += parent->seq->length;
+    if (s->decoded)
+        memcpy(s->decoded, parent->decoded, e->context / 8 + 1);
     s->has_logits = parent->has_logits;
     memcpy(s->logits, parent->logits, e->config.vocab * sizeof *s->logits);
     *out = s;
@@ -164,12 +172,13 @@ int session_match(struct inst_session *s, const int32_t *tokens, size_t n, size_
     struct seq *from = seq_find(e, own, tokens, n - 1, *held + (uint64_t)SHARE_LEAST, &shared);
     if (from && !take(s, from, shared)) {
         e->stats.shared_tokens += shared - *held;
+        loss_note(s, 0, shared, false);
         *held = shared;
         return 0;
     }
     if (*held == own->length || (*held + KEEP_LEAST <= own->exact && !take(s, s->seq, *held)))
         return 0;
-    return session_cut(s, *held, msg);
+    return loss_cut(s, *held, msg);
 }
 
 int inst_match(inst_session *session, const int32_t *tokens, size_t n_tokens, size_t *held,

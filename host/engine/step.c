@@ -6,6 +6,7 @@
 // prompts and one decode row for each other session.
 #include "host/engine/step.h"
 #include "base/checked.h"
+#include "host/engine/loss.h"
 
 #include <string.h>
 
@@ -257,9 +258,10 @@ static void settle(struct step *t, struct step_segment *seg)
         session_cut(s, q->length, NULL);
         return;
     }
-    memcpy(q->tokens + q->length, seg->out->tokens, seg->n * sizeof *q->tokens);
+    memmove(q->tokens + q->length, seg->out->tokens, seg->n * sizeof *q->tokens);
     if (q->exact == q->length && (seg >= t->seg + t->n_decode || method_is_exact(t->e)))
         q->exact += seg->n;
+    loss_note(s, q->length, seg->n, seg < t->seg + t->n_decode);
     q->length += seg->n;
     s->has_logits = seg->out->logits || s->on_logits;
     if (is_decode(seg->out))
@@ -372,7 +374,7 @@ int inst_step(inst_engine *engine, struct inst_segment *segments, size_t count,
         p.tokens += s->status ? 0 : s->n_tokens;
     }
     p.total = p.tokens;
-    int err = refused ? 0 : step_run(engine, segments, count, &p, first ? NULL : &why);
+    int err = refused ? 0 : loss_step(engine, segments, count, &p, first ? NULL : &why);
     first = first ? first : err;
     return first ? inst_fail(msg, first, "%s", why.text) : 0;
 }

@@ -4,6 +4,7 @@
 // takes a chunk of these, the first prefix's first.
 #include "host/engine/engine.h"
 #include "base/checked.h"
+#include "host/engine/loss.h"
 
 struct sync_item {
     size_t kept;    // tokens that need no computing
@@ -233,7 +234,7 @@ static void run(struct sync *y)
         p.tokens = prompts;
         if (!prompts)
             p.fn = NULL;
-        int err = step_run(y->e, segments, n, &p, &why);
+        int err = loss_step(y->e, segments, n, &p, &why);
         bool stop = take_results(y, segments, err, why.text);
         if (!stop && p.fn)
             stop = !p.fn(p.user, y->progress.before, y->progress.total);

@@ -137,6 +137,7 @@ class Cli(unittest.TestCase):
             (m + ["--kv", "ram:"], "ram:SIZE"),
             (m + ["--kv", "ram:1M", "--kv", "/no/such/dir"], "/no/such/dir"),
             (m + ["--kv", "null:"] * 65, "at most 64"),
+            (m + ["--on-drive-loss", "weep"], "'weep' is not fail or recompute"),
             (m + ["--memory", "600K"], "at least"),
             (m + ["-c", "1"], "does not fit in the context of 1"),
             (m + ["--kernels", "mmx"], "mmx"),
@@ -178,6 +179,7 @@ class Cli(unittest.TestCase):
         self.assertEqual([d["place"] for d in alone["drives"]], ["ram:16M"])
         for places in ["ram:16M"] * 2, ["ram:16M", self.dir.name, "ram:9M@1G"], ["ram:4M"] * 5:
             text, s = ask(*places)
+            self.assertEqual(s["lost_drives"], 0)
             self.assertEqual((text, s["text_tokens"]), (one, alone["text_tokens"]))
             self.assertEqual([d["place"] for d in s["drives"]], places)
             for name in "flash_read_bytes", "flash_program_bytes", "stream_bytes":
