@@ -18,28 +18,13 @@ static uint64_t draw(uint64_t *state)
     return *state >> 33;
 }
 
-static int setup(void **state)
-{
-    (void)state;
-    write_model(model, TENSOR_F16);
-    for (uint32_t s = 0; s < SESSIONS; s++)
-        for (size_t i = 0; i < N; i++)
-            text[s][i] = text_token(s, i);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    unlink(model);
-    return 0;
-}
-
 // Logits of session s after n tokens, n >= its prompt.
 struct truth {
     size_t vocab;
     float *logits[SESSIONS];
 };
+
+static struct truth dense; // on the fake drive
 
 static const float *truth_at(const struct truth *t, size_t s, size_t n)
 {
@@ -69,6 +54,25 @@ static void truth_free(struct truth *t)
 {
     for (size_t s = 0; s < SESSIONS; s++)
         free(t->logits[s]);
+}
+
+static int setup(void **state)
+{
+    (void)state;
+    write_model(model, TENSOR_F16);
+    for (uint32_t s = 0; s < SESSIONS; s++)
+        for (size_t i = 0; i < N; i++)
+            text[s][i] = text_token(s, i);
+    truth_make(&dense, NULL, &(struct inst_options){.threads = 2});
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    truth_free(&dense);
+    unlink(model);
+    return 0;
 }
 
 // What session s gets next, at most `most` tokens of its prompt.
@@ -140,10 +144,8 @@ static void any_mixture_gives_the_bits_of_each_alone(void **state)
         {"ram:64M", NULL, 64, 3, 200},   {"ram:64M@200M", NULL, 32, 2, 7},
         {"/tmp", "sparf", 16, 2, CHUNK}, {"ram:64M", "sparf", 32, 1, 7},
     };
-    struct truth dense, sparf;
-    struct inst_options base = {.group = 16, .threads = 2};
-    truth_make(&dense, NULL, &base);
-    base.attention = "sparf";
+    struct truth sparf;
+    struct inst_options base = {.group = 16, .threads = 2, .attention = "sparf"};
     truth_make(&sparf, "ram:64M", &base);
     assert_memory_not_equal(truth_at(&dense, 4, N), truth_at(&sparf, 4, N),
                             dense.vocab * sizeof(float));
@@ -153,10 +155,9 @@ static void any_mixture_gives_the_bits_of_each_alone(void **state)
                                  .threads = cases[i].threads,
                                  .chunk = cases[i].chunk,
                                  .attention = cases[i].attention};
-        for (uint64_t seed = 0; seed < (more() ? 20 : 2); seed++)
+        for (uint64_t seed = 0; seed < (more() ? 20 : THREAD_SANITIZER ? 1 : 2); seed++)
             walk(cases[i].kv, &o, cases[i].attention ? &sparf : &dense, seed);
     }
-    truth_free(&dense);
     truth_free(&sparf);
 }
 
@@ -198,9 +199,7 @@ static void a_failed_segment_harms_nobody_else(void **state)
         // The first ones are of pieces, which are asked for before anything else.
         {OP_COLLECT, 1, -1, 1 << 1},
     };
-    struct truth t;
     struct inst_options o = {.max_sessions = SESSIONS, .chunk = 100, .threads = 2};
-    truth_make(&t, NULL, &o);
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         struct fixture f = {0};
         struct inst_segment segment[SESSIONS];
@@ -227,12 +226,11 @@ static void a_failed_segment_harms_nobody_else(void **state)
             // It was cut back, and goes on like the others.
             if (failed)
                 assert_int_equal(inst_step(f.engine, &segment[s], 1, NULL, NULL, &f.msg), 0);
-            check_logits(&f, &t, s, true);
+            check_logits(&f, &dense, s, true);
         }
         assert_int_equal(f.engine->port.in_flight, 0);
         close_engine(&f);
     }
-    truth_free(&t);
 }
 
 // A token whose embedding is no number, in a prompt and as a decode row.
@@ -240,9 +238,7 @@ static void numbers_that_are_none_fail_their_segment(void **state)
 {
     (void)state;
     enum { BAD = 2 };
-    struct truth t;
     struct inst_options o = {.max_sessions = SESSIONS, .chunk = 100, .threads = 2};
-    truth_make(&t, NULL, &o);
     struct fixture f = {0};
     struct inst_segment segment[SESSIONS];
     mixture_open(&f, segment, &o);
@@ -272,10 +268,9 @@ static void numbers_that_are_none_fail_their_segment(void **state)
         assert_int_equal(segment[s].status, failed ? INST_ERANGE : 0);
         if (failed)
             assert_int_equal(sync_tokens(&f, s, text[s], 65), 0);
-        check_logits(&f, &t, s, true);
+        check_logits(&f, &dense, s, true);
     }
     close_engine(&f);
-    truth_free(&t);
 }
 
 // A compute table that counts what goes through it.
@@ -393,8 +388,6 @@ static void a_cancelled_step_changes_nothing(void **state)
 {
     (void)state;
     struct inst_options o = {.max_sessions = SESSIONS, .chunk = 100, .threads = 2};
-    struct truth t;
-    truth_make(&t, NULL, &o);
     struct fixture f = {0};
     struct inst_segment segment[SESSIONS];
     int calls = 0;
@@ -410,9 +403,8 @@ static void a_cancelled_step_changes_nothing(void **state)
     }
     assert_int_equal(inst_step(f.engine, segment, SESSIONS, NULL, NULL, &f.msg), 0);
     for (size_t s = 0; s < SESSIONS; s++)
-        check_logits(&f, &t, s, true);
+        check_logits(&f, &dense, s, true);
     close_engine(&f);
-    truth_free(&t);
 }
 
 static void bad_segments_are_refused(void **state)
