@@ -42,6 +42,22 @@ static int parse(struct flexgen *f, const char *text, struct flexgen_turn *turn)
     return code;
 }
 
+// Where the CPU has no arithmetic for it, bf16 makes FlexGen slower than fp32 does.
+static bool cpu_has_bf16(void)
+{
+    char *line = NULL;
+    size_t room = 0;
+    bool found = false;
+    FILE *f = fopen("/proc/cpuinfo", "r");
+    while (f && !found && getline(&line, &room, f) > 0)
+        found =
+            (!strncmp(line, "flags", 5) || !strncmp(line, "Features", 8)) && strstr(line, "bf16");
+    free(line);
+    if (f)
+        fclose(f);
+    return found;
+}
+
 int flexgen_turn(struct flexgen *f, struct flexgen_turn *turn)
 {
     char prompt[24], gen[16], batch[16], batches[16];
@@ -63,7 +79,7 @@ int flexgen_turn(struct flexgen *f, struct flexgen_turn *turn)
                                  "--fg-cold",
                                  "--fg-fast-prefill",
                                  "--fg-dtype",
-                                 "bf16"};
+                                 cpu_has_bf16() ? "bf16" : "fp32"};
     size_t n = 14;
     if (turn->host_cache)
         own[n++] = "--cpu-cache-compute";

@@ -137,7 +137,9 @@ class BenchBatch(unittest.TestCase):
         with open(self.path("log")) as f:
             calls = [json.loads(line) for line in f]
         self.assertEqual(len(calls), 2 * 2 * 2)
-        common = ["--fg-cold", "--fg-fast-prefill", "--fg-dtype", "bf16"]
+        with open("/proc/cpuinfo") as f:
+            bf16 = any("bf16" in line for line in f if line.startswith(("flags", "Features")))
+        common = ["--fg-cold", "--fg-fast-prefill", "--fg-dtype", "bf16" if bf16 else "fp32"]
         for i, call in enumerate(calls):
             at_once, batches = ("2", "1") if i < 4 else ("8", "2")
             want = [self.path("."), "--prompt-len", "33", "--gen-len", "3", "--gpu-batch-size",
