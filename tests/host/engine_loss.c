@@ -181,8 +181,10 @@ static void expect_stats(struct fixture *f, uint32_t lost)
 
 // ---- tests -------------------------------------------------------------------------------------
 
-static void link_dies(void)
+static void link_dies(const char *method)
 {
+    unsigned failures = 0;
+    attention = method;
     for (uint32_t drives = 2; drives <= DRIVES; drives++) {
         uint64_t count[DRIVES], hash, want = undisturbed(drives, count);
         for (uint32_t drive = 0; drive < drives; drive++) {
@@ -205,33 +207,35 @@ static void link_dies(void)
                 char name[16];
                 snprintf(name, sizeof name, "drive %u of %u", drive + 1, drives);
                 int err = walk(&f, &hash);
-                assert_int_equal(err, INST_EIO);
-                if (!strstr(f.msg.text, name) || strchr(f.msg.text, '\n'))
+                failures += err != 0;
+                // What nobody can lose by, as giving up what was kept, is no failure.
+                assert_true(err == INST_EIO || (!err && hash == want));
+                if (err && (!strstr(f.msg.text, name) || strchr(f.msg.text, '\n')))
                     fail_msg("not clear: '%s'", f.msg.text);
                 close_engine(&f);
             }
         }
     }
+    assert_true(failures > 2 * DRIVES);
 }
 
 static void a_link_that_dies_anywhere(void **state)
 {
     (void)state;
-    link_dies();
+    link_dies(NULL);
 }
 
 // What was decoded is decoded again: its KV is not what a prompt's would be.
 static void with_sparf_too(void **state)
 {
     (void)state;
-    attention = "sparf";
-    link_dies();
-    attention = NULL;
+    link_dies("sparf");
 }
 
 static void flash_that_dies_anywhere(void **state)
 {
     (void)state;
+    attention = NULL;
     uint64_t count[DRIVES], hash, want = undisturbed(DRIVES, count);
     unsigned lost = 0;
     for (uint32_t drive = 0; drive < DRIVES; drive++) {
@@ -255,6 +259,7 @@ static void flash_that_dies_anywhere(void **state)
 static void drives_that_die_one_after_the_other(void **state)
 {
     (void)state;
+    attention = NULL;
     uint64_t count[DRIVES], hash, want = undisturbed(DRIVES, count);
     for (uint64_t second = 0; second < count[1]; second += count[1] / (more() ? 40 : 8) + 1) {
         struct fixture f;
@@ -288,6 +293,7 @@ static void drives_that_die_one_after_the_other(void **state)
 static void a_drive_that_dies_in_its_sleep(void **state)
 {
     (void)state;
+    attention = NULL;
     for (int how = 0; how < 3; how++) {
         struct fixture f;
         struct inst_stats stats;
