@@ -77,7 +77,9 @@ int no_room(const struct drive *drive, int status)
     bool swept = true;
     for (const struct space *space = drive->spaces; space; space = space->next)
         swept &= space_swept(space);
-    return !swept || runnable_jobs(drive) || flash_busy(drive) ? WAIT : INST_ENORESOURCE;
+    if (!swept || runnable_jobs(drive) || flash_busy(drive))
+        return WAIT;
+    return INST_ENORESOURCE;
 }
 
 void complete(struct drive *drive, struct request *request, int status, uint64_t result,
