@@ -11,8 +11,6 @@
 
 #include "host/engine/engine.h"
 
-#include <stdalign.h>
-
 enum { STEP_WRITES = 16 }; // under way at a time
 
 struct step_segment {
@@ -30,7 +28,7 @@ struct step_segment {
 
 // The table of a command with one item.
 struct one_item {
-    alignas(64) unsigned char bytes[TABLE_HEADER_BYTES + TABLE_ITEM_BYTES];
+    unsigned char bytes[TABLE_HEADER_BYTES + TABLE_ITEM_BYTES];
 };
 
 // READs of what the step's prompts have on the drive, in the order in which they are wanted:
