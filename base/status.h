@@ -7,6 +7,7 @@
 
 #include "instinfer_status.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 // Fills *msg (unless NULL or already filled: the first failure is the cause) and returns code.
@@ -16,5 +17,11 @@ int inst_fail(struct inst_msg *msg, int code, const char *fmt, ...)
 // NVMe status field (SCT << 8 | SC) of a code, and back. Unknown numbers map to "internal".
 uint16_t inst_status_to_nvme(int code);
 int inst_status_from_nvme(uint16_t status);
+
+// Whether a drive that says this has lost what it was given.
+static inline bool inst_status_is_loss(int code)
+{
+    return code == INST_EIO || code == INST_ECORRUPT;
+}
 
 #endif

@@ -19,10 +19,7 @@ static int call(struct attend_bench *b, struct command c, const void *table, voi
 
 int attend_bench_stats(struct attend_bench *b, struct drive_stats *stats, struct inst_msg *msg)
 {
-    unsigned char table[STAT_TABLE_BYTES] __attribute__((aligned(64)));
-    int err =
-        call(b, (struct command){.opcode = OP_STAT, .length = sizeof table}, NULL, table, msg);
-    return err ? err : stats_decode(stats, table, sizeof table);
+    return link_stat(b->link, stats, msg);
 }
 
 int attend_bench_flush(struct attend_bench *b, struct inst_msg *msg)

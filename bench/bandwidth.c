@@ -58,10 +58,10 @@ static void call(struct bench *b, struct command c, const void *table, void *dat
 
 static struct drive_stats stats(struct bench *b)
 {
-    uint8_t table[STAT_TABLE_BYTES] __attribute__((aligned(64)));
-    struct drive_stats s;
-    call(b, (struct command){.opcode = OP_STAT, .length = sizeof table}, NULL, table);
-    stats_decode(&s, table, sizeof table);
+    struct inst_msg msg = {0};
+    struct drive_stats s = {0};
+    if (link_stat(b->link, &s, &msg))
+        die("STAT", &msg);
     return s;
 }
 
@@ -180,7 +180,7 @@ static double attend_bandwidth(struct bench *b, double seconds)
 struct busy {
     pthread_t threads[64];
     unsigned n;
-    const float *memory; // BUSY_FLOATS
+    const float *memory; // [BUSY_FLOATS]
     atomic_bool stop;
 };
 
@@ -200,12 +200,12 @@ static void *busy_main(void *arg)
 
 // Raw reads while the cores are idle and while they are busy.
 static int raw_bandwidth(const struct options *o, int fd, uint64_t written, uint32_t request,
-                         double *idle, double *busy_rate, struct inst_msg *msg)
+                         const float *memory, double *idle, double *busy_rate, struct inst_msg *msg)
 {
     int err = raw_read_bandwidth(fd, 0, written, request, RAW_DEPTH, o->seconds, idle, msg);
     if (err)
         return err;
-    struct busy busy = {.memory = measure_alloc(BUSY_FLOATS * sizeof(float))};
+    struct busy busy = {.memory = memory};
     while (busy.n < o->threads && busy.n < sizeof busy.threads / sizeof *busy.threads &&
            !pthread_create(&busy.threads[busy.n], NULL, busy_main, &busy))
         busy.n++;
@@ -259,6 +259,7 @@ static void run(struct bench *b)
     uint32_t request = 0;
     int fd = flash_file_descriptor(b->flash);
     uint64_t written = stats(b).allocated_bytes;
+    const float *memory = o->kv ? measure_alloc(BUSY_FLOATS * sizeof(float)) : NULL;
     if (o->kv && raw_read_best(fd, 0, written, 0.5, &best, &request, &msg))
         die("raw reads", &msg);
     if (!o->kv) {
@@ -274,7 +275,7 @@ static void run(struct bench *b)
         double limit = 0, drive = attend_bandwidth(b, o->seconds);
         if (!o->kv)
             limit = dot_bandwidth(b, o->seconds);
-        else if (raw_bandwidth(o, fd, written, request, &limit, &busy, &msg))
+        else if (raw_bandwidth(o, fd, written, request, memory, &limit, &busy, &msg))
             die("raw reads", &msg);
         ratios[r] = drive / limit;
         busy_ratios[r] = o->kv ? drive / busy : 0;

@@ -2,16 +2,14 @@
 #include "bench/bandwidth_raw.h"
 
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #ifdef HAVE_LIBURING
 
-#include <liburing.h>
-#include <sys/mman.h>
+#include "base/mapping.h"
+#include "bench/measure.h"
 
-enum { LARGE_PAGE = 2 << 20 };
+#include <liburing.h>
 
 struct reader {
     struct io_uring ring;
@@ -21,13 +19,6 @@ struct reader {
     unsigned char *buffers; // (depth, request_bytes)
     uint64_t random;
 };
-
-static double clock_s(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
 
 static void start_read(struct reader *reader, uint64_t slot)
 {
@@ -46,7 +37,7 @@ static void start_read(struct reader *reader, uint64_t slot)
 // or -errno.
 static double read_for(struct reader *reader, unsigned depth, double seconds)
 {
-    double start = clock_s(), end = start;
+    double start = measure_now(), end = start;
     uint64_t bytes = 0;
     unsigned in_flight = depth;
     int error = 0;
@@ -63,7 +54,7 @@ static double read_for(struct reader *reader, unsigned depth, double seconds)
                 error = cqe->res < 0 ? cqe->res : -EIO;
             bytes += reader->request_bytes;
             io_uring_cqe_seen(&reader->ring, cqe);
-            end = clock_s();
+            end = measure_now();
             if (!error && end - start < seconds)
                 start_read(reader, slot);
             else
@@ -87,18 +78,16 @@ int raw_read_bandwidth(int fd, uint64_t offset, uint64_t bytes, uint32_t request
     int rc = io_uring_queue_init(depth, &reader.ring, 0);
     if (rc)
         return inst_fail(msg, INST_ENOTSUP, "raw read: io_uring: %s", strerror(-rc));
-    void *buffers = NULL;
+    struct mapping buffers = {0};
     double rate = -ENOMEM;
     size_t all = (size_t)depth * request_bytes;
-    if (posix_memalign(&buffers, LARGE_PAGE, all) == 0) {
-        (void)madvise(buffers, all,
-                      MADV_HUGEPAGE); // as the drive's: fewer pieces of memory a request
-        memset(buffers, 0, all);
-        reader.buffers = buffers;
+    if (mapping_open(&buffers, all, true)) { // large pages, as the drive's
+        memset(buffers.data, 0, all);
+        reader.buffers = buffers.data;
         rate = read_for(&reader, depth, seconds);
     }
     io_uring_queue_exit(&reader.ring);
-    free(buffers);
+    mapping_close(&buffers);
     if (rate < 0)
         return inst_fail(msg, INST_EIO, "raw read: %s", strerror((int)-rate));
     *bytes_per_s = rate;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bench/measure.h"
 #include "base/clock.h"
+#include "base/mapping.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 double measure_now(void)
 {
@@ -60,6 +60,21 @@ struct measure_ratio measure_speedup(const struct measure *m, const struct measu
     return spread(values, n);
 }
 
+struct measure_ratio measure_rate(const struct measure *m, double count)
+{
+    struct measure all = {.rounds = m->rounds};
+    for (int i = 0; i < m->rounds; i++)
+        all.seconds[i] = count;
+    return measure_speedup(m, &all);
+}
+
+const char *measure_text(struct measure_ratio ratio, int digits, char out[48])
+{
+    snprintf(out, 48, "%.*f (%.*f to %.*f)", digits, ratio.median, digits, ratio.min, digits,
+             ratio.max);
+    return out;
+}
+
 void measure_cpu_name(char *out, size_t size)
 {
     char line[256];
@@ -91,15 +106,11 @@ void measure_random(void *out, size_t bytes, uint64_t seed)
 
 void *measure_alloc(size_t bytes)
 {
-    const size_t huge = 2u << 20;
-    size_t mapped = (bytes + 2 * huge - 1) / huge * huge;
-    char *p = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED) {
+    struct mapping mapping;
+    if (!mapping_open(&mapping, bytes, true)) {
         fprintf(stderr, "bench: no memory for %zu bytes\n", bytes);
         exit(1);
     }
-    p += (huge - (uintptr_t)p % huge) % huge;
-    madvise(p, mapped - huge, MADV_HUGEPAGE);
-    memset(p, 0, bytes);
-    return p;
+    memset(mapping.data, 0, bytes);
+    return mapping.data;
 }

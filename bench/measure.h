@@ -26,6 +26,10 @@ struct measure_ratio {
     double median, min, max;
 };
 struct measure_ratio measure_speedup(const struct measure *m, const struct measure *other);
+// The same of how many per second that is, when there are so many in a call.
+struct measure_ratio measure_rate(const struct measure *m, double count);
+// "1.50 (1.21 to 1.75)"
+const char *measure_text(struct measure_ratio ratio, int digits, char out[48]);
 
 void measure_cpu_name(char *out, size_t size);
 void measure_random(void *out, size_t bytes, uint64_t seed);

@@ -264,8 +264,7 @@ static int open_engine(struct batch *b, time_t now)
         b->parallel /= 2;
     }
     inst_engine_info(b->e, &b->info);
-    for (size_t i = 0; i < b->info.n_notes; i++)
-        warn("%s", b->info.notes[i]);
+    engine_notes(&b->info, 0);
     struct inst_msg msg = {0};
     const struct inst_scheduler_options scheduler = {
         .size = sizeof scheduler, .chunk = b->info.chunk, .independent = true};

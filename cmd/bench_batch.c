@@ -109,6 +109,26 @@ static void print_head(struct bench *b)
             b->csv.stream);
 }
 
+// FlexGen knows one model; the comparison is about KV of the same size, on one disk.
+static int check_flexgen(struct bench *b)
+{
+    enum { LAYERS = 24, WIDTH = 2048 };
+    const struct inst_model_info *i = &b->info;
+    struct stat status;
+    if (!b->flexgen.path)
+        return 0;
+    if (i->layers != LAYERS || i->kv_heads * i->head_dim != WIDTH)
+        return fail(EXIT_FAILED,
+                    "bench batch: FlexGen's OPT-1.3B has %d layers and KV of %d bytes per token; "
+                    "%s has %llu bytes",
+                    LAYERS, LAYERS * WIDTH * 4, b->engine.engine.model,
+                    (unsigned long long)i->kv_bytes_per_token);
+    b->flexgen.directory = b->engine.kv.n ? b->engine.kv.items[0] : NULL;
+    if (!b->flexgen.directory || stat(b->flexgen.directory, &status) || !S_ISDIR(status.st_mode))
+        return fail(EXIT_USAGE, "bench batch: --flexgen needs --kv DIRECTORY");
+    return 0;
+}
+
 static int open_turn(struct bench *b, const char *method, uint32_t batch, uint64_t depth)
 {
     struct inst_msg msg = {0};
@@ -119,6 +139,9 @@ static int open_turn(struct bench *b, const char *method, uint32_t batch, uint64
     if (code)
         return code;
     inst_engine_info(b->e, &b->info);
+    code = check_flexgen(b);
+    if (code)
+        return code;
     if (batch > b->info.step_sessions)
         return fail(EXIT_FAILED, "bench batch: a step takes %u sequences at most, not %u",
                     b->info.step_sessions, batch);
@@ -222,18 +245,18 @@ static int open_raw(struct bench *b)
     b->raw_fd = -1;
     if (!where || stat(where, &status) || !S_ISDIR(status.st_mode))
         return 0;
-    char *zeros = NULL;
-    if (posix_memalign((void **)&zeros, 4096, RAW_REQUEST))
+    char *piece = NULL;
+    if (posix_memalign((void **)&piece, 4096, RAW_REQUEST))
         return fail(EXIT_FAILED, "out of memory");
-    measure_random(zeros, RAW_REQUEST, 1);
+    measure_random(piece, RAW_REQUEST, 1);
     b->raw_fd = open(where, O_TMPFILE | O_RDWR | O_DIRECT | O_CLOEXEC, 0600);
     for (uint64_t at = 0; b->raw_fd >= 0 && at < RAW_BYTES; at += RAW_REQUEST) {
-        if (pwrite(b->raw_fd, zeros, RAW_REQUEST, (off_t)at) != RAW_REQUEST) {
+        if (pwrite(b->raw_fd, piece, RAW_REQUEST, (off_t)at) != RAW_REQUEST) {
             close(b->raw_fd); // then there is no such number
             b->raw_fd = -1;
         }
     }
-    free(zeros);
+    free(piece);
     return 0;
 }
 
@@ -250,21 +273,6 @@ static int raw_turn(struct bench *b)
 
 // ---- output ------------------------------------------------------------------------------------
 
-// Times per second: median, least, most.
-static struct measure_ratio rates_of(const struct measure *m, double times)
-{
-    struct measure one = {.rounds = m->rounds};
-    for (int i = 0; i < m->rounds; i++)
-        one.seconds[i] = times;
-    return measure_speedup(m, &one);
-}
-
-static const char *spread_text(struct measure_ratio r, char out[48])
-{
-    snprintf(out, 48, "%.2f (%.2f to %.2f)", r.median, r.min, r.max);
-    return out;
-}
-
 // Tokens per second of the batch, from its own time without KV and the smallest batch's attention.
 static double predict(const struct result *r, const struct result *first, uint32_t batch,
                       uint32_t first_batch)
@@ -277,19 +285,19 @@ static void print_row(const struct bench *b, const char *method, uint32_t batch,
                       const struct result *r, double predicted, const struct measure rival[RIVALS])
 {
     char ours[48], theirs[RIVALS][48], ratio[48], share[16] = "";
-    struct measure_ratio rate = rates_of(&r->step, batch), better = {0};
+    struct measure_ratio rate = measure_rate(&r->step, batch), better = {0};
     double gb = r->flash / measure_median(&r->step) / 1e9;
     if (r->share > 0)
         snprintf(share, sizeof share, "%.2f", r->share);
     printf("| %6s | %5u | %7llu | %-24s | %9.4g | %5.2f | %9s | %9.2f |", method, batch,
-           (unsigned long long)depth, spread_text(rate, ours), r->flash / 1e6, gb, share,
+           (unsigned long long)depth, measure_text(rate, 2, ours), r->flash / 1e6, gb, share,
            predicted);
     if (b->flexgen.path) {
         for (int i = 0; i < RIVALS; i++)
-            spread_text(rates_of(&rival[i], batch), theirs[i]);
+            measure_text(measure_rate(&rival[i], batch), 2, theirs[i]);
         int best = measure_median(&rival[1]) < measure_median(&rival[0]);
         better = measure_speedup(&r->step, &rival[best]);
-        printf(" %-24s | %-24s | %-20s |", theirs[0], theirs[1], spread_text(better, ratio));
+        printf(" %-24s | %-24s | %-20s |", theirs[0], theirs[1], measure_text(better, 2, ratio));
     }
     putchar('\n');
     fflush(stdout);
@@ -406,60 +414,15 @@ static int measure_depth(struct bench *b, size_t d)
     return 0;
 }
 
-// FlexGen knows one model; the comparison is about KV of the same size.
-static int check_flexgen(struct bench *b)
-{
-    enum { LAYERS = 24, WIDTH = 2048 };
-    if (!b->flexgen.path)
-        return b->flexgen_args.n
-                   ? fail(EXIT_USAGE, "bench batch: --flexgen-arg needs --flexgen SCRIPT")
-                   : 0;
-    struct inst_msg msg = {0};
-    struct inst_options options = b->engine.engine;
-    static const char *const nowhere[] = {"null:"};
-    options.kv = nowhere;
-    options.n_kv = 1;
-    options.context = 64;
-    int err = inst_engine_open(&b->e, &options, &msg);
-    if (err)
-        return failed(err, &msg);
-    inst_engine_info(b->e, &b->info);
-    const struct inst_model_info *i = &b->info;
-    bool same = i->layers == LAYERS && i->kv_heads * i->head_dim == WIDTH;
-    uint64_t mine = i->kv_bytes_per_token;
-    close_turn(b);
-    if (!same)
-        return fail(EXIT_FAILED,
-                    "bench batch: FlexGen's OPT-1.3B has %d layers and KV of %d bytes per token; "
-                    "%s has %llu bytes",
-                    LAYERS, LAYERS * WIDTH * 4, options.model, (unsigned long long)mine);
-    if (b->engine.kv.n)
-        b->flexgen.directory = b->engine.kv.items[0];
-    struct stat status;
-    if (!b->flexgen.directory || stat(b->flexgen.directory, &status) || !S_ISDIR(status.st_mode))
-        return fail(EXIT_USAGE, "bench batch: --flexgen needs --kv DIRECTORY");
-    return 0;
-}
-
-static int default_numbers(struct option_numbers *list, uint64_t value)
-{
-    if (list->n)
-        return 0;
-    list->items = calloc(1, sizeof *list->items);
-    if (!list->items)
-        return fail(EXIT_FAILED, "out of memory");
-    list->items[0] = value;
-    list->n = 1;
-    return 0;
-}
-
 static int prepare(struct bench *b, const struct options *options)
 {
     static const char *dense[] = {"dense"};
     if (!b->engine.engine.model)
         return fail(EXIT_USAGE, "bench batch: no model given (-m MODEL.gguf)");
-    if (default_numbers(&b->batches, 8) || default_numbers(&b->depths, 1024))
-        return EXIT_FAILED;
+    if (b->flexgen_args.n && !b->flexgen.path)
+        return fail(EXIT_USAGE, "bench batch: --flexgen-arg needs --flexgen SCRIPT");
+    if (!option_numbers_default(&b->batches, 8) || !option_numbers_default(&b->depths, 1024))
+        return fail(EXIT_FAILED, "out of memory");
     if (b->methods.n > METHODS_MAX)
         return fail(EXIT_USAGE, "bench batch: more than %d methods", METHODS_MAX);
     if (!b->methods.n)
@@ -472,8 +435,6 @@ static int prepare(struct bench *b, const struct options *options)
     int code = engine_options_read(&b->engine, "bench batch");
     if (!code)
         code = output_files_open(options);
-    if (!code)
-        code = check_flexgen(b);
     return code ? code : open_raw(b);
 }
 

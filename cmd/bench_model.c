@@ -156,18 +156,9 @@ static int their_turns(struct bench *b, uint64_t depth, struct result results[TE
     return 0;
 }
 
-// Tokens per second: median, least, most.
-static struct measure_ratio rates(const struct measure *m)
-{
-    struct measure one = {.rounds = m->rounds};
-    for (int i = 0; i < m->rounds; i++)
-        one.seconds[i] = 1;
-    return measure_speedup(m, &one);
-}
-
 static void print_csv(const struct bench *b, enum test test, uint64_t depth, const struct result *r)
 {
-    struct measure_ratio ours = rates(&r->ours);
+    struct measure_ratio ours = measure_rate(&r->ours, 1);
     fprintf(b->csv.stream, "%u,%llu,%s,%u,%u,%.6g,%.6g,%.6g", b->info.threads,
             (unsigned long long)depth, test_name[test], b->length[test], b->rounds, ours.median,
             ours.min, ours.max);
@@ -177,7 +168,7 @@ static void print_csv(const struct bench *b, enum test test, uint64_t depth, con
         fputs(",,", b->csv.stream);
     fprintf(b->csv.stream, ",%.6g", r->flash);
     if (b->llama.path) {
-        struct measure_ratio theirs = rates(&r->theirs);
+        struct measure_ratio theirs = measure_rate(&r->theirs, 1);
         struct measure_ratio ratio = measure_speedup(&r->ours, &r->theirs);
         fprintf(b->csv.stream, ",%.6g,%.6g,%.6g,%.4g,%.4g,%.4g\n", theirs.median, theirs.min,
                 theirs.max, ratio.median, ratio.min, ratio.max);
@@ -187,25 +178,19 @@ static void print_csv(const struct bench *b, enum test test, uint64_t depth, con
     fflush(b->csv.stream);
 }
 
-static const char *spread_text(struct measure_ratio r, int digits, char out[48])
-{
-    snprintf(out, 48, "%.*f (%.*f to %.*f)", digits, r.median, digits, r.min, digits, r.max);
-    return out;
-}
-
 static void print_row(const struct bench *b, enum test test, uint64_t depth, const struct result *r)
 {
     char name[24], ours[48], theirs[48] = "", ratio[48] = "", speed[16] = "", flash[16];
-    struct measure_ratio rate = rates(&r->ours);
+    struct measure_ratio rate = measure_rate(&r->ours, 1);
     snprintf(name, sizeof name, "%s %u", test_name[test], b->length[test]);
     if (test == DECODE)
         snprintf(speed, sizeof speed, "%.1f", r->bytes * rate.median / 1e9);
     if (b->llama.path) {
-        struct measure_ratio other = rates(&r->theirs);
-        spread_text(other, other.median < 100 ? 2 : 1, theirs);
-        spread_text(measure_speedup(&r->ours, &r->theirs), 2, ratio);
+        struct measure_ratio other = measure_rate(&r->theirs, 1);
+        measure_text(other, other.median < 100 ? 2 : 1, theirs);
+        measure_text(measure_speedup(&r->ours, &r->theirs), 2, ratio);
     }
-    spread_text(rate, rate.median < 100 ? 2 : 1, ours);
+    measure_text(rate, rate.median < 100 ? 2 : 1, ours);
     snprintf(flash, sizeof flash, "%.4g", r->flash / 1e6);
     printf("| %7u | %7llu | %-12s | %-26s | %6s | %15s |", b->info.threads,
            (unsigned long long)depth, name, ours, speed, flash);
@@ -319,24 +304,15 @@ static void close_engine(struct bench *b)
     b->session = NULL;
 }
 
-// Threads, 0 = all of them; depth 0.
-static int zero_by_default(struct option_numbers *list)
-{
-    if (list->n)
-        return 0;
-    list->items = calloc(1, sizeof *list->items);
-    list->n = 1;
-    return list->items ? 0 : fail(EXIT_FAILED, "out of memory");
-}
-
 static int measure(struct bench *b, const struct options *options)
 {
     if (!b->length[PREFILL] && !b->length[DECODE])
         return fail(EXIT_USAGE, "bench model: nothing to measure with --prompt 0 and --tokens 0");
     if (b->llama_args.n && !b->llama.path)
         return fail(EXIT_USAGE, "bench model: --llama-arg needs --llama-bench PATH");
-    if (zero_by_default(&b->threads) || zero_by_default(&b->depths))
-        return EXIT_FAILED;
+    // All threads; no depth.
+    if (!option_numbers_default(&b->threads, 0) || !option_numbers_default(&b->depths, 0))
+        return fail(EXIT_FAILED, "out of memory");
     int code = output_files_open(options);
     if (code)
         return code;

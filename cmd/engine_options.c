@@ -59,6 +59,12 @@ int engine_options_read(struct engine_options *options, const char *command)
     return 0;
 }
 
+void engine_notes(const struct inst_model_info *info, size_t first)
+{
+    for (size_t i = first; i < info->n_notes; i++)
+        warn("%s", info->notes[i]);
+}
+
 int engine_options_open(inst_engine **engine, struct engine_options *options, const char *command)
 {
     struct inst_msg msg = {0};
@@ -71,8 +77,8 @@ int engine_options_open(inst_engine **engine, struct engine_options *options, co
     if (err)
         return failed(err, &msg);
     inst_engine_info(*engine, &info);
-    for (size_t i = 0; i < info.n_notes && !options->warned; i++)
-        warn("%s", info.notes[i]);
+    if (!options->warned)
+        engine_notes(&info, 0);
     options->warned = true; // a benchmark opens many engines
     return 0;
 }

@@ -131,6 +131,8 @@ struct engine_options {
 int engine_options_read(struct engine_options *options, const char *command);
 // The same, and opens. What is worth knowing of the options on this machine is printed, once.
 int engine_options_open(inst_engine **engine, struct engine_options *options, const char *command);
+// Prints what is worth knowing of an engine, from note `first` on.
+void engine_notes(const struct inst_model_info *info, size_t first);
 // Stop texts come from files with other ends of lines, too: `--stop "$(head -1 FILE)"`. A carriage
 // return alone is meant. 0 or an exit code.
 int stops_check(const struct option_list *stops, const char *command);

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cmd/options.h"
+#include "base/size.h"
+#include "base/status.h"
 #include "cmd/output_file.h"
 
 #include <ctype.h>
@@ -77,35 +79,30 @@ static const char *parse_float(const char *text, double min, double max, float *
     return NULL;
 }
 
-// "64M", and "2.6M" as messages and summaries print it.
 const char *option_size(const char *text, uint64_t *out)
 {
-    static const char what[] = "is not a size (a number with K, M, G or T, for example 512M)";
-    size_t n = strspn(text, "0123456789");
-    if (!n || n > 19)
-        return what;
-    uint64_t value = strtoull(text, NULL, 10), unit_bytes = 1;
-    size_t decimals = text[n] == '.' ? strspn(text + n + 1, "0123456789") : 0;
-    const char *end = text + n + (decimals ? decimals + 1 : 0);
-    if (*end) {
-        static const char units[] = "KMGT";
-        const char *unit = strchr(units, toupper((unsigned char)*end));
-        if (!unit || end[1])
-            return what;
-        unit_bytes = (uint64_t)1024 << 10 * (unit - units);
-    }
-    if ((decimals && unit_bytes == 1) || decimals > 3)
-        return what;
-    if (__builtin_mul_overflow(value, unit_bytes, &value))
+    uint64_t value;
+    int err = size_parse(text, strlen(text), &value);
+    if (err == INST_ERANGE)
         return "is too large";
-    uint64_t part = unit_bytes;
-    for (size_t i = 1, scale = 10; i <= decimals; i++, scale *= 10)
-        if (__builtin_add_overflow(value, part * (uint64_t)(text[n + i] - '0') / scale, &value))
-            return "is too large";
+    if (err)
+        return "is not a size (a number with K, M, G or T, for example 512M)";
     if (!value)
         return "must be more than 0";
     *out = value;
     return NULL;
+}
+
+bool option_numbers_default(struct option_numbers *list, uint64_t value)
+{
+    if (list->n)
+        return true;
+    list->items = calloc(1, sizeof *list->items);
+    if (!list->items)
+        return false;
+    list->items[0] = value;
+    list->n = 1;
+    return true;
 }
 
 static const char *append(struct option_list *list, const char *value)

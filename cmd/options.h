@@ -65,6 +65,9 @@ int fail(int code, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 // "instinfer: warning: ..." on stderr: the command goes on.
 void warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
+// One number where the user gave none. False: out of memory.
+bool option_numbers_default(struct option_numbers *list, uint64_t value);
+
 // "64M" -> bytes. NULL, or what is wrong with it, to come behind the quoted text.
 const char *option_size(const char *text, uint64_t *out);
 

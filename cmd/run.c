@@ -114,8 +114,7 @@ static int run_all(struct run *r, const struct options *options)
     int err = inst_engine_stats(r->e, &r->result.stats, &msg);
     size_t notes = r->info.n_notes;
     inst_engine_info(r->e, &r->info); // what has happened to drives
-    for (; notes < r->info.n_notes; notes++)
-        warn("%s", r->info.notes[notes]);
+    engine_notes(&r->info, notes);
     r->result.n_drives = r->info.kv_drives;
     if (!err)
         err = inst_engine_drives(r->e, r->result.drives, r->info.kv_drives, &msg);

@@ -61,7 +61,7 @@ static void part_done(struct array *a, struct task *task, uint32_t drive, int st
     part->state = PART_DONE;
     part->status = status;
     task->open--;
-    a->failed |= (uint64_t)array_is_loss(status) << drive;
+    a->failed |= (uint64_t)inst_status_is_loss(status) << drive;
     if (task->undoing) // what failed first is the cause
         return;
     task->result = max_u64(task->result, result);

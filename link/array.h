@@ -144,11 +144,6 @@ int array_split(struct array *a, struct request *r, struct inst_msg *msg);
 int array_collect(struct array *a, struct ticket *t, unsigned char *data, struct inst_msg *msg);
 // What the drives' answers make together, in `data`.
 void array_gather(struct array *a, struct ticket *t, unsigned char *data);
-// Whether a drive that says this has lost what it was given.
-static inline bool array_is_loss(int status)
-{
-    return status == INST_EIO || status == INST_ECORRUPT;
-}
 void array_merge_identity(struct drive_identity *all, const struct drive_identity *one);
 
 #endif

@@ -646,7 +646,7 @@ static bool gather_status(const struct ticket *t, const struct link_share *share
         if (t->task.notes[i].group != share->group)
             continue;
         le_put32(to, worse(le_get32(to), le_get32(from)));
-        lost |= array_is_loss(inst_status_from_nvme((uint16_t)le_get32(from)));
+        lost |= inst_status_is_loss(inst_status_from_nvme((uint16_t)le_get32(from)));
         from += 4;
     }
     return lost;

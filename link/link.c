@@ -3,6 +3,7 @@
 // its own; a command that may wait for ever carries its own timeout.
 #include "link/link.h"
 
+#include <stdalign.h>
 #include <string.h>
 
 enum { WAIT_NS = 100 * 1000 * 1000 };
@@ -29,4 +30,14 @@ int link_call(struct link *link, const struct command *command, const void *tabl
     if (result)
         *result = done.result;
     return 0;
+}
+
+int link_stat(struct link *link, struct drive_stats *stats, struct inst_msg *msg)
+{
+    alignas(64) unsigned char table[STAT_TABLE_BYTES];
+    struct command stat = {.opcode = OP_STAT, .length = sizeof table};
+    int err = link_call(link, &stat, NULL, table, NULL, msg);
+    if (!err && stats_decode(stats, table, sizeof table))
+        err = inst_fail(msg, INST_EIO, "the drive's statistics are malformed");
+    return err;
 }

@@ -78,6 +78,8 @@ uint64_t link_array_failed(const struct link *link);
 // outstanding. For CONFIG, STAT, IDENTIFY, FORK, RECLAIM, FLUSH and tests. *result may be NULL.
 int link_call(struct link *link, const struct command *command, const void *table, void *data,
               uint64_t *result, struct inst_msg *msg);
+// STAT in this way. *stats changes on success alone.
+int link_stat(struct link *link, struct drive_stats *stats, struct inst_msg *msg);
 
 static inline void link_close(struct link *link)
 {

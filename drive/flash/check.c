@@ -9,6 +9,7 @@
 
 struct flash_check {
     struct flash flash;
+    struct flash_ops ops;
     struct flash *inner;
     struct flash_nand nand;
     struct flash_queue refused;
@@ -55,8 +56,7 @@ static uint64_t check_next_ns(struct flash *flash)
     const struct flash_check *self = (const struct flash_check *)flash;
     if (self->refused.head)
         return 0;
-    // Where the flash below does not know, the time may be any.
-    return self->inner->ops->next_ns ? self->inner->ops->next_ns(self->inner) : 0;
+    return self->inner->ops->next_ns(self->inner);
 }
 
 static void check_wait(struct flash *flash, uint64_t max_ns)
@@ -83,17 +83,6 @@ static void check_close(struct flash *flash)
     free(self);
 }
 
-// One table for each set of optional entries that the flash below has.
-#define CHECK_OPS(wait_fn, view_fn)                                                                \
-    {                                                                                              \
-        .submit = check_submit, .poll = check_poll, .next_ns = check_next_ns, .wait = wait_fn,     \
-        .view = view_fn, .close = check_close                                                      \
-    }
-static const struct flash_ops check_ops[2][2] = {
-    {CHECK_OPS(NULL, NULL), CHECK_OPS(NULL, check_view)},
-    {CHECK_OPS(check_wait, NULL), CHECK_OPS(check_wait, check_view)},
-};
-
 int flash_check_open(struct flash **out, struct flash *inner, struct inst_msg *msg)
 {
     struct flash_check *self = calloc(1, sizeof *self);
@@ -104,7 +93,14 @@ int flash_check_open(struct flash **out, struct flash *inner, struct inst_msg *m
         free(self);
         return rc;
     }
-    self->flash.ops = &check_ops[inner->ops->wait != NULL][inner->ops->view != NULL];
+    const struct flash_ops *below = inner->ops; // has what it has of the optional entries
+    self->ops = (struct flash_ops){.submit = check_submit,
+                                   .poll = check_poll,
+                                   .next_ns = below->next_ns ? check_next_ns : NULL,
+                                   .wait = below->wait ? check_wait : NULL,
+                                   .view = below->view ? check_view : NULL,
+                                   .close = check_close};
+    self->flash.ops = &self->ops;
     self->flash.geometry = inner->geometry;
     snprintf(self->flash.path, sizeof self->flash.path, "checked %.140s", inner->path);
     self->inner = inner;

@@ -494,6 +494,21 @@ void inst_engine_info(const inst_engine *e, struct inst_model_info *info)
     };
 }
 
+size_t engine_slab_bytes(const struct inst_engine *e, uint64_t n)
+{
+    return (size_t)((n * e->config.kv_heads * e->config.head_dim * 4 + 63) / 64 * 64);
+}
+
+uint32_t engine_put_item(const struct inst_engine *e, const struct seq *q, uint64_t pos, uint64_t n,
+                         struct one_item *table)
+{
+    table_put_header(table->bytes, &(struct table_header){.head_count = e->config.kv_heads});
+    table_put_item(
+        table->bytes, 0,
+        &(struct table_item){.seq = q->slot, .epoch = q->epoch, .pos = pos, .n_tokens = n});
+    return (uint32_t)engine_slab_bytes(e, n);
+}
+
 int engine_drive_stats(struct inst_engine *e, struct drive_stats *stats, struct inst_msg *msg)
 {
     alignas(64) unsigned char table[STAT_TABLE_BYTES];

@@ -123,6 +123,16 @@ static inline size_t row_stride(uint64_t n)
     return (size_t)((n + 15) / 16 * 16);
 }
 
+// The table of a command with one item.
+struct one_item {
+    unsigned char bytes[TABLE_HEADER_BYTES + TABLE_ITEM_BYTES];
+};
+// Of a WRITE or READ of n tokens of a sequence, all heads; returns the bytes of their slab.
+uint32_t engine_put_item(const struct inst_engine *e, const struct seq *q, uint64_t pos, uint64_t n,
+                         struct one_item *table);
+// Bytes of K and V of n tokens in the data of a command, padded as its regions are.
+size_t engine_slab_bytes(const struct inst_engine *e, uint64_t n);
+
 double engine_seconds(void); // monotonic
 // How many candidates the last draw had to put in order.
 size_t sampler_ranked(const inst_sampler *sampler);
@@ -213,6 +223,9 @@ int engine_chat_open(struct inst_engine *e, const char *name, int64_t at, struct
 
 // session.c: forgets everything from token `length` on, on the drive too.
 int session_cut(struct inst_session *s, uint64_t length, struct inst_msg *msg);
+// That n tokens, at positions from `first` on, are of the vocabulary.
+int engine_check_tokens(const struct inst_engine *e, const int32_t *tokens, uint64_t first,
+                        size_t n, struct inst_msg *msg);
 // That n tokens from position `first` on can be the session's.
 int session_check(const struct inst_session *s, const int32_t *tokens, uint64_t first, size_t n,
                   struct inst_msg *msg);

@@ -3,7 +3,6 @@
 #include "base/checked.h"
 #include "host/engine/engine.h"
 
-#include <stdalign.h>
 #include <string.h>
 
 // xorshift64.
@@ -17,24 +16,9 @@ static void made_up(uint16_t *values, size_t n, uint64_t *random)
     }
 }
 
-static int write_layer(struct inst_session *s, uint32_t layer, uint64_t n, uint64_t bytes,
-                       void *slab, struct inst_msg *msg)
-{
-    alignas(64) unsigned char table[TABLE_HEADER_BYTES + TABLE_ITEM_BYTES];
-    struct command write = {
-        .opcode = OP_WRITE, .layer = layer, .count = 1, .length = (uint32_t)bytes};
-    table_put_header(table, &(struct table_header){.head_count = s->engine->config.kv_heads});
-    table_put_item(
-        table, 0,
-        &(struct table_item){
-            .seq = s->seq->slot, .epoch = s->seq->epoch, .pos = s->seq->length, .n_tokens = n});
-    return port_call(&s->engine->port, write, table, slab, NULL, msg);
-}
-
 int engine_fill(inst_session *session, const int32_t *tokens, size_t n, struct inst_msg *msg)
 {
     struct inst_engine *e = session->engine;
-    const struct model_config *c = &e->config;
     uint64_t random = session->seq->length + 0x9e3779b97f4a7c15u;
     if (session->dead)
         return inst_fail(msg, session->dead, "the session's KV was lost by an earlier failure");
@@ -45,12 +29,14 @@ int engine_fill(inst_session *session, const int32_t *tokens, size_t n, struct i
     if (err)
         return err;
     for (size_t done = 0; done < n;) {
-        uint64_t count = min_u64(e->plan.chunk, n - done), bytes = 0;
+        uint64_t count = min_u64(e->plan.chunk, n - done);
         uint16_t *slab = (uint16_t *)engine_bytes(e, BUFFER_slab0);
-        err = slab_bytes(c->kv_heads, count, c->head_dim, &bytes) ? 0 : INST_EINVAL;
-        made_up(slab, (size_t)(bytes / sizeof *slab), &random);
-        for (uint32_t layer = 0; layer < c->layers && !err; layer++)
-            err = write_layer(session, layer, count, bytes, slab, msg);
+        struct command write = {.opcode = OP_WRITE, .count = 1};
+        struct one_item table;
+        write.length = engine_put_item(e, session->seq, session->seq->length, count, &table);
+        made_up(slab, write.length / sizeof *slab, &random);
+        for (; write.layer < e->config.layers && !err; write.layer++)
+            err = port_call(&e->port, write, table.bytes, slab, NULL, msg);
         if (err) {
             session_cut(session, session->seq->length, NULL);
             return err;

@@ -20,11 +20,9 @@ static int check_options(const struct inst_engine *e, const int32_t *tokens, siz
         return inst_fail(msg, INST_EINVAL,
                          "the prompt of %zu tokens does not fit in the context of %llu", n_tokens,
                          (unsigned long long)e->context);
-    for (size_t i = 0; i < n_tokens; i++)
-        if (tokens[i] < 0 || (uint32_t)tokens[i] >= e->config.vocab)
-            return inst_fail(msg, INST_EINVAL,
-                             "token %d at position %zu is not in the vocabulary of %u", tokens[i],
-                             i, e->config.vocab);
+    int err = engine_check_tokens(e, tokens, 0, n_tokens, msg);
+    if (err)
+        return err;
     if (o->top_logprobs > INST_TOP_LOGPROBS_MAX || (o->top_logprobs && !o->logprobs))
         return inst_fail(msg, INST_EINVAL, "logprobs of at most %d tokens can be had",
                          INST_TOP_LOGPROBS_MAX);

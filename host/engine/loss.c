@@ -13,11 +13,6 @@
 #include <stdio.h>
 #include <string.h>
 
-static bool is_loss(int code)
-{
-    return code == INST_EIO || code == INST_ECORRUPT;
-}
-
 // In the place of drives that could not be opened anew.
 static int no_submit(struct link *link, const struct command *command, const void *table,
                      void *data)
@@ -84,14 +79,11 @@ static void keep_counts(struct inst_engine *e)
 {
     struct loss *l = &e->loss;
     struct drive_stats stats[LINK_ARRAY_MOST], all;
-    alignas(64) unsigned char table[STAT_TABLE_BYTES];
     for (uint32_t i = 0; i < e->store.n; i++)
         stats[i] = *link_array_stats(e->store.link, i);
     e->store.link->ops->abort(e->store.link);
     for (uint32_t i = 0; i < e->store.n; i++) {
-        struct command stat = {.opcode = OP_STAT, .length = sizeof table};
-        if (!link_call(e->store.drives[i].link, &stat, NULL, table, NULL, NULL))
-            stats_decode(&stats[i], table, sizeof table);
+        (void)link_stat(e->store.drives[i].link, &stats[i], NULL);
         loss_drive_counts(&l->before_of[l->place[i]], &stats[i]);
     }
     link_array_merge(stats, e->store.n, e->config.kv_heads, &all);
@@ -262,7 +254,7 @@ static int run_again(struct inst_engine *e, struct inst_segment *segments, size_
         int err = s->status;
         if (refused[i] || !err)
             continue;
-        if (is_loss(err)) {
+        if (inst_status_is_loss(err)) {
             s->status = 0;
             if (s->msg)
                 s->msg->text[0] = 0;

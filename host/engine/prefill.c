@@ -15,11 +15,6 @@
 // would leave workers without a block.
 enum { BLOCK_QUERIES = 256, BLOCK_QUERIES_LEAST = 64, BLOCKS_PER_WORKER = 4 };
 
-static size_t slab_size(const struct model_config *c, uint64_t n)
-{
-    return (size_t)((n * c->kv_heads * c->head_dim * 4 + 63) / 64 * 64);
-}
-
 void prefill_place(struct step *t)
 {
     size_t query = 0, slab = 0;
@@ -27,7 +22,7 @@ void prefill_place(struct step *t)
         t->seg[i].query = query;
         t->seg[i].slab = slab;
         query += t->seg[i].n * t->e->config.heads;
-        slab += slab_size(&t->e->config, t->seg[i].n);
+        slab += engine_slab_bytes(t->e, t->seg[i].n);
     }
     t->reader = (struct step_reader){.segment = t->n_decode};
     t->writes.issued = t->writes.done = 0;
@@ -64,26 +59,13 @@ static uint64_t first_piece(const struct step *t, const struct step_segment *seg
     return min_u64(layer_window_start(t->e, layer, seg->pos0) / t->e->plan.piece, pieces(t, seg));
 }
 
-// The table of a command about n tokens; returns the slab's bytes.
-static uint32_t put_table(const struct step *t, const struct step_segment *seg,
-                          struct one_item *table, uint64_t pos, uint64_t n)
-{
-    const struct model_config *c = &t->e->config;
-    table_put_header(table->bytes, &(struct table_header){.head_count = c->kv_heads});
-    table_put_item(
-        table->bytes, 0,
-        &(struct table_item){
-            .seq = seg->s->seq->slot, .epoch = seg->s->seq->epoch, .pos = pos, .n_tokens = n});
-    return (uint32_t)slab_size(c, n);
-}
-
 static int issue_piece(struct step *t, const struct step_segment *seg, struct inst_msg *msg)
 {
     struct step_reader *r = &t->reader;
     struct port *port = &t->e->port;
     struct one_item table;
-    uint32_t bytes = put_table(t, seg, &table, (uint64_t)r->piece * t->e->plan.piece,
-                               piece_tokens(t, seg, r->piece));
+    uint32_t bytes = engine_put_item(t->e, seg->s->seq, (uint64_t)r->piece * t->e->plan.piece,
+                                     piece_tokens(t, seg, r->piece), &table);
     struct command read = {
         .opcode = OP_READ, .layer = r->layer, .count = 1, .ticket = port_ticket(port)};
     struct command collect = {
@@ -182,7 +164,7 @@ void prefill_write(struct step *t)
         struct inst_msg msg = {0};
         size_t slot = w->issued % STEP_WRITES;
         struct command write = {.opcode = OP_WRITE, .layer = t->layer, .count = 1};
-        write.length = put_table(t, seg, &w->slot[slot].table, seg->pos0, seg->n);
+        write.length = engine_put_item(t->e, seg->s->seq, seg->pos0, seg->n, &w->slot[slot].table);
         int handle =
             port_submit(&t->e->port, write, w->slot[slot].table.bytes, own_slab(t, seg), &msg);
         if (handle < 0) {

@@ -175,10 +175,8 @@ void scheduler_remove(struct inst_scheduler *s, struct inst_generation *g)
 
 static size_t common_tokens(const struct inst_session *session, const struct inst_generation *g)
 {
-    size_t n = 0, most = min_u64(session->seq->length, g->at);
-    while (n < most && session->seq->tokens[n] == g->tokens[n])
-        n++;
-    return n;
+    const struct seq *q = session->seq;
+    return seq_common(q->tokens, g->tokens, min_u64(q->length, g->at));
 }
 
 // The free place whose session shares most with the generation, then the one that holds least; with

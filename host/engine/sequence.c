@@ -5,7 +5,6 @@
 #include "base/checked.h"
 #include "host/engine/engine.h"
 
-#include <stdalign.h>
 #include <string.h>
 
 enum { ROOM_LEAST = 256 };
@@ -18,12 +17,11 @@ uint32_t seqs_most(uint32_t sessions)
 static int call_item(struct inst_engine *e, enum opcode opcode, const struct table_item *item,
                      struct inst_msg *msg)
 {
-    alignas(64) unsigned char table[TABLE_HEADER_BYTES + TABLE_ITEM_BYTES];
-    memset(table, 0, sizeof table);
-    table_put_header(table, &(struct table_header){0});
-    table_put_item(table, 0, item);
+    struct one_item table = {{0}};
+    table_put_header(table.bytes, &(struct table_header){0});
+    table_put_item(table.bytes, 0, item);
     struct command command = {.opcode = (uint8_t)opcode, .count = 1};
-    return port_call(&e->port, command, table, NULL, NULL, msg);
+    return port_call(&e->port, command, table.bytes, NULL, NULL, msg);
 }
 
 static int reclaim(struct inst_engine *e, const struct seq *q, uint64_t pos, struct inst_msg *msg)

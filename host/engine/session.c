@@ -115,6 +115,17 @@ uint64_t inst_session_length(const inst_session *session)
     return session->seq->length;
 }
 
+int engine_check_tokens(const struct inst_engine *e, const int32_t *tokens, uint64_t first,
+                        size_t n, struct inst_msg *msg)
+{
+    for (size_t i = 0; i < n; i++)
+        if (tokens[i] < 0 || (uint32_t)tokens[i] >= e->config.vocab)
+            return inst_fail(msg, INST_EINVAL,
+                             "token %d at position %llu is not in the vocabulary of %u", tokens[i],
+                             (unsigned long long)first + i, e->config.vocab);
+    return 0;
+}
+
 int session_check(const struct inst_session *s, const int32_t *tokens, uint64_t first, size_t n,
                   struct inst_msg *msg)
 {
@@ -124,11 +135,9 @@ int session_check(const struct inst_session *s, const int32_t *tokens, uint64_t 
     if (n > e->context - first)
         return inst_fail(msg, INST_EINVAL, "%llu tokens do not fit in the context of %llu",
                          (unsigned long long)first + n, (unsigned long long)e->context);
-    for (size_t i = 0; i < n; i++)
-        if (tokens[i] < 0 || (uint32_t)tokens[i] >= e->config.vocab)
-            return inst_fail(msg, INST_EINVAL,
-                             "token %d at position %llu is not in the vocabulary of %u", tokens[i],
-                             (unsigned long long)first + i, e->config.vocab);
+    int err = engine_check_tokens(e, tokens, first, n, msg);
+    if (err)
+        return err;
     if (s->dead)
         return inst_fail(msg, s->dead,
                          "the session's KV was lost by an earlier failure; open a new one");

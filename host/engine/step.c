@@ -253,7 +253,7 @@ static void settle(struct step *t, struct step_segment *seg)
     seg->out->status = seg->status;
     struct seq *q = s->seq;
     if (seg->status) {
-        if (seg->status == INST_EIO || seg->status == INST_ECORRUPT)
+        if (inst_status_is_loss(seg->status))
             seq_suspect(t->e, q);
         session_cut(s, q->length, NULL);
         return;
@@ -277,16 +277,13 @@ static uint64_t flash_read_bytes(struct inst_engine *e)
 }
 
 // A step's time is its rows'; what it read was for decode as soon as somebody decoded.
-static void account(struct step *t, double seconds, uint64_t read_before)
+static void account(struct step *t, double seconds, size_t decoded, uint64_t read_before)
 {
     struct inst_stats *stats = &t->e->stats;
-    size_t rows = 0;
-    for (size_t i = 0; i < t->n_seg; i++)
-        rows += is_decode(t->seg[i].out);
-    double decode = (double)rows / (double)t->n_rows;
+    double decode = (double)decoded / (double)t->n_rows;
     stats->decode_seconds += seconds * decode;
     stats->prefill_seconds += seconds * (1 - decode);
-    if (!rows)
+    if (!decoded)
         t->e->prefill_read_bytes += flash_read_bytes(t->e) - read_before;
 }
 
@@ -313,13 +310,16 @@ int step_run(struct inst_engine *e, struct inst_segment *segments, size_t count,
     if (!t.n_seg)
         return t.first_error;
     t.audit = t.n_decode && audits(e);
-    uint64_t read = t.n_decode ? 0 : flash_read_bytes(e);
+    size_t decoded = 0; // rows, wherever they are attended
+    for (size_t i = 0; i < t.n_seg; i++)
+        decoded += is_decode(t.seg[i].out);
+    uint64_t read = decoded ? 0 : flash_read_bytes(e);
     prefill_place(&t);
     run_layers(&t, progress);
     put_logits(&t);
     for (size_t i = 0; i < t.n_seg; i++)
         settle(&t, &t.seg[i]);
-    account(&t, engine_seconds() - start, read);
+    account(&t, engine_seconds() - start, decoded, read);
     return t.first_error;
 }
 

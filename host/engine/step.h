@@ -26,11 +26,6 @@ struct step_segment {
     size_t query, slab;
 };
 
-// The table of a command with one item.
-struct one_item {
-    unsigned char bytes[TABLE_HEADER_BYTES + TABLE_ITEM_BYTES];
-};
-
 // READs of what the step's prompts have on the drive, in the order in which they are wanted:
 // layers, in each the segments, in each the pieces that its queries see.
 struct step_reader {

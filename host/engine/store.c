@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "host/engine/store.h"
 #include "base/clock.h"
+#include "base/size.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -8,42 +9,18 @@
 #include <string.h>
 #include <sys/stat.h>
 
-int store_parse_size(const char *text, size_t bytes, uint64_t *out)
+// More than nothing.
+static bool parse_size(const char *text, size_t bytes, uint64_t *out)
 {
-    static const char units[] = "KMGT";
-    uint64_t value = 0, part = 0, scale = 1, unit_bytes = 1;
-    size_t i = 0;
-    for (; i < bytes && text[i] >= '0' && text[i] <= '9'; i++)
-        if (__builtin_mul_overflow(value, 10, &value) ||
-            __builtin_add_overflow(value, (uint64_t)(text[i] - '0'), &value))
-            return INST_EINVAL;
-    bool whole = !i || i == bytes || text[i] != '.';
-    for (i += !whole; !whole && i < bytes && text[i] >= '0' && text[i] <= '9'; i++, scale *= 10) {
-        if (scale == 1000)
-            return INST_EINVAL;
-        part = 10 * part + (uint64_t)(text[i] - '0');
-    }
-    if (i < bytes) {
-        char c = (char)(text[i] & ~0x20);
-        const char *unit = c ? strchr(units, c) : NULL;
-        if (!unit || i + 1 != bytes)
-            return INST_EINVAL;
-        unit_bytes = (uint64_t)1024 << 10 * (unit - units);
-    }
-    if (!i || (!whole && (scale == 1 || unit_bytes == 1)) ||
-        __builtin_mul_overflow(value, unit_bytes, &value) ||
-        __builtin_add_overflow(value, part * unit_bytes / scale, &value) || !value)
-        return INST_EINVAL;
-    *out = value;
-    return 0;
+    return !size_parse(text, bytes, out) && *out;
 }
 
 static int parse_ram(struct store_where *where, const char *text, struct inst_msg *msg)
 {
     const char *size = text + strlen("ram:"), *at = strchr(size, '@');
     size_t size_bytes = at ? (size_t)(at - size) : strlen(size);
-    if (store_parse_size(size, size_bytes, &where->size) ||
-        (at && store_parse_size(at + 1, strlen(at + 1), &where->rate)))
+    if (!parse_size(size, size_bytes, &where->size) ||
+        (at && !parse_size(at + 1, strlen(at + 1), &where->rate)))
         return inst_fail(msg, INST_EINVAL,
                          "'%s' is not ram:SIZE[@RATE], for example ram:2G or ram:512M@1G", text);
     return 0;

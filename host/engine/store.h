@@ -18,10 +18,6 @@ struct store_where {
 int store_where_open(struct store_where *where, const char *text, struct inst_msg *msg);
 void store_where_free(struct store_where *where);
 
-// "64M", "0.25G" -> bytes; suffixes K, M, G, T are powers of 1024, only with one there may be up to
-// three decimals. The whole text must be a size > 0.
-int store_parse_size(const char *text, size_t bytes, uint64_t *out);
-
 struct store {
     struct store_drive {
         struct flash *flash;

@@ -2,6 +2,7 @@
 #include "base/budget.h"
 #include "base/checked.h"
 #include "base/le.h"
+#include "base/size.h"
 #include "base/status.h"
 
 #include <stdarg.h>
@@ -169,12 +170,58 @@ static void test_budget_parts(void **state)
     assert_int_equal(whole.peak, 1000);
 }
 
+static void test_size(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        size_t bytes; // 0: all of it
+        int status;
+        uint64_t value;
+    } cases[] = {
+        {"0", 0, 0, 0},
+        {"1", 0, 0, 1},
+        {"512K", 0, 0, 512 << 10},
+        {"64m", 0, 0, 64 << 20},
+        {"2G@1G", 2, 0, 2ull << 30},
+        {"1T", 0, 0, 1ull << 40},
+        {"2.5K", 0, 0, 2560},
+        {"0.25g", 0, 0, 256 << 20},
+        {"1.125M", 0, 0, (1 << 20) + (1 << 17)},
+        {"16777215T", 0, 0, 16777215ull << 40},
+        {"18446744073709551615", 0, INST_EINVAL, 0}, // 20 digits
+        {"9999999999999999999", 0, 0, 9999999999999999999ull},
+        {"16777216T", 0, INST_ERANGE, 0},
+        {"99999999999999999K", 0, INST_ERANGE, 0},
+        {"", 0, INST_EINVAL, 0},
+        {"K", 0, INST_EINVAL, 0},
+        {"-1", 0, INST_EINVAL, 0},
+        {" 1", 0, INST_EINVAL, 0},
+        {"1 ", 0, INST_EINVAL, 0},
+        {"1KB", 0, INST_EINVAL, 0},
+        {"1.", 0, INST_EINVAL, 0},
+        {"1.K", 0, INST_EINVAL, 0},
+        {".5K", 0, INST_EINVAL, 0},
+        {"1.5", 0, INST_EINVAL, 0},
+        {"1.1234K", 0, INST_EINVAL, 0},
+        {"1X", 0, INST_EINVAL, 0},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        uint64_t value = 0;
+        const char *text = cases[i].text;
+        size_t bytes = cases[i].bytes ? cases[i].bytes : strlen(text);
+        if (size_parse(text, bytes, &value) != cases[i].status || value != cases[i].value)
+            fail_msg("'%s'", text);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_status),        cmocka_unit_test(test_checked),
         cmocka_unit_test(test_little_endian), cmocka_unit_test(test_budget),
         cmocka_unit_test(test_resize),        cmocka_unit_test(test_budget_parts),
+        cmocka_unit_test(test_size),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
