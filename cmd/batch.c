@@ -246,6 +246,7 @@ static int open_engine(struct batch *b, time_t now)
     uint64_t own = b->lines.room * sizeof *b->lines.line + 2 * (uint64_t)b->lines.text_room;
     if (o->memory && o->memory <= own)
         return fail(EXIT_FAILED, "--memory is too small for a table of %zu lines", b->lines.n);
+    trace_file_engine(&b->trace, o);
     uint64_t json = o->memory ? o->memory / JSON_SHARE : JSON_MOST;
     batch_request_limit(json < JSON_MOST ? json : JSON_MOST);
     o->memory -= o->memory ? own : 0;
@@ -354,7 +355,9 @@ static int batch_all(struct batch *b, const struct options *options, char **oper
         terminal_first_line(&b->terminal, &b->info);
         code = batch_run(b);
     }
-    return code ? code : finish(b, options);
+    code = code ? code : finish(b, options);
+    int traced = code ? 0 : trace_file_close(&b->trace);
+    return code ? code : traced;
 }
 
 int command_batch(int argc, char **argv)
@@ -394,6 +397,7 @@ int command_batch(int argc, char **argv)
          "from it and its number a line gets its seed, which the answer names; default 0"},
         ENGINE_OPTION_ROWS(b.engine),
         {"Reports", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
+        TRACE_ROW(b.trace),
         {"--verbose", 'v', OPTION_FLAG, &b.verbose, 0, 0, NULL,
          "first line and summary even when stderr is no terminal"},
     };

@@ -9,12 +9,14 @@
 #include "cmd/engine_options.h"
 #include "cmd/output_file.h"
 #include "cmd/terminal.h"
+#include "cmd/trace.h"
 #include "instinfer_generate.h"
 
 struct batch {
     struct engine_options engine;
     const char *input;
     struct output_file out;
+    struct trace_file trace;
     const char *part_path, *share_text, *template;
     char *own_path[2]; // made of the output's name: of the share, of the part
     char *unfinished;

@@ -312,7 +312,7 @@ int output_files_open(const struct options *options)
     int code = 0;
     for (size_t i = 0; i < options->n_rows && !code; i++) {
         struct output_file *out = options->rows[i].value;
-        if (options->rows[i].kind == OPTION_OUTPUT && out->path)
+        if (options->rows[i].kind == OPTION_OUTPUT && out->path && !out->stream)
             code = open_output(options, &options->rows[i]);
     }
     for (size_t i = 0; i < options->n_rows && code; i++)

@@ -28,7 +28,7 @@ struct output_file {
     _Atomic(char *) *name; // of the unfinished file, for whoever has to remove it
 };
 
-// Opens all outputs among the options, or none of them. Each is compared with the options of kinds
+// Opens all outputs among the options that are not open, or none of them at all. Each is compared with the options of kinds
 // OPTION_INPUT and OPTION_MODEL, with the open standard streams and with the other outputs. 0 or an
 // exit code, with the error line printed.
 int output_files_open(const struct options *options);

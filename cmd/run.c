@@ -60,6 +60,7 @@ static int open_engine(struct run *r)
     struct engine_options *o = &r->engine;
     if (r->chat)
         o->engine.chat = r->raw ? "raw" : r->template ? r->template : "auto";
+    trace_file_engine(&r->trace, &o->engine);
     int code = engine_options_open(&r->e, o, "run");
     if (!code)
         inst_engine_info(r->e, &r->info);
@@ -130,6 +131,8 @@ static int run_all(struct run *r, const struct options *options)
         int wrote = stats_json_write(&r->stats, &r->info, &r->result, r->tokens, r->n_tokens);
         code = code ? code : wrote;
     }
+    int traced = !code || code == EXIT_INTERRUPTED ? trace_file_close(&r->trace) : 0;
+    code = code ? code : traced;
     return code;
 }
 
@@ -165,6 +168,7 @@ int command_run(int argc, char **argv)
          "default: random, reported in --stats"},
         {"Reports", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
         {"--stats", 0, OPTION_OUTPUT, &r.stats, 0, 0, "FILE.json", "counters and token ids"},
+        TRACE_ROW(r.trace),
         {"--verbose", 'v', OPTION_FLAG, &r.verbose, 0, 0, NULL,
          "first line and summary even when stderr is no terminal"},
     };

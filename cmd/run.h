@@ -7,6 +7,7 @@
 #include "cmd/output.h"
 #include "cmd/output_file.h"
 #include "cmd/terminal.h"
+#include "cmd/trace.h"
 #include "instinfer_generate.h"
 
 struct run {
@@ -14,6 +15,7 @@ struct run {
     struct inst_sampling sampling;
     const char *prompt, *file;
     struct output_file stats;
+    struct trace_file trace;
     const char *system, *template; // of a chat
     uint64_t predict;              // tokens to generate at most, per answer
     struct option_list stops;

@@ -12,6 +12,7 @@
 #define INSTINFER_H
 
 #include "instinfer_status.h"
+#include "instinfer_trace.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -62,6 +63,8 @@ struct inst_options {
     const char *kernels;       // a kernel set by name, for tests; NULL: the best
     const char *chat;          // chat template: "auto" (the file's), a name, or NULL: no chat
     int64_t chat_time;         // templates that state the date: of this second since 1970; 0: now
+    inst_trace_fn *trace;      // NULL, or told what time goes to, with trace_user
+    void *trace_user;
 };
 
 // The path of each place is opened, memory is planned, and a budget that is too small is refused

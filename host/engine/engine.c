@@ -365,6 +365,8 @@ int engine_prepare(inst_engine **out, const struct inst_options *options, struct
     inst_engine *e = calloc(1, sizeof *e);
     if (!e)
         return inst_fail(msg, INST_ENOMEM, "engine: out of memory");
+    if (options)
+        e->trace = (struct trace){options->trace, options->trace_user};
     int err = prepare(e, options, msg);
     if (err)
         inst_engine_close(e);
@@ -381,7 +383,7 @@ int engine_open_drives(inst_engine *e, struct inst_msg *msg)
     int err = store_open(&e->store, where, &e->plan, &e->budget, e->pool, e->kernels, msg);
     if (err)
         return err;
-    port_open(&e->port, e->store.link);
+    port_open(&e->port, e->store.link, &e->trace);
     return configure_drive(e, msg);
 }
 
@@ -404,7 +406,7 @@ static int start(inst_engine *e, struct link *link, struct inst_msg *msg)
         err = inst_fail(msg, INST_ENOMEM, "out of memory");
     if (err || !link)
         return err;
-    port_open(&e->port, link);
+    port_open(&e->port, link, &e->trace);
     return configure_drive(e, msg);
 }
 

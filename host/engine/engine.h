@@ -9,6 +9,7 @@
 #include "host/engine/port.h"
 #include "host/engine/sequence.h"
 #include "host/engine/store.h"
+#include "host/engine/trace.h"
 #include "host/model/config.h"
 #include "host/model/template.h"
 #include "host/model/tokenizer.h"
@@ -72,6 +73,7 @@ struct inst_engine {
     const struct kernels *kernels;
     struct compute *compute;
     struct loss loss;
+    struct trace trace;
     struct store store; // empty when the link is somebody else's
     struct port port;
     uint32_t max_items;         // of one ATTEND

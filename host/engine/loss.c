@@ -129,7 +129,7 @@ static int open_again(struct inst_engine *e, struct inst_msg *msg)
     uint64_t wait_ns = e->port.wait_ns;
     keep_counts(e);
     store_close(&e->store);
-    port_open(&e->port, &no_drives);
+    port_open(&e->port, &no_drives, &e->trace);
     e->port.wait_ns = wait_ns;
     for (uint32_t i = 0; i < l->plan.drives; i++)
         places[i] = engine_plan_place(&e->where[l->place[i]]);

@@ -8,10 +8,11 @@ enum { WAIT_NS = 100 * 1000 * 1000, POLL_MAX = 16 };
 
 static const uint64_t patience_ns = 2000000000, first_pause_ns = 200000, last_pause_ns = 50000000;
 
-void port_open(struct port *port, struct link *link)
+void port_open(struct port *port, struct link *link, const struct trace *trace)
 {
     memset(port, 0, sizeof *port);
     port->link = link;
+    port->trace = trace;
 }
 
 uint32_t port_ticket(struct port *port)
@@ -29,6 +30,8 @@ static void take(struct port *port, const struct completion *done)
     slot->status = done->status;
     slot->result = done->result;
     port->in_flight--;
+    trace_end(port->trace, INST_TRACE_COMMAND, opcode_name(slot->command.opcode),
+              slot->command.layer, done->cid, slot->command.length, slot->start_ns);
     slot->msg.text[0] = 0;
     if (done->status || *done->text)
         inst_fail(&slot->msg, done->status, "%s of layer %u: %s", opcode_name(slot->command.opcode),
@@ -48,6 +51,7 @@ static void wait_poll(struct port *port)
     uint64_t start = clock_ns();
     poll(port, WAIT_NS);
     port->wait_ns += clock_ns() - start;
+    trace_end(port->trace, INST_TRACE_WAIT, "wait", INST_TRACE_NO_LAYER, 0, port->in_flight, start);
 }
 
 // Hands a slot's command over, waiting for room in the drive's queue.
@@ -55,6 +59,7 @@ static int send(struct port *port, struct port_slot *slot)
 {
     int err;
     struct link *link = port->link;
+    slot->start_ns = trace_begin(port->trace);
     while ((err = link->ops->submit(link, &slot->command, slot->table, slot->data)) ==
            INST_ENORESOURCE) {
         if (!port->in_flight)

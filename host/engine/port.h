@@ -4,12 +4,14 @@
 #ifndef INST_HOST_ENGINE_PORT_H
 #define INST_HOST_ENGINE_PORT_H
 
+#include "host/engine/trace.h"
 #include "link/link.h"
 
 enum { PORT_SLOTS = 64, PORT_SPACE = 1 };
 
 struct port {
     struct link *link;
+    const struct trace *trace;
     uint32_t next_ticket;
     uint32_t in_flight;
     uint64_t wait_ns; // time spent waiting since the port was opened
@@ -17,6 +19,7 @@ struct port {
         enum { PORT_FREE, PORT_BUSY, PORT_DONE } state;
         int status;
         uint64_t result;
+        uint64_t start_ns;      // for the trace
         struct command command; // as it was sent: a drive without room is asked again
         const void *table;
         void *data;
@@ -29,7 +32,8 @@ struct port_patience {
     uint64_t until_ns, pause_ns;
 };
 
-void port_open(struct port *port, struct link *link);
+// The trace stays the caller's.
+void port_open(struct port *port, struct link *link, const struct trace *trace);
 uint32_t port_ticket(struct port *port);
 
 // Fills in cid and space and hands the command over; waits for room in the drive's queue. Returns

@@ -118,15 +118,30 @@ static void put_qkv(struct step *t)
     } while (look_at_numbers(t) && t->alive);
 }
 
+// A stage of the step has ended; *since becomes the start of the next one.
+static void stage(const struct step *t, const char *name, uint32_t layer, uint64_t *since)
+{
+    const struct trace *trace = &t->e->trace;
+    trace_end(trace, INST_TRACE_STAGE, name, layer, 0, t->n_rows, *since);
+    *since = trace_begin(trace);
+}
+
 static void run_layer(struct step *t)
 {
+    uint64_t since = trace_begin(&t->e->trace);
     prefill_write_room(t, t->layer);
     put_qkv(t);
+    stage(t, "qkv", t->layer, &since);
     prefill_write(t);
     decode_begin(t);
-    prefill_attend(t);
-    prefill_outputs(t);
+    stage(t, "send", t->layer, &since);
+    if (t->n_seg > t->n_decode) {
+        prefill_attend(t);
+        prefill_outputs(t);
+        stage(t, "attend", t->layer, &since);
+    }
     decode_end(t);
+    stage(t, "collect", t->layer, &since);
     const struct model_config *c = &t->e->config;
     size_t stride = row_stride((uint64_t)c->heads * c->head_dim);
     for (size_t i = 0; i < t->n_seg; i++)
@@ -134,18 +149,21 @@ static void run_layer(struct step *t)
             memset(step_output(t, t->seg[i].row), 0, t->seg[i].n * stride * sizeof(float));
     if (t->alive)
         layer_finish(t->e, t->layer, engine_f32(t->e, BUFFER_q), stride, t->n_rows);
+    stage(t, "finish", t->layer, &since);
 }
 
 static void run_layers(struct step *t, const struct step_progress *progress)
 {
     struct inst_engine *e = t->e;
     uint32_t layers = e->config.layers;
+    uint64_t since = trace_begin(&e->trace);
     prefill_issue(t);
     for (size_t i = 0; i < t->n_seg; i++) {
         const struct step_segment *seg = &t->seg[i];
         layer_embed(e, seg->row, seg->out->tokens, seg->n);
         layer_positions(e, seg->row, seg->pos0, seg->n);
     }
+    stage(t, "embed", INST_TRACE_NO_LAYER, &since);
     for (t->layer = 0; t->layer < layers && t->alive; t->layer++) {
         run_layer(t);
         // The last layer's call would say that tokens are done which may still fail.
@@ -155,7 +173,9 @@ static void run_layers(struct step *t, const struct step_progress *progress)
                           progress->total))
             fail_all(t, INST_ECANCELLED, "cancelled");
     }
+    since = trace_begin(&e->trace);
     prefill_end(t);
+    stage(t, "end", INST_TRACE_NO_LAYER, &since);
 }
 
 // ---- Logits ------------------------------------------------------------------------------------
@@ -316,7 +336,9 @@ int step_run(struct inst_engine *e, struct inst_segment *segments, size_t count,
     uint64_t read = decoded ? 0 : flash_read_bytes(e);
     prefill_place(&t);
     run_layers(&t, progress);
+    uint64_t since = trace_begin(&e->trace);
     put_logits(&t);
+    stage(&t, "logits", INST_TRACE_NO_LAYER, &since);
     for (size_t i = 0; i < t.n_seg; i++)
         settle(&t, &t.seg[i]);
     account(&t, engine_seconds() - start, decoded, read);

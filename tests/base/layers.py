@@ -171,10 +171,10 @@ def main():
         return self_test()
     root = pathlib.Path(sys.argv[1])
     errors, files = check_tree(root)
-    for name in ('instinfer.h', 'instinfer_generate.h'):
-        lines = (root / 'include' / name).read_text().count('\n')
-        if lines > 250:
-            errors.append(f'include/{name}: {lines} lines, at most 250')
+    for header in sorted((root / 'include').glob('*.h')):
+        lines = header.read_text().count('\n')
+        if lines > 260:
+            errors.append(f'include/{header.name}: {lines} lines, at most 260')
     print('\n'.join(errors) or f'{files} files, all arrows point down')
     return bool(errors) or files == 0
 

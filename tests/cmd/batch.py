@@ -104,6 +104,13 @@ class Case(unittest.TestCase):
                                  "max_tokens": 1 + i * 7 % tokens, "temperature": i % 4 / 2})
                 for i in range(n)]
 
+    def test_trace(self):
+        self.batch(self.some_lines(5), "--trace", self.path("trace.json"))
+        events = json.loads(read(self.path("trace.json")))
+        self.assertGreater(sum(e["name"] == "collect" for e in events), 3)
+        self.batch(["x" * 10], "--trace", "out.jsonl", code=2)
+        self.assertIn("--trace", self.stderr)
+
     def assert_error(self, r, code, *texts):
         self.assertEqual(r.returncode, code, r.stderr)
         lines = r.stderr.decode().splitlines()

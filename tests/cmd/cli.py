@@ -82,6 +82,38 @@ class Cli(unittest.TestCase):
         for text in texts:
             self.assertIn(text, lines[0])
 
+    def test_trace_tells_all_time(self):
+        """Stages follow each other and fill the steps, waits lie inside, commands end once."""
+        path = self.path("trace.json")
+        r = self.run_model("-p", "x" * 40, "-n", 8, "--ignore-eos", "--trace", path)
+        self.assertEqual(r.returncode, 0, r.stderr)
+        events = json.loads(read(path))
+        stages = [e for e in events if e.get("cat") == "stage"]
+        names = [e["name"] for e in stages]
+        layer = ["qkv", "send", "collect", "finish"]
+        self.assertEqual(names[:8], ["embed", "qkv", "send", "attend", "collect", "finish", "qkv",
+                                     "send"])
+        self.assertEqual(names[-15:], ["embed"] + 3 * layer + ["end", "logits"])
+        self.assertEqual(names.count("logits"), 9)  # the last token is computed, too
+        self.assertEqual([e["args"].get("layer") for e in stages[-14:-2]], sum(
+            ([i] * 4 for i in range(3)), []))
+        for a, b in zip(stages, stages[1:]):
+            self.assertLessEqual(a["ts"] + a["dur"], b["ts"] + 0.01)
+        step = stages[-15:]
+        whole = step[-1]["ts"] + step[-1]["dur"] - step[0]["ts"]
+        self.assertLessEqual(sum(e["dur"] for e in step), whole * 1.001)
+        waits = [e for e in events if e.get("cat") == "wait"]
+        self.assertTrue(waits)
+        begun, ended = {}, {}
+        for e in events:
+            if e.get("cat") == "command":
+                count = begun if e["ph"] == "b" else ended
+                count[e["name"]] = count.get(e["name"], 0) + 1
+        self.assertEqual(begun, ended)
+        self.assertEqual(begun["ATTEND"], 8 * 3)
+        self.assertEqual(begun["COLLECT"], 8 * 3)
+        self.assertEqual(begun["WRITE"], 3)
+
     def test_usage_errors_name_the_flag(self):
         m = ["run", "-m", self.model, "-p", "x"]
         cases = [
