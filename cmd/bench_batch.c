@@ -40,6 +40,8 @@ struct result {
     double flash;               // bytes from flash per step
     double share;               // of the disk's own rate
     double captured;
+    struct measure null;  // seconds of a step when nothing is stored and nothing read
+    struct measure bound; // step over the larger of null and bytes over the disk's own rate
 };
 
 struct bench {
@@ -50,6 +52,7 @@ struct bench {
     struct flexgen flexgen;
     struct output_file csv, svg;
     struct terminal terminal;
+    bool bound; // measured, too
     bool told;  // what is measured
     int raw_fd; // a file on the disk where KV lies; -1: it lies elsewhere
     double raw; // bytes per second, of the latest round
@@ -95,17 +98,18 @@ static void print_head(struct bench *b)
            i->threads);
     printf("%s (%s): weights %.3g GB, KV %llu bytes per token in %s\n\n", i->name, i->architecture,
            (double)i->weight_bytes / 1e9, (unsigned long long)i->kv_bytes_per_token, i->kv_place);
-    printf("| %6s | %5s | %7s | %-24s | %9s | %5s | %9s | %9s |%s\n", "method", "batch", "depth",
-           "tokens/s", "MB/step", "GB/s", "of disk's", "predicted",
+    printf("| %6s | %5s | %7s | %-24s | %9s | %5s | %9s | %9s |%s%s\n", "method", "batch", "depth",
+           "tokens/s", "MB/step", "GB/s", "of disk's", "predicted", b->bound ? " of bound |" : "",
            b->flexgen.path
                ? " FlexGen                  | its host cache           | of the better |"
                : "");
-    printf("|---|---|---|---|---|---|---|---|%s\n", b->flexgen.path ? "---|---|---|" : "");
+    printf("|---|---|---|---|---|---|---|---|%s%s\n", b->bound ? "---|" : "",
+           b->flexgen.path ? "---|---|---|" : "");
     if (b->csv.stream)
         fputs(
             "method,batch,depth,rounds,tokens_per_s,least,most,empty_tokens_per_s,flash_bytes_per_"
-            "step,gb_per_s,of_raw,predicted_tokens_per_s,captured,flexgen_tokens_per_s,"
-            "flexgen_host_tokens_per_s,ratio,ratio_least,ratio_most\n",
+            "step,gb_per_s,of_raw,predicted_tokens_per_s,captured,null_tokens_per_s,of_bound,"
+            "flexgen_tokens_per_s,flexgen_host_tokens_per_s,ratio,ratio_least,ratio_most\n",
             b->csv.stream);
 }
 
@@ -139,7 +143,7 @@ static int open_turn(struct bench *b, const char *method, uint32_t batch, uint64
     if (code)
         return code;
     inst_engine_info(b->e, &b->info);
-    code = check_flexgen(b);
+    code = b->told ? 0 : check_flexgen(b);
     if (code)
         return code;
     if (batch > b->info.step_sessions)
@@ -214,6 +218,32 @@ static void progress(struct bench *b)
     terminal_progress(&b->terminal, ++b->turns_done, b->turns);
 }
 
+// The same without a disk: what is computed, attention included, takes so long.
+static int null_turn(struct bench *b, const char *method, uint32_t batch, uint64_t depth,
+                     struct result *r)
+{
+    static const char *null[] = {"null:"};
+    struct option_list kv = b->engine.kv;
+    struct inst_stats before, after;
+    if (!b->bound)
+        return 0;
+    b->engine.kv = (struct option_list){.items = null, .n = 1};
+    int code = open_turn(b, method, batch, depth);
+    if (!code)
+        code = fill(b, batch, depth);
+    if (!code)
+        code = timed_steps(b, batch, &r->null, &before, &after);
+    close_turn(b);
+    b->engine.kv = kv;
+    progress(b);
+    double least = code ? 0 : r->null.seconds[r->null.rounds - 1];
+    double reading = b->raw > 0 ? r->flash / b->raw : 0;
+    if (!code)
+        r->bound.seconds[r->bound.rounds++] =
+            r->step.seconds[r->step.rounds - 1] / (reading > least ? reading : least);
+    return code;
+}
+
 static int our_turn(struct bench *b, const char *method, uint32_t batch, uint64_t depth,
                     struct result *r)
 {
@@ -232,7 +262,7 @@ static int our_turn(struct bench *b, const char *method, uint32_t batch, uint64_
     r->flash = (double)(after.flash_read_bytes - before.flash_read_bytes) / b->steps;
     r->captured = after.captured_mean;
     r->share = b->raw > 0 ? r->flash / r->step.seconds[r->step.rounds - 1] / b->raw : 0;
-    return 0;
+    return null_turn(b, method, batch, depth, r);
 }
 
 // ---- the disk's own rate -----------------------------------------------------------------------
@@ -292,6 +322,8 @@ static void print_row(const struct bench *b, const char *method, uint32_t batch,
     printf("| %6s | %5u | %7llu | %-24s | %9.4g | %5.2f | %9s | %9.2f |", method, batch,
            (unsigned long long)depth, measure_text(rate, 2, ours), r->flash / 1e6, gb, share,
            predicted);
+    if (b->bound)
+        printf(" %8.2f |", measure_median(&r->bound));
     if (b->flexgen.path) {
         for (int i = 0; i < RIVALS; i++)
             measure_text(measure_rate(&rival[i], batch), 2, theirs[i]);
@@ -306,6 +338,11 @@ static void print_row(const struct bench *b, const char *method, uint32_t batch,
     fprintf(b->csv.stream, "%s,%u,%llu,%d,%.6g,%.6g,%.6g,%.6g,%.6g,%.4g,%.4g,%.6g,%.4g", method,
             batch, (unsigned long long)depth, r->step.rounds, rate.median, rate.min, rate.max,
             batch / measure_median(&r->empty), r->flash, gb, r->share, predicted, r->captured);
+    if (b->bound)
+        fprintf(b->csv.stream, ",%.6g,%.4g", batch / measure_median(&r->null),
+                measure_median(&r->bound));
+    else
+        fputs(",,", b->csv.stream);
     if (b->flexgen.path)
         fprintf(b->csv.stream, ",%.6g,%.6g,%.4g,%.4g,%.4g\n", batch / measure_median(&rival[0]),
                 batch / measure_median(&rival[1]), better.median, better.min, better.max);
@@ -431,7 +468,7 @@ static int prepare(struct bench *b, const struct options *options)
     if (!b->rates)
         return fail(EXIT_FAILED, "out of memory");
     b->turns = (uint64_t)b->rounds * b->depths.n * b->batches.n *
-               (b->methods.n + (b->flexgen.path ? RIVALS : 0));
+               (b->methods.n * (b->bound ? 2 : 1) + (b->flexgen.path ? RIVALS : 0));
     int code = engine_options_read(&b->engine, "bench batch");
     if (!code)
         code = output_files_open(options);
@@ -468,6 +505,9 @@ int bench_batch(int argc, char **argv)
         {"--tokens", 'n', OPTION_U32, &b.steps, 1, 65536, "N", "steps of a turn; default 8"},
         {"--rounds", 'r', OPTION_U32, &b.rounds, 1, MEASURE_ROUNDS_MAX, "R",
          "turns of each side; default 3"},
+        {"--bound", 0, OPTION_FLAG, &b.bound, 0, 0, NULL,
+         "turns without a disk, too: a step's time over the larger of those and its bytes at the "
+         "disk's own rate"},
         {"--threads", 't', OPTION_U32, &b.engine.engine.threads, 1, 1024, "N", "default: all CPUs"},
         {"--csv", 0, OPTION_OUTPUT, &b.csv, 0, 0, "FILE", "the table as numbers"},
         {"--svg", 0, OPTION_OUTPUT, &b.svg, 0, 0, "FILE", "tokens per second over sequences"},

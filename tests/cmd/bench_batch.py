@@ -87,8 +87,8 @@ class BenchBatch(unittest.TestCase):
     def test_batches(self):
         table, picture = self.path("table.csv"), self.path("picture.svg")
         r = self.bench("-b", "1,3", "-d", "40,100", "-r", 1, "--method", "dense", "--method", "sparf",
-                       "--kv", self.path("."), "--group", 16, "--row-cache", "off", "--csv", table,
-                       "--svg", picture)
+                       "--kv", self.path("."), "--group", 16, "--row-cache", "off", "--bound", "--csv",
+                       table, "--svg", picture)
         self.assertEqual((r.returncode, r.stderr), (0, b""))
         rows = self.rows(table)
         self.assertEqual([(w["depth"], w["batch"], w["method"]) for w in rows],
@@ -101,6 +101,10 @@ class BenchBatch(unittest.TestCase):
             self.assertGreater(float(w["predicted_tokens_per_s"]), 0)
             self.assertEqual(w["ratio"], "")
             self.assertGreater(float(w["of_raw"]), 0)
+            reading = float(w["flash_bytes_per_step"]) / float(w["gb_per_s"]) * float(w["of_raw"])
+            longer = max(int(w["batch"]) / float(w["null_tokens_per_s"]), reading / 1e9)
+            self.assertAlmostEqual(float(w["of_bound"]) * longer * float(w["tokens_per_s"])
+                                   / int(w["batch"]), 1, delta=0.02)
         # The first batch predicts itself, unless attention was too quick to be seen.
         for w in rows:
             if w["batch"] == "1" and float(w["empty_tokens_per_s"]) > float(w["tokens_per_s"]):

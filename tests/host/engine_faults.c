@@ -345,6 +345,8 @@ static void right_bits_or_a_clear_error(void **state)
     for (size_t k = 0; k < KINDS; k++) {
         for (size_t p = 0; p < PLACES; p++) {
             unsigned failures = 0;
+            if (THREAD_SANITIZER && (k + p) % 2)
+                continue;
             // All, or every rate once in the first place and another one for each kind elsewhere.
             bool all = p == 0 && !THREAD_SANITIZER;
             uint64_t first = more() || all ? 0 : (k + 2 * p) % RATES;

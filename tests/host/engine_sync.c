@@ -2,6 +2,7 @@
 // Row invariance of the whole engine (contract point 9), reuse of prefixes, batches and failures,
 // on the fake drive and on the real one: all of them must give the same bits.
 #include "tests/host/engine_helper.h"
+#include "tests/more.h"
 
 enum { N = 197 };
 
@@ -89,7 +90,7 @@ static void decode_equals_prefill(void **state)
     static const struct {
         const char *kv, *attention;
     } cases[] = {{NULL, NULL}, {"ram:64M", NULL}, {"ram:64M", "host"}, {"/tmp", "host"}};
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i += THREAD_SANITIZER ? 3 : 1) {
         struct fixture f = {0};
         bool host = cases[i].attention;
         open_engine(&f, model, cases[i].kv,
@@ -121,7 +122,7 @@ static void batch_equals_alone(void **state)
 {
     (void)state;
     static const size_t lengths[8] = {1, 15, 16, 64, 65, 100, 128, 190};
-    for (int way = 0; way < 3; way++) { // memory, file, attended on the host
+    for (int way = THREAD_SANITIZER; way < 3; way++) { // memory, file, attended on the host
         const char *kv = way ? "/tmp" : NULL;
         struct inst_options o = {.max_sessions = 8, .group = 16, .chunk = 50, .threads = 2};
         if (way == 2) {
