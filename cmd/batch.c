@@ -2,6 +2,7 @@
 // instinfer batch: the requests of a file, answered in whatever order is fast, so that what is in
 // the output depends on the requests alone. docs/batch.md has the format.
 #include "cmd/batch.h"
+#include "cmd/run.h"
 #include "cmd/commands.h"
 #include "host/model/gguf.h"
 
@@ -409,6 +410,7 @@ int command_batch(int argc, char **argv)
         terminal_open(&b.terminal, b.verbose);
         code = batch_all(&b, &options, argv, n);
     }
+    run_unwatch_interrupt();
     inst_scheduler_close(b.scheduler);
     inst_engine_close(b.e);
     options_free(&options);

@@ -367,7 +367,7 @@ int batch_run(struct batch *b)
             w.done += b->lines.line[i].result != 0;
         }
     w.done_before = w.done;
-    run_watch_interrupt(false);
+    run_watch_interrupt(b->e, false);
     int code = rounds(&w);
     terminal_end_progress(&b->terminal);
     if (!code && run_interrupted())

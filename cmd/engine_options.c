@@ -54,6 +54,7 @@ int engine_options_read(struct engine_options *options, const char *command)
     o->sparf_divisor = options->sparf.divisor;
     o->sparf_local = options->sparf.local;
     o->audit = (double)options->audit;
+    o->drive_timeout_ms = (uint32_t)(1000 * (double)options->drive_timeout);
     o->kv = options->kv.items;
     o->n_kv = options->kv.n;
     return 0;

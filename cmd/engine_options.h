@@ -11,7 +11,7 @@ struct engine_options {
     struct option_list kv;
     struct sparf_option sparf;
     const char *row_cache;
-    float audit;
+    float audit, drive_timeout; // in seconds
     bool warned;
 };
 
@@ -57,6 +57,14 @@ struct engine_options {
          "WHAT",                                                                                    \
          "of several, one gives back errors: recompute its part of KV on the others, or fail; "     \
          "default: fail"},                                                                          \
+        {"--drive-timeout",                                                                         \
+         0,                                                                                         \
+         OPTION_F32,                                                                                \
+         &(E).drive_timeout,                                                                        \
+         0.01,                                                                                      \
+         1e6,                                                                                       \
+         "SECONDS",                                                                                 \
+         "that a command of a drive is waited for, before it has failed; default: 60"},             \
         {"--kv-limit",                                                                              \
          0,                                                                                         \
          OPTION_SIZE,                                                                               \

@@ -8,20 +8,30 @@
 
 static volatile sig_atomic_t interrupted, interrupt_again;
 static struct sigaction interrupt_before;
+static inst_engine *volatile interrupt_engine; // NULL: nobody watches
 
 static void on_interrupt(int signal)
 {
     interrupted = 1;
+    inst_engine_cancel(interrupt_engine, true);
     if (!interrupt_again)
         sigaction(signal, &interrupt_before, NULL);
 }
 
-void run_watch_interrupt(bool again)
+void run_watch_interrupt(inst_engine *engine, bool again)
 {
     struct sigaction action = {.sa_handler = on_interrupt};
     interrupt_again = again;
+    interrupt_engine = engine;
     sigaction(SIGINT, NULL, &interrupt_before);
     sigaction(SIGINT, &action, NULL);
+}
+
+void run_unwatch_interrupt(void)
+{
+    if (interrupt_engine)
+        sigaction(SIGINT, &interrupt_before, NULL);
+    interrupt_engine = NULL;
 }
 
 bool run_interrupted(void)
@@ -32,6 +42,7 @@ bool run_interrupted(void)
 void run_forget_interrupt(void)
 {
     interrupted = 0;
+    inst_engine_cancel(interrupt_engine, false);
 }
 
 static bool on_progress(void *user, uint64_t done, uint64_t total)

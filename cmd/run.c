@@ -102,7 +102,7 @@ static int run_all(struct run *r, const struct options *options)
     if (code)
         return code;
     // The first Ctrl-C ends cleanly, a second one at once; in a chat each ends an answer.
-    run_watch_interrupt(r->chat);
+    run_watch_interrupt(r->e, r->chat);
     r->result.stop_reason = "none";
     r->result.seed = r->sampling.seed;
     code = r->chat ? chat_run(r) : run_generate(r);
@@ -180,6 +180,7 @@ int command_run(int argc, char **argv)
         output_open(&r.output);
         code = run_all(&r, &options);
     }
+    run_unwatch_interrupt();
     inst_sampler_close(r.sampler);
     inst_scheduler_close(r.scheduler);
     inst_engine_close(r.e);

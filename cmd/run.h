@@ -33,8 +33,11 @@ struct run {
     struct run_result result;
 };
 
-// From now on Ctrl-C is noted instead of ending the program: the first one, or with `again` each.
-void run_watch_interrupt(bool again);
+// From now on Ctrl-C is noted instead of ending the program, the first one, or with `again` each,
+// and cancels what the engine does. Until run_unwatch_interrupt, before the engine is closed: what
+// is left of a drive may have to be waited for.
+void run_watch_interrupt(inst_engine *engine, bool again);
+void run_unwatch_interrupt(void);
 // Whether Ctrl-C was pressed since it was last forgotten.
 bool run_interrupted(void);
 void run_forget_interrupt(void);

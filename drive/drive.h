@@ -32,6 +32,9 @@ int drive_open(struct drive **out, struct flash *flash, const struct drive_limit
                struct inst_msg *msg);
 // Ends at once; waits for flash operations in flight, forgets every ticket.
 void drive_close(struct drive *drive);
+// Before it, for who does not want to wait for ever: nothing is begun any more. True: flash holds
+// nothing of the drive's, and drive_close does not wait.
+bool drive_ends(struct drive *drive);
 
 // Hands over a command of `owner`, a connection: tickets and cids of different owners have nothing
 // to do with each other. The table and the data (the entry's `length` bytes, 64-byte aligned) stay

@@ -7,7 +7,8 @@
 // prefixes and decides itself what is reused, extended or rebuilt.
 //
 // Every function returns 0 or a negative INST_E* code and never prints, exits or aborts; detail
-// goes into *msg where one is given. An engine and its sessions are used by one thread at a time.
+// goes into *msg where one is given. An engine and its sessions are used by one thread at a time,
+// but for inst_engine_cancel.
 #ifndef INSTINFER_H
 #define INSTINFER_H
 
@@ -50,8 +51,9 @@ struct inst_options {
     uint32_t threads;      // 0: all CPUs of the process, within its control group's quota
     uint32_t group;        // token group; 0: chosen by the drive
     uint32_t chunk;        // prefill chunk in tokens; 0: chosen from the budget
-    const char *attention; // "dense" (NULL); "sparf": the best tokens by a channel index of K;
-                           // "host": dense, but the drive only stores: KV comes back for every token
+    const char
+        *attention; // "dense" (NULL); "sparf": the best tokens by a channel index of K;
+                    // "host": dense, but the drive only stores: KV comes back for every token
     // sparf; each 0: its default
     uint32_t sparf_channels;   // r: channels ranked by; ceil(head_dim / 8)
     uint32_t sparf_tokens;     // k as a number of tokens; by the divisor
@@ -59,7 +61,9 @@ struct inst_options {
     uint32_t sparf_local;      // most recent tokens that are always among the k; 0
     uint32_t page_channels;    // channels that share a flash page; chosen by the drive
     double audit;              // share of steps, 0 to 1, that measure the captured mass exactly
-    const char *on_drive_loss; // of several, one gives back errors: "fail" (NULL) or "recompute"
+    uint32_t drive_timeout_ms; // that a command of a drive is waited for; 0: a minute
+    const char *on_drive_loss; // of several, one gives back errors, or nothing for that time:
+                               // "fail" (NULL) or "recompute"
     const char *kernels;       // a kernel set by name, for tests; NULL: the best
     const char *chat;          // chat template: "auto" (the file's), a name, or NULL: no chat
     int64_t chat_time;         // templates that state the date: of this second since 1970; 0: now
@@ -72,6 +76,9 @@ struct inst_options {
 INST_API int inst_engine_open(inst_engine **out, const struct inst_options *options,
                               struct inst_msg *msg);
 INST_API void inst_engine_close(inst_engine *engine); // closes its sessions; NULL is fine
+// From any thread, also in signal handlers. While true, whatever computes or waits for a drive ends
+// soon with INST_ECANCELLED, as a progress function that returns false would end it.
+INST_API void inst_engine_cancel(inst_engine *engine, bool cancel);
 
 struct inst_model_info {
     const char *architecture, *name; // the engine's
@@ -82,7 +89,7 @@ struct inst_model_info {
     uint32_t chunk, group, threads, kv_drives;
     uint32_t step_sessions, mixed_chunk;      // see inst_step
     const char *kv_place, *kv_path, *kernels; // places with commas
-    const char *chat;    // name of the chat template, NULL: none
+    const char *chat;                         // name of the chat template, NULL: none
     int32_t begin_token; // that goes first where text is tokenized; -1: none does
     // Worth knowing of these options on this machine, a line each: KV in memory, a disk without
     // room for the whole context, a context beyond the trained one, a budget beyond the machine.

@@ -27,6 +27,7 @@ enum {
     SLICE_NS = 50 * 1000, // somebody else may have something meanwhile
     POLL_MAX = 16,
     STATE_BYTES = 1024, // of STAT and IDENTIFY, of one drive
+    TASKS = ARRAY_REQUESTS + ARRAY_TICKETS,
 };
 
 _Static_assert((int)STATE_BYTES >= (int)STAT_TABLE_BYTES, "a drive's counters have room");
@@ -507,6 +508,7 @@ static void pump(struct array *a)
                 part_done(a, task, i, err, 0, "");
             } else {
                 part->state = PART_SENT;
+                part->since_ns = a->waited_ns;
                 a->in_flight[i]++;
             }
         }
@@ -527,6 +529,7 @@ static size_t poll_drive(struct array *a, uint32_t drive, uint64_t max_wait_ns)
         if (!task || task->part[drive].state != PART_SENT)
             continue;
         a->in_flight[drive]--;
+        a->late &= ~((uint64_t)1 << drive);
         part_done(a, task, drive, done[i].status, done[i].result, done[i].text);
         if (!task->open)
             task_ended(a, task);
@@ -581,6 +584,53 @@ static void expire(struct array *a, uint64_t now)
     }
 }
 
+// ---- drives that do not answer -----------------------------------------------------------------
+
+// What one that has failed so before is waited for is a moment.
+static uint64_t limit_of(const struct array *a, uint32_t drive, const struct part *part)
+{
+    enum { MOMENT_NS = 1000 * 1000 * 1000, FLUSH_LIMITS = 20 };
+    if (a->late >> drive & 1)
+        return min_u64(a->limit_ns, MOMENT_NS);
+    return part->command.opcode == OP_FLUSH ? a->limit_ns * FLUSH_LIMITS : a->limit_ns;
+}
+
+static bool is_late(const struct array *a, uint32_t drive)
+{
+    for (size_t i = drive; i < (size_t)a->drives * TASKS; i += a->drives) {
+        const struct part *part = &a->parts[i];
+        if (part->state == PART_SENT && a->waited_ns - part->since_ns >= limit_of(a, drive, part))
+            return true;
+    }
+    return false;
+}
+
+// Nothing that the drive was given writes to anybody's data any more.
+static void give_up_waiting(struct array *a, uint32_t drive)
+{
+    char text[COMPLETION_TEXT_BYTES];
+    snprintf(text, sizeof text, "no answer in %.3g s", 1e-9 * (double)a->limit_ns);
+    a->links[drive]->ops->abort(a->links[drive]);
+    a->in_flight[drive] = 0;
+    a->late |= (uint64_t)1 << drive;
+    for (uint16_t i = 0; i < TASKS; i++) {
+        struct task *task = task_by_number(a, i);
+        if (task->part[drive].state != PART_SENT)
+            continue;
+        part_done(a, task, drive, INST_EIO, 0, text);
+        if (!task->open)
+            task_ended(a, task);
+    }
+}
+
+static void look_at_drives(struct array *a)
+{
+    for (uint32_t i = 0; a->limit_ns && i < a->drives; i++) {
+        if (a->in_flight[i] && is_late(a, i))
+            give_up_waiting(a, i);
+    }
+}
+
 static size_t hand_out(struct array *a, struct completion *out, size_t max)
 {
     size_t n = 0;
@@ -629,8 +679,11 @@ static size_t array_poll(struct link *link, struct completion *out, size_t max,
         size_t got = 0;
         for (uint32_t i = 0; i < a->drives; i++)
             got += poll_drive(a, i, i == turn && now < end ? min_u64(end - now, SLICE_NS) : 0);
-        pump(a);
+        uint64_t before = now;
         now = clock_ns();
+        a->waited_ns += max_wait_ns ? now - before : 0;
+        look_at_drives(a);
+        pump(a);
         expire(a, now);
         size_t n = hand_out(a, out, max);
         if (n || now >= end)
@@ -712,10 +765,10 @@ int link_array_open(struct link **out, const struct link_array_options *o, struc
     struct array *a = budget_alloc(o->budget, 1, sizeof *a, "a drive array", msg);
     if (!a)
         return INST_ENOMEM;
-    enum { TASKS = ARRAY_REQUESTS + ARRAY_TICKETS };
     a->link.ops = &array_ops;
     a->budget = o->budget;
     a->drives = n;
+    a->limit_ns = o->limit_ns;
     a->links = budget_alloc(o->budget, n, sizeof(struct link *), "a drive array", msg);
     a->name = budget_alloc(o->budget, n, sizeof *a->name, "a drive array", msg);
     a->stats = budget_alloc(o->budget, n, sizeof *a->stats, "a drive array", msg);
@@ -745,4 +798,9 @@ const struct drive_stats *link_array_stats(const struct link *link, uint32_t dri
 uint64_t link_array_failed(const struct link *link)
 {
     return array_of(link)->failed;
+}
+
+uint64_t link_array_late(const struct link *link)
+{
+    return array_of(link)->late;
 }

@@ -29,6 +29,7 @@ struct cut {
 struct part {
     enum { PART_NONE, PART_WAITS, PART_SENT, PART_DONE } state;
     int status;
+    uint64_t since_ns; // of waited_ns, when it was sent
     struct command command;
     const void *table;
     void *data;
@@ -113,8 +114,10 @@ struct array {
     struct part *parts;        // of all tasks
     struct task *first, **last;
     struct request *done, **done_last;
-    uint64_t failed; // drives that have lost something
-    uint32_t turn;   // of the drive that is waited for next
+    uint64_t failed;              // drives that have lost something
+    uint64_t late;                // that have not answered in time, and nothing since
+    uint64_t limit_ns, waited_ns; // waited_ns: time in poll, since the array was opened
+    uint32_t turn;                // of the drive that is waited for next
     struct request request[ARRAY_REQUESTS];
     struct ticket ticket[ARRAY_TICKETS];
     struct array_space space[ARRAY_SPACES];

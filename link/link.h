@@ -46,6 +46,9 @@ struct link_array_options {
     const char *const *names; // what messages call them
     uint32_t drives;          // 1 to LINK_ARRAY_MOST
     struct budget *budget;
+    // A drive whose command has been waited for so long, in poll, has failed (INST_EIO): all that
+    // it was given is aborted. A FLUSH: twenty times that. 0: no limit.
+    uint64_t limit_ns;
 };
 enum { LINK_ARRAY_MOST = 64 };
 int link_array_open(struct link **out, const struct link_array_options *options,
@@ -73,12 +76,15 @@ void link_array_merge(const struct drive_stats *stats, uint32_t drives, uint32_t
 // The drives (bit i: drive i) that have not given back what they were given, in any command or item
 // since the array was opened: INST_EIO or INST_ECORRUPT.
 uint64_t link_array_failed(const struct link *link);
+// Those that have not answered in time, and nothing since.
+uint64_t link_array_late(const struct link *link);
 
 // One command from submit to completion; other completions that arrive meanwhile must not be
 // outstanding. For CONFIG, STAT, IDENTIFY, FORK, RECLAIM, FLUSH and tests. *result may be NULL.
+// After ten minutes the link is aborted: INST_ETIMEOUT.
 int link_call(struct link *link, const struct command *command, const void *table, void *data,
               uint64_t *result, struct inst_msg *msg);
-// STAT in this way. *stats changes on success alone.
+// STAT in this way, which needs no time: two seconds at most. *stats changes on success alone.
 int link_stat(struct link *link, struct drive_stats *stats, struct inst_msg *msg);
 
 static inline void link_close(struct link *link)

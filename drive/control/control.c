@@ -193,16 +193,23 @@ int drive_open(struct drive **out, struct flash *flash, const struct drive_limit
 
 static void take_back(struct drive *drive, uint64_t now_ns);
 
+bool drive_ends(struct drive *drive)
+{
+    drive->closing = true;
+    if (!drive->segments || !flash_busy(drive))
+        return true;
+    // Time is not read here: far enough in the future for a timed back end.
+    take_back(drive, UINT64_MAX / 2);
+    return !flash_busy(drive);
+}
+
 void drive_close(struct drive *drive)
 {
     if (!drive)
         return;
-    drive->closing = true;
-    while (drive->segments && flash_busy(drive)) {
+    while (!drive_ends(drive)) {
         if (drive->flash->ops->wait)
             drive->flash->ops->wait(drive->flash, 1000000);
-        // Time is not read here: far enough in the future for a timed back end.
-        take_back(drive, UINT64_MAX / 2);
     }
     struct space *next, *space = drive->spaces;
     for (; space; space = next) {

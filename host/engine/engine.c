@@ -15,6 +15,8 @@
 
 #define INST_VERSION "0.1.0"
 
+enum { TIMEOUT_MS = 60000 };
+
 const char *inst_version(void)
 {
     return INST_VERSION;
@@ -365,8 +367,11 @@ int engine_prepare(inst_engine **out, const struct inst_options *options, struct
     inst_engine *e = calloc(1, sizeof *e);
     if (!e)
         return inst_fail(msg, INST_ENOMEM, "engine: out of memory");
-    if (options)
+    if (options) {
         e->trace = (struct trace){options->trace, options->trace_user};
+        e->drive_limit_ns =
+            1000000ull * (options->drive_timeout_ms ? options->drive_timeout_ms : TIMEOUT_MS);
+    }
     int err = prepare(e, options, msg);
     if (err)
         inst_engine_close(e);
@@ -380,11 +385,41 @@ int engine_open_drives(inst_engine *e, struct inst_msg *msg)
     struct store_where where[LINK_ARRAY_MOST];
     for (uint32_t i = 0; i < e->plan.drives; i++)
         where[i] = e->where[e->loss.place[i]];
-    int err = store_open(&e->store, where, &e->plan, &e->budget, e->pool, e->kernels, msg);
+    const struct store_options options = {.plan = &e->plan,
+                                          .budget = &e->budget,
+                                          .pool = e->pool,
+                                          .kernels = e->kernels,
+                                          .limit_ns = e->drive_limit_ns};
+    int err = store_open(&e->store, where, &options, msg);
     if (err)
         return err;
-    port_open(&e->port, e->store.link, &e->trace);
+    engine_open_port(e, e->store.link);
     return configure_drive(e, msg);
+}
+
+uint64_t engine_close_drives(struct inst_engine *e)
+{
+    // Whoever does not wait for an answer any more does not wait for a disk either.
+    bool soon =
+        e->port.late || engine_cancelled(e) || (e->store.n > 1 && link_array_late(e->store.link));
+    return store_close(&e->store,
+                       soon ? min_u64(e->drive_limit_ns, 2000000000) : e->drive_limit_ns);
+}
+
+void engine_open_port(struct inst_engine *e, struct link *link)
+{
+    // An array ends what a drive of it does not answer by itself, and says which one that is.
+    uint64_t limit = e->drive_limit_ns, more = e->store.n > 1 ? limit / 4 + 1000000000u : 0;
+    port_open(&e->port, &(struct port_options){.link = link,
+                                               .trace = &e->trace,
+                                               .place = e->kv_places,
+                                               .limit_ns = limit + more,
+                                               .cancel = &e->cancel});
+}
+
+void inst_engine_cancel(inst_engine *engine, bool cancel)
+{
+    atomic_store(&engine->cancel, cancel);
 }
 
 // Makes what was planned.
@@ -406,7 +441,7 @@ static int start(inst_engine *e, struct link *link, struct inst_msg *msg)
         err = inst_fail(msg, INST_ENOMEM, "out of memory");
     if (err || !link)
         return err;
-    port_open(&e->port, link, &e->trace);
+    engine_open_port(e, link);
     return configure_drive(e, msg);
 }
 
@@ -434,7 +469,7 @@ void inst_engine_close(inst_engine *e)
         inst_session_close(e->sessions[i]);
     if (e->sequence)
         seqs_give_up(e);
-    store_close(&e->store);
+    engine_close_drives(e);
     compute_close(e->compute);
     pool_free(e->pool);
     for (int i = 0; i < BUFFER_COUNT; i++)

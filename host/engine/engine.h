@@ -76,6 +76,8 @@ struct inst_engine {
     struct trace trace;
     struct store store; // empty when the link is somebody else's
     struct port port;
+    uint64_t drive_limit_ns;    // that a command of a drive is waited for
+    atomic_bool cancel;         // from any thread: what computes fails
     uint32_t max_items;         // of one ATTEND
     void *buffer[BUFFER_COUNT]; // of the plan
     char *piece;                // text of one token
@@ -198,6 +200,14 @@ void engine_note(struct inst_engine *e, const char *format, ...)
 // engine.c: the drives of the plan, in the places that are left.
 struct plan_place engine_plan_place(const struct store_where *where);
 int engine_open_drives(struct inst_engine *e, struct inst_msg *msg);
+// Returns the bytes of the budget that do not come back (store.h).
+uint64_t engine_close_drives(struct inst_engine *e);
+// The port of the engine's commands.
+void engine_open_port(struct inst_engine *e, struct link *link);
+static inline bool engine_cancelled(const struct inst_engine *e)
+{
+    return atomic_load_explicit(&e->cancel, memory_order_relaxed);
+}
 
 // step.c: segments whose status is 0, within the bounds of a step. Sets each status; returns the
 // first failure. `progress` as in the public header: `before` tokens done of `total`, and so many

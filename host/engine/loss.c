@@ -81,9 +81,11 @@ static void keep_counts(struct inst_engine *e)
     struct drive_stats stats[LINK_ARRAY_MOST], all;
     for (uint32_t i = 0; i < e->store.n; i++)
         stats[i] = *link_array_stats(e->store.link, i);
+    uint64_t late = link_array_late(e->store.link);
     e->store.link->ops->abort(e->store.link);
     for (uint32_t i = 0; i < e->store.n; i++) {
-        (void)link_stat(e->store.drives[i].link, &stats[i], NULL);
+        if (!(late >> i & 1))
+            (void)link_stat(e->store.drives[i].link, &stats[i], NULL);
         loss_drive_counts(&l->before_of[l->place[i]], &stats[i]);
     }
     link_array_merge(stats, e->store.n, e->config.kv_heads, &all);
@@ -128,8 +130,8 @@ static int open_again(struct inst_engine *e, struct inst_msg *msg)
     struct plan_place places[LINK_ARRAY_MOST];
     uint64_t wait_ns = e->port.wait_ns;
     keep_counts(e);
-    store_close(&e->store);
-    port_open(&e->port, &no_drives, &e->trace);
+    l->plan.memory -= engine_close_drives(e);
+    engine_open_port(e, &no_drives);
     e->port.wait_ns = wait_ns;
     for (uint32_t i = 0; i < l->plan.drives; i++)
         places[i] = engine_plan_place(&e->where[l->place[i]]);

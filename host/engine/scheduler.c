@@ -259,6 +259,8 @@ static void admit(struct inst_scheduler *s)
         struct inst_msg why = {0};
         struct inst_generation *g = s->first;
         int err = join(s, g, &why);
+        if (err == INST_ECANCELLED) // not its own failure
+            return;
         if (err && s->running) {
             s->limit = (uint32_t)s->running;
         } else if (err) {
@@ -509,6 +511,8 @@ int inst_scheduler_round(inst_scheduler *s, inst_progress_fn *progress, void *us
     s->user = user;
     drop_cancelled(s);
     admit(s);
+    if ((s->running || s->waiting) && engine_cancelled(s->engine))
+        return inst_fail(msg, INST_ECANCELLED, "cancelled");
     if (!s->running)
         return 0;
     bool alone = s->running == 1;

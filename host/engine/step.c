@@ -165,6 +165,10 @@ static void run_layers(struct step *t, const struct step_progress *progress)
     }
     stage(t, "embed", INST_TRACE_NO_LAYER, &since);
     for (t->layer = 0; t->layer < layers && t->alive; t->layer++) {
+        if (engine_cancelled(t->e)) {
+            fail_all(t, INST_ECANCELLED, "cancelled");
+            break;
+        }
         run_layer(t);
         // The last layer's call would say that tokens are done which may still fail.
         if (progress->fn && t->layer + 1 < layers &&

@@ -4,6 +4,7 @@
 #include "base/size.h"
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -136,16 +137,16 @@ static int open_flash(struct flash **flash, const struct store_where *where,
 }
 
 static int open_drive(struct store *store, struct store_drive *d, const struct plan_drive *part,
-                      struct pool *pool, const struct kernels *kernels, struct inst_msg *msg)
+                      const struct store_options *options, struct inst_msg *msg)
 {
     int err = budget_take(store->budget, part->dram, "a drive", msg);
     if (err)
         return err;
-    store->drive_bytes += part->dram;
+    d->bytes = part->dram;
     struct drive_limits limits = {
         .dram_bytes = part->dram,
-        .pool = pool,
-        .kernels = kernels,
+        .pool = options->pool,
+        .kernels = options->kernels,
         .row_cache = part->row_cache,
         .no_row_cache = part->row_cache == UINT64_MAX,
     };
@@ -153,7 +154,8 @@ static int open_drive(struct store *store, struct store_drive *d, const struct p
     return err ? err : link_local_open(&d->link, d->drive, d->flash, msg);
 }
 
-static int open_array(struct store *store, const struct store_where *where, struct inst_msg *msg)
+static int open_array(struct store *store, const struct store_where *where, uint64_t limit_ns,
+                      struct inst_msg *msg)
 {
     struct link *links[LINK_ARRAY_MOST];
     const char *names[LINK_ARRAY_MOST];
@@ -161,47 +163,88 @@ static int open_array(struct store *store, const struct store_where *where, stru
         links[i] = store->drives[i].link;
         names[i] = where[i].path;
     }
-    struct link_array_options options = {links, names, store->n, store->budget};
+    struct link_array_options options = {links, names, store->n, store->budget, limit_ns};
     return link_array_open(&store->link, &options, msg);
 }
 
-int store_open(struct store *store, const struct store_where *where, const struct engine_plan *plan,
-               struct budget *budget, struct pool *pool, const struct kernels *kernels,
-               struct inst_msg *msg)
+int store_open(struct store *store, const struct store_where *where,
+               const struct store_options *options, struct inst_msg *msg)
 {
+    const struct engine_plan *plan = options->plan;
     bool dense = plan->space.method == METHOD_DENSE;
     int err = 0;
-    *store = (struct store){.budget = budget, .n = plan->drives};
+    *store = (struct store){.budget = options->budget, .n = plan->drives};
     store->drives = calloc(store->n, sizeof *store->drives);
     if (!store->drives)
         err = inst_fail(msg, INST_ENOMEM, "out of memory");
     // First all flash: what it measures on the way uses memory that will be the drives'.
     for (uint32_t i = 0; i < store->n && !err; i++)
-        err = open_flash(&store->drives[i].flash, &where[i], &plan->part[i], dense, budget, msg);
+        err = open_flash(&store->drives[i].flash, &where[i], &plan->part[i], dense, store->budget,
+                         msg);
     for (uint32_t i = 0; i < store->n && !err; i++)
-        err = open_drive(store, &store->drives[i], &plan->part[i], pool, kernels, msg);
+        err = open_drive(store, &store->drives[i], &plan->part[i], options, msg);
     if (!err && store->n == 1)
         store->link = store->drives->link;
     else if (!err)
-        err = open_array(store, where, msg);
+        err = open_array(store, where, options->limit_ns, msg);
     if (err)
-        store_close(store);
+        store_close(store, options->limit_ns);
     return err;
 }
 
-void store_close(struct store *store)
+// ---- closing -----------------------------------------------------------------------------------
+
+// What a disk has not given back when the program ends; nobody reads it.
+struct left {
+    struct store_drive drive;
+    struct left *next;
+};
+static _Atomic(struct left *) left_behind;
+
+// False: flash does not give back what it holds of the drive.
+static bool ends(struct store_drive *d, uint64_t limit_ns)
 {
+    enum { SLICE_NS = 1000 * 1000 };
+    uint64_t end = clock_ns() + limit_ns;
+    while (!drive_ends(d->drive)) {
+        if (clock_ns() >= end)
+            return false;
+        if (d->flash->ops->wait)
+            d->flash->ops->wait(d->flash, SLICE_NS);
+    }
+    return true;
+}
+
+static void leave(struct store_drive *d)
+{
+    struct left *left = malloc(sizeof *left);
+    if (!left) // then nobody knows where it is
+        return;
+    *left = (struct left){*d, atomic_load(&left_behind)};
+    while (!atomic_compare_exchange_weak(&left_behind, &left->next, left))
+        ;
+}
+
+uint64_t store_close(struct store *store, uint64_t limit_ns)
+{
+    uint64_t kept = 0;
     if (store->n > 1)
         link_close(store->link);
     for (uint32_t i = 0; i < store->n && store->drives; i++) {
         struct store_drive *d = &store->drives[i];
         link_close(d->link);
+        if (d->drive && !ends(d, limit_ns)) {
+            leave(d);
+            kept += d->bytes;
+            continue;
+        }
         if (d->drive)
             drive_close(d->drive);
         flash_close(d->flash);
+        if (store->budget)
+            budget_give(store->budget, d->bytes);
     }
     free(store->drives);
-    if (store->budget)
-        budget_give(store->budget, store->drive_bytes);
     *store = (struct store){0};
+    return kept;
 }

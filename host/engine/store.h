@@ -23,17 +23,25 @@ struct store {
         struct flash *flash;
         struct drive *drive;
         struct link *link;
-    } * drives; // [n]
+        uint64_t bytes; // taken from the budget
+    } * drives;         // [n]
     uint32_t n;
     struct link *link; // the only drive's, or the array's
     struct budget *budget;
-    uint64_t drive_bytes; // taken from the budget
 };
 
 // A drive in each of plan->drives places.
-int store_open(struct store *store, const struct store_where *where, const struct engine_plan *plan,
-               struct budget *budget, struct pool *pool, const struct kernels *kernels,
-               struct inst_msg *msg);
-void store_close(struct store *store); // zeroed is fine
+struct store_options {
+    const struct engine_plan *plan;
+    struct budget *budget;
+    struct pool *pool;
+    const struct kernels *kernels;
+    uint64_t limit_ns; // that an array waits for a drive
+};
+int store_open(struct store *store, const struct store_where *where,
+               const struct store_options *options, struct inst_msg *msg);
+// Waits for what flash is doing, but not longer than that: what then is left of a drive stays in
+// memory, as the disk may still write to it. Returns its bytes, of the budget. Zeroed is fine.
+uint64_t store_close(struct store *store, uint64_t limit_ns);
 
 #endif

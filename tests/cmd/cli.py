@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -351,6 +352,26 @@ class Cli(unittest.TestCase):
         self.assertEqual(p.returncode, 130, err)
         self.assertIn(b"interrupt", err)
         self.assertEqual(json.loads(read(stats))["stop_reason"], "interrupt")
+
+    def test_a_drive_that_takes_too_long(self):
+        # A disk of 2 KiB/s, and more KV than memory: WRITE waits for room.
+        model = self.path("slow.gguf")
+        shape = "--layers 8 --width 32 --heads 4 --kv-heads 4 --head-dim 32 --ffn 32 -c 4000"
+        r = run("synth", *shape.split(), "-o", model)
+        self.assertEqual(r.returncode, 0, r.stderr)
+        options = ["run", "-m", model, "-p", "abcdefgh" * 300, "--memory", "8M", "--kv",
+                   "ram:64M@2K", "--group", "16", "--row-cache", "off"]
+        r = run(*options, "--drive-timeout", 0.3)
+        self.assertEqual(r.returncode, 1)
+        self.assertRegex(r.stderr, rb"^instinfer: \w+ of layer \d: ram:64M@2K: no answer in 0.3 s\n$")
+        # Ctrl-C does not wait for it either, and neither does the end of the program.
+        with subprocess.Popen([INSTINFER, *options], stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE) as p:
+            time.sleep(1)
+            self.assertIsNone(p.poll())
+            p.send_signal(signal.SIGINT)
+            _, err = p.communicate(timeout=HANG)
+        self.assertEqual(p.returncode, 130, err)
 
     def test_closed_stdout_is_an_error(self):
         p = subprocess.Popen([INSTINFER, "run", "-m", self.model, "-p", "abc", "-c", "1000000",

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Drives that die in the middle, by their link or by their flash, at any point: with "recompute"
-// all logits are those of an undisturbed run, bit for bit, as long as a drive is left; with "fail"
-// one line names the drive.
+// Drives that die in the middle, by their link or by their flash, at any point, or that answer
+// nothing any more: with "recompute" all logits are those of an undisturbed run, bit for bit, as
+// long as a drive is left; with "fail" one line names the drive.
 #include "tests/host/engine_helper.h"
 #include "tests/more.h"
 
@@ -13,12 +13,15 @@ static int32_t text[SESSIONS][TOKENS];
 
 // ---- dying -------------------------------------------------------------------------------------
 
-// After so many submissions to it a drive is dead; it stays what it is to abort and close.
+// After so many submissions to it a drive is dead; it stays what it is to abort and close. A mute
+// one does not say so.
 static struct {
     struct link *link;
     struct flash *flash;
     uint64_t left;
+    bool mute;
 } dying[DRIVES];
+static uint32_t limit_ms;
 static const struct link_ops *link_inner;
 static const struct flash_ops *flash_inner;
 static struct flash_io *failed; // of dead flash, to be polled
@@ -28,7 +31,7 @@ static int dying_submit(struct link *link, const struct command *c, const void *
     for (int i = 0; i < DRIVES; i++) {
         if (dying[i].link == link && !dying[i].left--) {
             dying[i].left = 0;
-            return INST_EIO;
+            return dying[i].mute ? 0 : INST_EIO;
         }
     }
     return link_inner->submit(link, c, table, data);
@@ -45,7 +48,7 @@ static void dying_flash_submit(struct flash *flash, struct flash_io *list, uint6
         if (dying[i].left) {
             dying[i].left--;
             flash_inner->submit(flash, io, now_ns);
-        } else {
+        } else if (!dying[i].mute) {
             io->status = INST_EIO;
             io->next = failed;
             failed = io;
@@ -72,6 +75,7 @@ static void kill_link(struct fixture *f, uint32_t drive, uint64_t left)
     link->ops = &ops;
     dying[drive].link = link;
     dying[drive].flash = NULL;
+    dying[drive].mute = false;
     dying[drive].left = left;
 }
 
@@ -86,6 +90,7 @@ static void kill_flash(struct fixture *f, uint32_t drive, uint64_t left)
     flash->ops = &ops;
     dying[drive].link = NULL;
     dying[drive].flash = flash;
+    dying[drive].mute = false;
     dying[drive].left = left;
 }
 
@@ -105,6 +110,7 @@ static void open_drives(struct fixture *f, uint32_t drives, const char *on_loss)
                                    .threads = 1,
                                    .attention = attention,
                                    .sparf_divisor = 3,
+                                   .drive_timeout_ms = limit_ms,
                                    .on_drive_loss = on_loss};
     memset(f, 0, sizeof *f);
     memset(dying, 0, sizeof dying);
@@ -232,6 +238,80 @@ static void with_sparf_too(void **state)
     link_dies("sparf");
 }
 
+// What decode attends comes back by READ.
+static void with_attention_of_the_host_too(void **state)
+{
+    (void)state;
+    link_dies("host");
+}
+
+// A drive of which nothing comes any more is late, and then counts as lost.
+static void a_drive_that_falls_silent(void **state)
+{
+    (void)state;
+    for (int host = 0; host < 2; host++) {
+        attention = host ? "host" : NULL;
+        limit_ms = 0;
+        uint64_t count[DRIVES], hash, want = undisturbed(DRIVES, count);
+        limit_ms = 40;
+        for (uint32_t drive = host ? 1 : 0; drive < DRIVES; drive++) {
+            uint64_t step = count[drive] / (more() ? 30 : 3) + 1;
+            for (uint64_t at = 4 * drive; at < count[drive]; at += step) {
+                struct fixture f;
+                open_drives(&f, DRIVES, "recompute");
+                kill_link(&f, drive, at);
+                dying[drive].mute = true;
+                if (walk(&f, &hash))
+                    fail_msg("drive %u after %u: %s", drive, (unsigned)at, f.msg.text);
+                assert_int_equal(hash, want);
+                expect_stats(&f, 1);
+                close_engine(&f);
+            }
+        }
+        struct fixture f;
+        open_drives(&f, DRIVES, NULL);
+        kill_link(&f, 1, count[1] / 2);
+        dying[1].mute = true;
+        assert_int_equal(walk(&f, &hash), INST_EIO);
+        if (!strstr(f.msg.text, "drive 2 of 3 (ram:9M@4G): no answer in 0.04 s") ||
+            strchr(f.msg.text, '\n'))
+            fail_msg("not clear: '%s'", f.msg.text);
+        close_engine(&f);
+    }
+    limit_ms = 0;
+}
+
+// A disk that hangs: what it may still write to stays where it is, and nobody waits for it.
+static void flash_that_falls_silent(void **state)
+{
+    (void)state;
+    attention = NULL;
+    uint64_t count[DRIVES], hash, want = undisturbed(DRIVES, count);
+    limit_ms = 100;
+    unsigned lost = 0;
+    for (uint64_t at = 10; at < 200; at += more() ? 20 : 90) {
+        struct fixture f;
+        open_drives(&f, DRIVES, "recompute");
+        kill_flash(&f, 1, at);
+        dying[1].mute = true;
+        if (walk(&f, &hash))
+            fail_msg("after %u: %s", (unsigned)at, f.msg.text);
+        assert_int_equal(hash, want);
+        struct inst_stats stats;
+        assert_int_equal(inst_engine_stats(f.engine, &stats, &f.msg), 0);
+        lost += (unsigned)stats.lost_drives;
+        close_engine(&f);
+    }
+    assert_true(lost > 0);
+    struct fixture f;
+    open_drives(&f, 2, NULL);
+    kill_flash(&f, 1, 10);
+    dying[1].mute = true;
+    assert_int_equal(walk(&f, &hash), INST_EIO);
+    close_engine(&f);
+    limit_ms = 0;
+}
+
 static void flash_that_dies_anywhere(void **state)
 {
     (void)state;
@@ -354,6 +434,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_link_that_dies_anywhere),
         cmocka_unit_test(with_sparf_too),
+        cmocka_unit_test(with_attention_of_the_host_too),
+        cmocka_unit_test(a_drive_that_falls_silent),
+        cmocka_unit_test(flash_that_falls_silent),
         cmocka_unit_test(flash_that_dies_anywhere),
         cmocka_unit_test(drives_that_die_one_after_the_other),
         cmocka_unit_test(a_drive_that_dies_in_its_sleep),

@@ -457,6 +457,42 @@ static int collect(struct rig *rig, uint32_t ticket, size_t bytes, uint32_t time
                      NULL, out);
 }
 
+// It is aborted and has failed; what the others have of the command stays, and it may answer again.
+static void a_drive_without_an_answer(void **state)
+{
+    (void)state;
+    struct rig rig;
+    struct rig_options o = options(3, 4, 2, 16);
+    o.limit_ns = 30 * 1000 * 1000;
+    rig_open(&rig, &o);
+    assert_int_equal(rig_write_all(&rig, 0, 0, 40), 0);
+    alignas(64) static unsigned char table[1024], data[1 << 14], out[1 << 14];
+    size_t bytes;
+    struct rig_query query[] = {{0, 40, false}};
+    struct command attend = rig_attend_command(&rig, 0, query, 1, table, data, &bytes);
+    assert_int_equal(rig_array(&rig, attend, table, data), 0);
+    rig_gate(&rig, 1, &(struct gate_plan){.hold = true});
+    memset(out, 0xa5, sizeof out);
+    assert_int_equal(collect(&rig, attend.ticket, bytes, 0, out), INST_EIO);
+    assert_non_null(strstr(rig.msg.text, "drive 2 of 3"));
+    assert_non_null(strstr(rig.msg.text, "no answer in 0.03 s"));
+    for (size_t i = 0; i < sizeof out; i++)
+        assert_int_equal(out[i], 0xa5);
+    assert_int_equal(link_array_failed(rig.array), 1 << 1);
+    // Refused by one, it is taken back from the others; then all of them are as good as before.
+    assert_int_equal(rig_array(&rig, attend, table, data), INST_EIO);
+    assert_int_equal(rig_write(&rig, rig.array, 0, 0, 40, 3, 0, 4), INST_EIO);
+    rig_gate(&rig, 1, &open_gate);
+    for (size_t i = 0; i < sizeof out; i++)
+        assert_int_equal(out[i], 0xa5);
+    assert_int_equal(rig_reclaim(&rig, 0, 40), 0);
+    assert_int_equal(rig_write_all(&rig, 0, 40, 3), 0);
+    rig_expect_tokens(&rig, 0, 0, 0, 43);
+    assert_int_equal(rig_array(&rig, attend, table, data), 0);
+    assert_int_equal(collect(&rig, attend.ticket, bytes, 0, out), 0);
+    rig_close(&rig);
+}
+
 static void tickets_are_one_drives(void **state)
 {
     (void)state;
@@ -649,6 +685,7 @@ int main(void)
         cmocka_unit_test(forks_and_spaces_that_one_drive_refuses),
         cmocka_unit_test(malformed_commands_leave_no_trace),
         cmocka_unit_test(commands_go_to_all_before_any_is_waited_for),
+        cmocka_unit_test(a_drive_without_an_answer),
         cmocka_unit_test(tickets_are_one_drives),
         cmocka_unit_test(an_item_that_fails_on_one_drive_fails),
         cmocka_unit_test(a_dead_drive_is_named_and_harms_nobody_else),

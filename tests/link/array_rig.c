@@ -146,7 +146,11 @@ void rig_open(struct rig *rig, const struct rig_options *o)
         rig->gate[i]->inner = rig->unit[i].link;
         links[i] = &rig->gate[i]->link;
     }
-    struct link_array_options options = {links, names, o->drives, &rig->budget};
+    struct link_array_options options = {.links = links,
+                                         .names = names,
+                                         .drives = o->drives,
+                                         .budget = &rig->budget,
+                                         .limit_ns = o->limit_ns};
     assert_int_equal(link_array_open(&rig->array, &options, &rig->msg), 0);
     unsigned char table[CONFIG_BYTES];
     space_config_encode(table, &o->config);

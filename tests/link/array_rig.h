@@ -25,6 +25,7 @@ struct rig_options {
     uint32_t drives;
     uint64_t dram_bytes; // of each of the array's drives; 0: plenty
     bool alone;          // no other drive to compare with
+    uint64_t limit_ns;   // as in link_array_options
 };
 
 struct rig {
