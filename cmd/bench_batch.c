@@ -255,12 +255,12 @@ static int our_turn(struct bench *b, const char *method, uint32_t batch, uint64_
         code = fill(b, batch, depth);
     if (!code)
         code = timed_steps(b, batch, &r->step, &before, &after);
+    r->captured = code ? 0 : inst_stats_method(&after, "captured_mean");
     close_turn(b);
     progress(b);
     if (code)
         return code;
     r->flash = (double)(after.flash_read_bytes - before.flash_read_bytes) / b->steps;
-    r->captured = after.captured_mean;
     r->share = b->raw > 0 ? r->flash / r->step.seconds[r->step.rounds - 1] / b->raw : 0;
     return null_turn(b, method, batch, depth, r);
 }

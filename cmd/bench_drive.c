@@ -59,9 +59,8 @@ struct bench {
 static void add_stats(struct drive_stats *sum, const struct drive_stats *after,
                       const struct drive_stats *before)
 {
-#define COUNTER_ADD(name, text) sum->name += after->name - before->name;
-    STAT_MAP(COUNTER_ADD)
-#undef COUNTER_ADD
+    for (size_t i = 0; i < STAT_ROWS; i++)
+        *stat_at(sum, i) += stat_of(after, i) - stat_of(before, i);
 }
 
 // Bytes that sparf read for attention, gaps included, audits left out.
@@ -257,9 +256,8 @@ static int write_csv(struct bench *bench)
           "read_bytes,dense_bytes,seconds,captured,worst,written_of_kv,waf,space_amplification,"
           "dram_bytes,dram_peak_bytes,sparf_dram_bytes",
           f);
-#define COUNTER_NAME(name, text) fputs(",steps_" #name, f);
-    STAT_MAP(COUNTER_NAME)
-#undef COUNTER_NAME
+    for (size_t row = 0; row < STAT_ROWS; row++)
+        fprintf(f, ",steps_%s", stat_rows[row].name);
     fputc('\n', f);
     for (size_t i = 0; i < bench->n_results; i++) {
         const struct result *r = &bench->results[i];
@@ -271,9 +269,8 @@ static int write_csv(struct bench *bench)
             (unsigned long long)r->steps, r->read, r->dense, r->seconds, r->captured, r->worst,
             r->written, r->waf, r->amplification, (unsigned long long)r->dram,
             (unsigned long long)r->dram_peak, (unsigned long long)r->dram_sparf);
-#define COUNTER_VALUE(name, text) fprintf(f, ",%lld", (long long)r->d.name); // some go down
-        STAT_MAP(COUNTER_VALUE)
-#undef COUNTER_VALUE
+        for (size_t row = 0; row < STAT_ROWS; row++)
+            fprintf(f, ",%lld", (long long)stat_of(&r->d, row)); // some go down
         fputc('\n', f);
     }
     return output_file_close(&bench->csv);

@@ -112,13 +112,9 @@ static int run_all(struct run *r, const struct options *options)
     meter_sample(&r->meter, true);
     r->result.peak_memory = r->meter.peak;
     struct inst_msg msg = {0};
-    int err = inst_engine_stats(r->e, &r->result.stats, &msg);
     size_t notes = r->info.n_notes;
-    inst_engine_info(r->e, &r->info); // what has happened to drives
+    int err = stats_take(r->e, &r->info, &r->result, &msg);
     engine_notes(&r->info, notes);
-    r->result.n_drives = r->info.kv_drives;
-    if (!err)
-        err = inst_engine_drives(r->e, r->result.drives, r->info.kv_drives, &msg);
     if (err && !code)
         code = failed(err, &msg);
     if (r->terminal.lines && !r->output.newline)

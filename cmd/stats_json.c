@@ -52,14 +52,28 @@ static bool add_result(cJSON *o, const struct run_result *r)
     bool ok = add(o, "prompt_tokens", (double)r->prompt_tokens) &&
               add(o, "generated_tokens", (double)r->generated_tokens) &&
               cJSON_AddStringToObject(o, "stop_reason", r->stop_reason) &&
-              add(o, "turns", (double)r->turns) && add(o, "seed", r->seed) &&
+              (r->batch ? add(o, "lines", (double)r->lines) &&
+                              add(o, "failed_lines", (double)r->failed_lines)
+                        : add(o, "turns", (double)r->turns)) &&
+              add(o, "seed", r->seed) &&
               add(o, "prefill_tokens_per_s", rate((double)s->prefill_tokens, s->prefill_seconds)) &&
               add(o, "decode_tokens_per_s", rate((double)s->decode_tokens, s->decode_seconds)) &&
               add(o, "peak_memory_bytes", (double)r->peak_memory);
 #define ADD_FIELD(type, name, text) ok = ok && add(o, #name, (double)s->name);
     INST_STATS_MAP(ADD_FIELD)
 #undef ADD_FIELD
+    for (size_t i = 0; i < s->n_method; i++)
+        ok = ok && add(o, s->method[i].name, s->method[i].value);
     return ok;
+}
+
+int stats_take(inst_engine *e, struct inst_model_info *info, struct run_result *result,
+               struct inst_msg *msg)
+{
+    int err = inst_engine_stats(e, &result->stats, msg);
+    inst_engine_info(e, info); // what has happened to drives
+    result->n_drives = info->kv_drives;
+    return err ? err : inst_engine_drives(e, result->drives, info->kv_drives, msg);
 }
 
 int stats_json_write(struct output_file *out, const struct inst_model_info *info,
@@ -76,11 +90,12 @@ int stats_json_write(struct output_file *out, const struct inst_model_info *info
     bool ok = n > 2;
     errno = ok ? 0 : ENOMEM;
     // Without the closing "\n}".
-    ok =
-        ok && fwrite(text, 1, n - 2, file) == n - 2 && fputs(",\n\t\"text_tokens\":\t[", file) >= 0;
+    ok = ok && fwrite(text, 1, n - 2, file) == n - 2;
+    if (!result->batch)
+        ok = ok && fputs(",\n\t\"text_tokens\":\t[", file) >= 0;
     for (size_t i = 0; ok && i < n_tokens; i++)
         ok = fprintf(file, i ? ", %d" : "%d", tokens[i]) > 0;
-    ok = ok && fputs("]\n}\n", file) >= 0;
+    ok = ok && fputs(result->batch ? "\n}\n" : "]\n}\n", file) >= 0;
     int code = ok ? 0 : output_file_failed(out);
     cJSON_free(text);
     return code ? code : output_file_close(out);

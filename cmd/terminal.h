@@ -3,7 +3,7 @@
 #ifndef INST_CMD_TERMINAL_H
 #define INST_CMD_TERMINAL_H
 
-#include "instinfer.h"
+#include "instinfer_stats.h"
 
 struct terminal {
     bool lines; // first line and summary
@@ -28,6 +28,8 @@ struct run_result {
     uint32_t n_drives;
     uint64_t prompt_tokens, generated_tokens, peak_memory;
     uint64_t turns; // of a chat
+    bool batch;     // of many texts: it has lines, answered in this run, and no turns
+    uint64_t lines, failed_lines;
     uint32_t seed;
     const char *stop_reason; // "end", "length", "context", "stop", "interrupt", "error", "none"
 };

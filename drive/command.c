@@ -262,10 +262,17 @@ int identity_decode(struct drive_identity *values, const void *in, size_t bytes)
     return 0;
 }
 
+const struct stat_row stat_rows[] = {
+#define ROW_DRIVE(name, how, text) {#name, text, STAT_##how, STAT_OF_DRIVE},
+#define ROW_AUDIT(name, how, text) {#name, text, STAT_##how, STAT_OF_AUDITS},
+#define ROW_SPARF(name, how, text) {#name, text, STAT_##how, METHOD_SPARF},
+    STAT_DRIVE_MAP(ROW_DRIVE) STAT_AUDIT_MAP(ROW_AUDIT) STAT_SPARF_MAP(ROW_SPARF)};
+
 void stats_encode(uint8_t out[STAT_TABLE_BYTES], const struct drive_stats *values)
 {
     uint8_t *p = counters_put_header(out, sizeof *values);
-    STAT_MAP(COUNTER_PUT)
+    for (size_t i = 0; i < STAT_ROWS; i++)
+        le_put64(p + 8 * i, stat_of(values, i));
 }
 
 int stats_decode(struct drive_stats *values, const void *in, size_t bytes)
@@ -276,7 +283,8 @@ int stats_decode(struct drive_stats *values, const void *in, size_t bytes)
     if (status)
         return status;
     const uint8_t *p = (const uint8_t *)in + 8;
-    STAT_MAP(COUNTER_GET)
+    for (size_t i = 0; i < n && i < STAT_ROWS; i++)
+        *stat_at(values, i) = le_get64(p + 8 * i);
     return 0;
 }
 

@@ -185,64 +185,108 @@ bool attend_layout(struct attend_layout *layout, uint32_t count, uint32_t q_head
     X(ticket_ms, "how long a ticket waits for its COLLECT at least, and a COLLECT for its ticket") \
     X(methods, "bit m: spaces and ATTENDs of method m are taken")
 
-#define STAT_MAP(X)                                                                                \
-    X(stream_bytes, "stream bytes accepted (K and V of whole token groups)")                       \
-    X(flash_program_bytes, "bytes programmed, summaries and padding included")                     \
-    X(flash_read_bytes, "bytes read from flash")                                                   \
-    X(flash_erased_blocks, "blocks erased")                                                        \
-    X(live_bytes, "stream bytes on flash that a sequence still refers to")                         \
-    X(allocated_bytes, "flash held by blocks that are not free")                                   \
-    X(free_bytes, "flash that can still be allocated")                                             \
-    X(copied_bytes, "valid pages moved by reclaim: always 0")                                      \
-    X(attended_tokens, "tokens attended, summed over items and layers")                            \
-    X(attended_tokens_from_flash, "those in rows on flash, not in a group buffer")                 \
-    X(attended_tokens_programming, "of these, served from DRAM as their program was under way")    \
-    X(checksum_errors, "pages whose checksum did not match their record")                          \
-    X(sequences, "sequences alive")                                                                \
-    X(rows_in_dram, "group buffers in use")                                                        \
-    X(dram_used_bytes, "of dram_bytes")                                                            \
-    X(dram_peak_bytes, "of dram_bytes")                                                            \
-    X(read_ahead_rows, "rows read before an ATTEND asked for them")                                \
-    X(read_ahead_hits, "those that an ATTEND then used")                                           \
-    X(write_wait_ns, "time WRITE and ATTEND waited for group buffers")                             \
-    X(sparf_steps, "sparf attention of one sequence in one layer")                                 \
-    X(dense_pages, "pages on flash that dense attention would have read in these")                 \
-    X(dense_bytes, "their bytes")                                                                  \
-    X(channel_pages, "pages of the channel-indexed K that passed the page filter: read")           \
-    X(channel_bytes, "their bytes")                                                                \
-    X(channel_kept_bytes, "of these, the chosen channels")                                         \
-    X(token_pages, "pages of token groups that passed the page filter: read")                      \
-    X(token_bytes, "their bytes")                                                                  \
-    X(token_kept_bytes, "of these, K and V of the chosen tokens")                                  \
-    X(tail_bytes, "K read by token to rank tokens without a channel row")                          \
-    X(mean_bytes, "V read to complete the mean value after a FORK or truncation")                  \
-    X(build_read_bytes, "K read by token to build channel rows")                                   \
-    X(channel_program_bytes, "programmed for channel rows, summaries excluded")                    \
-    X(channel_lost_rows, "channel rows given up as flash failed; ranked by token from then on")    \
-    X(audit_read_bytes, "read by audits only")                                                     \
-    X(audits, "query heads whose captured mass was measured")                                      \
-    X(captured_sum, "of these, the sum of captured mass, in millionths")                           \
-    X(captured_worst, "of these, the least captured mass, in millionths")                          \
-    X(sparf_dram_bytes, "DRAM that sparf adds: page buffers, scores, sums of V")                   \
-    X(dead_bytes, "of allocated_bytes: nobody refers to it, it waits for being erased")            \
-    X(cache_hit_bytes, "found in the row cache instead of being read")                             \
-    X(cached_bytes, "of the row cache, now")                                                       \
-    X(bridged_bytes, "gaps that were read as they cost less than a request")                       \
-    X(replaced_rows, "rows placed again as their program failed")
+// The same for STAT, in groups: what every drive counts, what audits of any method say, and what
+// each method counts of its own. X(name, how, what it means); `how` is what becomes of it when
+// several drives are one to the host, and when one of them has gone: STAT_SUM and so on, below.
+#define STAT_DRIVE_MAP(X)                                                                          \
+    X(stream_bytes, SUM, "stream bytes accepted (K and V of whole token groups)")                  \
+    X(flash_program_bytes, SUM, "bytes programmed, summaries and padding included")                \
+    X(flash_read_bytes, SUM, "bytes read from flash")                                              \
+    X(flash_erased_blocks, SUM, "blocks erased")                                                   \
+    X(live_bytes, NOW, "stream bytes on flash that a sequence still refers to")                    \
+    X(allocated_bytes, NOW, "flash held by blocks that are not free")                              \
+    X(free_bytes, NOW, "flash that can still be allocated")                                        \
+    X(copied_bytes, SUM, "valid pages moved by reclaim: always 0")                                 \
+    X(attended_tokens, SAME, "tokens attended, summed over items and layers")                      \
+    X(attended_tokens_from_flash, SAME, "those in rows on flash, not in a group buffer")           \
+    X(attended_tokens_programming, SAME,                                                           \
+      "of these, served from DRAM as their program was under way")                                 \
+    X(checksum_errors, SUM, "pages whose checksum did not match their record")                     \
+    X(sequences, NOW_SAME, "sequences alive")                                                      \
+    X(rows_in_dram, NOW, "group buffers in use")                                                   \
+    X(dram_used_bytes, NOW, "of dram_bytes")                                                       \
+    X(dram_peak_bytes, PEAK, "of dram_bytes")                                                      \
+    X(read_ahead_rows, SUM, "rows read before an ATTEND asked for them")                           \
+    X(read_ahead_hits, SUM, "those that an ATTEND then used")                                      \
+    X(write_wait_ns, TOGETHER, "time WRITE and ATTEND waited for group buffers")                   \
+    X(dead_bytes, NOW, "of allocated_bytes: nobody refers to it, it waits for being erased")       \
+    X(cache_hit_bytes, SUM, "found in the row cache instead of being read")                        \
+    X(cached_bytes, NOW, "of the row cache, now")                                                  \
+    X(bridged_bytes, SUM, "gaps that were read as they cost less than a request")                  \
+    X(replaced_rows, SUM, "rows placed again as their program failed")
 
-#define COUNTER_FIELD(name, text) uint64_t name;
+#define STAT_AUDIT_MAP(X)                                                                          \
+    X(audit_read_bytes, SUM, "read by audits only")                                                \
+    X(audits, SUM, "query heads whose captured mass was measured")                                 \
+    X(captured_sum, SUM, "of these, the sum of captured mass, in millionths")                      \
+    X(captured_worst, LEAST, "of these, the least captured mass, in millionths")
+
+#define STAT_SPARF_MAP(X)                                                                          \
+    X(sparf_steps, SAME, "sparf attention of one sequence in one layer")                           \
+    X(dense_pages, SUM, "pages on flash that dense attention would have read in these")            \
+    X(dense_bytes, SUM, "their bytes")                                                             \
+    X(channel_pages, SUM, "pages of the channel-indexed K that passed the page filter: read")      \
+    X(channel_bytes, SUM, "their bytes")                                                           \
+    X(channel_kept_bytes, SUM, "of these, the chosen channels")                                    \
+    X(token_pages, SUM, "pages of token groups that passed the page filter: read")                 \
+    X(token_bytes, SUM, "their bytes")                                                             \
+    X(token_kept_bytes, SUM, "of these, K and V of the chosen tokens")                             \
+    X(tail_bytes, SUM, "K read by token to rank tokens without a channel row")                     \
+    X(mean_bytes, SUM, "V read to complete the mean value after a FORK or truncation")             \
+    X(build_read_bytes, SUM, "K read by token to build channel rows")                              \
+    X(channel_program_bytes, SUM, "programmed for channel rows, summaries excluded")               \
+    X(channel_lost_rows, SUM,                                                                      \
+      "channel rows given up as flash failed; ranked by token from then on")                       \
+    X(sparf_dram_bytes, NOW, "DRAM that sparf adds: page buffers, scores, sums of V")
+
+// A new method adds its map here and its line in command.c.
+#define STAT_MAP(X)                                                                                \
+    STAT_DRIVE_MAP(X)                                                                              \
+    STAT_AUDIT_MAP(X)                                                                              \
+    STAT_SPARF_MAP(X)
+
+enum stat_how {
+    STAT_SUM,      // adds up
+    STAT_SAME,     // adds up, but drives that share the heads of a sequence count the same
+    STAT_TOGETHER, // adds up over time; of drives at the same time, the most
+    STAT_NOW,      // as it is now
+    STAT_NOW_SAME, // as it is now, but drives that share heads count the same
+    STAT_PEAK,     // adds up over drives; the most over time
+    STAT_LEAST,    // where there were audits
+};
+// Whose it is.
+enum { STAT_OF_DRIVE = -2, STAT_OF_AUDITS = -1 }; // or an enum attend_method
+struct stat_row {
+    const char *name, *text;
+    enum stat_how how;
+    int of;
+};
+
+#define COUNTER_FIELD(name, text)   uint64_t name;
+#define STAT_FIELD(name, how, text) uint64_t name;
 struct drive_identity {
     IDENTIFY_MAP(COUNTER_FIELD)
 };
 struct drive_stats {
-    STAT_MAP(COUNTER_FIELD)
+    STAT_MAP(STAT_FIELD)
 };
 #undef COUNTER_FIELD
+#undef STAT_FIELD
 
 enum {
     IDENTIFY_TABLE_BYTES = 8 + sizeof(struct drive_identity),
     STAT_TABLE_BYTES = 8 + sizeof(struct drive_stats),
+    STAT_ROWS = sizeof(struct drive_stats) / sizeof(uint64_t),
 };
+extern const struct stat_row stat_rows[STAT_ROWS]; // in the order of the fields
+static inline uint64_t *stat_at(struct drive_stats *stats, size_t row)
+{
+    return (uint64_t *)stats + row;
+}
+static inline uint64_t stat_of(const struct drive_stats *stats, size_t row)
+{
+    return ((const uint64_t *)stats)[row];
+}
 void identity_encode(uint8_t out[IDENTIFY_TABLE_BYTES], const struct drive_identity *identity);
 int identity_decode(struct drive_identity *identity, const void *in, size_t bytes);
 void stats_encode(uint8_t out[STAT_TABLE_BYTES], const struct drive_stats *stats);

@@ -7,8 +7,19 @@
 // prefixes and decides itself what is reused, extended or rebuilt.
 //
 // Every function returns 0 or a negative INST_E* code and never prints, exits or aborts; detail
-// goes into *msg where one is given. An engine and its sessions are used by one thread at a time,
-// but for inst_engine_cancel.
+// goes into *msg where one is given. Counters are in instinfer_stats.h, generations and the
+// scheduler of many in instinfer_generate.h.
+//
+// Threads: an engine and all that was made of it (sessions, samplers, generations, schedulers) are
+// used by one thread at a time; several engines by several threads at the same time. What is given
+// to be called back is called on the thread that called. inst_engine_cancel and
+// inst_generation_cancel may be called by any thread at any time until the engine or the generation
+// is closed, and so may functions that name neither.
+//
+// Structs grow at their end. Those that a caller fills begin with `size`: that of the struct as the
+// caller was compiled, 0 means as in version 0.1. What a shorter one lacks is 0; a longer one is
+// taken as long as what this library does not know is 0 (else INST_ENOTSUP). For those that a
+// caller receives the size is an argument, which inline functions give.
 #ifndef INSTINFER_H
 #define INSTINFER_H
 
@@ -34,8 +45,9 @@ typedef bool inst_progress_fn(void *user, uint64_t done, uint64_t total);
 
 #define INST_NO_ROW_CACHE UINT64_MAX
 
-// Zero-initialise, set what differs.
+// Zero-initialise, set size and what differs.
 struct inst_options {
+    size_t size;
     const char *model;     // path of a GGUF file; required
     const char *const *kv; // where KV lives: directories, "ram:SIZE[@RATE]", "null:"; heads divided
     size_t n_kv;           // 0: a directory under $XDG_CACHE_HOME
@@ -96,7 +108,12 @@ struct inst_model_info {
     const char *const *notes;
     size_t n_notes;
 };
-INST_API void inst_engine_info(const inst_engine *engine, struct inst_model_info *info);
+INST_API void inst_engine_info_sized(const inst_engine *engine, struct inst_model_info *info,
+                                     size_t size);
+static inline void inst_engine_info(const inst_engine *engine, struct inst_model_info *info)
+{
+    inst_engine_info_sized(engine, info, sizeof *info);
+}
 
 INST_API int inst_session_open(inst_session **out, inst_engine *engine, struct inst_msg *msg);
 // What it holds is kept for prompts that begin like it while nobody needs the room. NULL is fine.
@@ -195,64 +212,6 @@ INST_API int inst_chat_turn(inst_engine *engine, bool first, const char *system,
 // model's thoughts) and returns how many tokens are left.
 INST_API size_t inst_chat_settle(inst_engine *engine, int32_t *tokens, size_t n_tokens,
                                  size_t answer);
-
-// Counters since the engine was opened, one per row: X(type, name, what it means)
-#define INST_STATS_MAP(X)                                                                          \
-    X(uint64_t, prefill_tokens, "tokens computed by prefill")                                      \
-    X(uint64_t, decode_tokens, "tokens computed by decode steps")                                  \
-    X(uint64_t, shared_tokens, "tokens not computed because another sequence held them")           \
-    X(double, prefill_seconds, "wall time of prefill")                                             \
-    X(double, decode_seconds, "wall time of decode")                                               \
-    X(double, attention_seconds, "part of decode spent waiting for the drive")                     \
-    X(uint64_t, flash_read_bytes, "bytes read from flash")                                         \
-    X(uint64_t, flash_program_bytes, "bytes programmed, summaries and padding included")           \
-    X(uint64_t, decode_flash_read_bytes, "part of flash_read_bytes read during decode")            \
-    X(uint64_t, cache_hit_bytes, "found in the row cache instead")                                 \
-    X(uint64_t, cached_bytes, "in the row cache now")                                              \
-    X(uint64_t, bridged_bytes, "read as gaps that cost less than a request")                       \
-    X(uint64_t, read_ahead_rows, "rows read before they were asked for")                           \
-    X(uint64_t, read_ahead_hits, "those of them that were asked for")                              \
-    X(uint64_t, stream_bytes, "K and V bytes that the drive accepted for flash")                   \
-    X(double, waf, "write amplification: flash_program_bytes / stream_bytes")                      \
-    X(double, space_amplification, "flash allocated / flash live")                                 \
-    X(uint64_t, attended_tokens, "tokens attended by decode, summed over layers and sessions")     \
-    X(uint64_t, attended_tokens_from_flash, "those that came from flash")                          \
-    X(uint64_t, budget_peak_bytes, "most of the memory budget that was in use")                    \
-    X(uint64_t, sparf_steps, "sparf attention of one session in one layer")                        \
-    X(uint64_t, dense_pages, "flash pages that dense attention would have read in these")          \
-    X(uint64_t, dense_bytes, "their bytes")                                                        \
-    X(uint64_t, channel_pages, "pages of channel-indexed K read")                                  \
-    X(uint64_t, channel_bytes, "their bytes")                                                      \
-    X(uint64_t, channel_kept_bytes, "of these, the chosen channels")                               \
-    X(uint64_t, token_pages, "pages of token groups read")                                         \
-    X(uint64_t, token_bytes, "their bytes")                                                        \
-    X(uint64_t, token_kept_bytes, "of these, the chosen tokens")                                   \
-    X(uint64_t, tail_bytes, "K read by token to rank tokens without a channel row")                \
-    X(uint64_t, mean_bytes, "V read to complete the mean value after a rewind")                    \
-    X(uint64_t, build_read_bytes, "K read by token to build channel rows")                         \
-    X(uint64_t, channel_program_bytes, "programmed for channel rows")                              \
-    X(uint64_t, audit_read_bytes, "read by audits only")                                           \
-    X(uint64_t, audits, "query heads whose captured mass was measured")                            \
-    X(double, captured_mean, "of these, the mean share of softmax weight held by the k tokens")    \
-    X(double, captured_worst, "of these, the least")                                               \
-    X(uint64_t, sparf_dram_bytes, "the drive's DRAM that sparf adds")                              \
-    X(uint64_t, lost_drives, "drives that were given up")                                          \
-    X(uint64_t, recomputed_tokens, "tokens computed again because of that")                        \
-    X(uint64_t, drive_dram_bytes, "DRAM that the drive states to have")                            \
-    X(uint64_t, drive_dram_peak_bytes, "the most of it that was in use")
-struct inst_stats {
-#define INST_STATS_FIELD(type, name, text) type name;
-    INST_STATS_MAP(INST_STATS_FIELD)
-#undef INST_STATS_FIELD
-};
-INST_API int inst_engine_stats(inst_engine *engine, struct inst_stats *stats, struct inst_msg *msg);
-
-struct inst_drive_stats {
-    const char *place; // in the order of inst_options.kv; the engine's
-    uint64_t flash_read_bytes, flash_program_bytes, stream_bytes, cache_hit_bytes;
-};
-INST_API int inst_engine_drives(inst_engine *engine, struct inst_drive_stats *drives, size_t n,
-                                struct inst_msg *msg);
 
 #ifdef __cplusplus
 }

@@ -8,8 +8,7 @@
 //         text = inst_generation_text(g, &bytes);
 //
 // What a generation says does not depend on what else runs: each has a sampler of its own, and row
-// invariance makes the logits equal to the last bit. One thread at a time for an engine and all
-// that is made of it, but for inst_generation_cancel.
+// invariance makes the logits equal to the last bit.
 #ifndef INSTINFER_GENERATE_H
 #define INSTINFER_GENERATE_H
 
@@ -36,7 +35,7 @@ typedef struct inst_scheduler inst_scheduler;
 
 // Zero-initialise, set size and what differs. The strings are copied.
 struct inst_generation_options {
-    size_t size; // sizeof this struct, as the caller was compiled
+    size_t size;
     struct inst_sampling sampling;
     inst_sampler *sampler;    // instead: the caller's, which goes on and outlives the generation
     uint64_t max_tokens;      // to generate at most; UINT64_MAX: until something else ends it
@@ -84,7 +83,13 @@ struct inst_usage {
     uint64_t prompt_tokens, completion_tokens; // an end token is not counted
     uint64_t reused_tokens;                    // of the prompt, whose KV was there already
 };
-INST_API void inst_generation_usage(const inst_generation *generation, struct inst_usage *usage);
+INST_API void inst_generation_usage_sized(const inst_generation *generation,
+                                          struct inst_usage *usage, size_t size);
+static inline void inst_generation_usage(const inst_generation *generation,
+                                         struct inst_usage *usage)
+{
+    inst_generation_usage_sized(generation, usage, sizeof *usage);
+}
 
 // Natural logarithm of the model's probability, before penalties, temperature and cuts.
 struct inst_logprob {
@@ -99,10 +104,10 @@ INST_API const struct inst_logprob *inst_generation_logprobs(const inst_generati
 // Runs up to `sessions` generations at a time, 0: as many as the engine has sessions. It opens
 // sessions as it needs them and closes them at its end.
 struct inst_scheduler_options {
-    size_t size; // sizeof this struct
+    size_t size;
     uint32_t sessions;
-    // Tokens of prompts in a round in which others decode; 0: mixed_chunk (inst_model_info), so that
-    // these go on; up to `chunk`, where only the whole counts.
+    // Tokens of prompts in a round in which others decode; 0: mixed_chunk (inst_model_info), so
+    // that these go on; up to `chunk`, where only the whole counts.
     uint32_t chunk;
     // A generation's text is the one it has in a fresh session. With dense attention it always is;
     // sparf computes a prompt and an answer in different ways, so sessions go on with answers of

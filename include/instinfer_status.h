@@ -19,7 +19,7 @@
     X(INST_ECANCELLED, -12, "cancelled", 0x007)                                                    \
     X(INST_EEXIST, -13, "already exists", 0x707)                                                   \
     X(INST_EINTERNAL, -14, "internal error", 0x006)                                                \
-    X(INST_ENOCHAT, -15, "no chat template that is known", 0x708)                               \
+    X(INST_ENOCHAT, -15, "no chat template that is known", 0x708)                                  \
     X(INST_ERANGE, -16, "a number is none, or too large", 0x709)
 
 enum inst_status {

@@ -707,46 +707,41 @@ void array_gather(struct array *a, struct ticket *t, unsigned char *data)
 
 // ---- statistics --------------------------------------------------------------------------------
 
-// X(what the drives of a group count of the same tokens or sequences, each for its heads)
-#define SHARED_MAP(X)                                                                              \
-    X(attended_tokens)                                                                             \
-    X(attended_tokens_from_flash)                                                                  \
-    X(attended_tokens_programming)                                                                 \
-    X(sequences)                                                                                   \
-    X(sparf_steps)
+// Of all drives, where those of a group count the same tokens or sequences, each for its heads.
+static uint64_t sum_of_groups(const struct drive_stats *stats, uint32_t drives, uint32_t groups,
+                              size_t row)
+{
+    uint64_t sum = 0;
+    for (uint32_t g = 0; g < groups; g++) {
+        uint64_t most = 0;
+        for (uint32_t i = g; i < drives; i += groups)
+            most = max_u64(most, stat_of(&stats[i], row));
+        sum += most;
+    }
+    return sum;
+}
 
 void link_array_merge(const struct drive_stats *stats, uint32_t drives, uint32_t kv_heads,
                       struct drive_stats *out)
 {
-    uint64_t worst = UINT64_MAX, wait = 0;
-    *out = (struct drive_stats){0};
-    for (uint32_t i = 0; i < drives; i++) {
-        const struct drive_stats *one = &stats[i];
-#define ADD(name, text) out->name += one->name;
-        STAT_MAP(ADD)
-#undef ADD
-        wait = max_u64(wait, one->write_wait_ns);
-        if (one->audits)
-            worst = min_u64(worst, one->captured_worst);
-    }
-    out->write_wait_ns = wait; // they wait at the same time
-    out->captured_worst = out->audits ? worst : 0;
-    struct link_share of_first = link_array_share(drives, kv_heads, 0);
-    struct drive_stats sum = {0};
-    for (uint32_t g = 0; g < of_first.groups; g++) {
-        struct drive_stats most = {0};
-        for (uint32_t i = g; i < drives; i += of_first.groups) {
-#define MOST(name) most.name = max_u64(most.name, stats[i].name);
-            SHARED_MAP(MOST)
-#undef MOST
+    uint32_t groups = link_array_share(drives, kv_heads, 0).groups;
+    for (size_t row = 0; row < STAT_ROWS; row++) {
+        uint64_t sum = 0, most = 0, least = UINT64_MAX;
+        for (uint32_t i = 0; i < drives; i++) {
+            uint64_t one = stat_of(&stats[i], row);
+            sum += one;
+            most = max_u64(most, one);
+            if (stats[i].audits)
+                least = min_u64(least, one);
         }
-#define ADD(name) sum.name += most.name;
-        SHARED_MAP(ADD)
-#undef ADD
+        enum stat_how how = stat_rows[row].how;
+        *stat_at(out, row) = how == STAT_SAME || how == STAT_NOW_SAME
+                                 ? sum_of_groups(stats, drives, groups, row)
+                             : how == STAT_TOGETHER ? most
+                             : how != STAT_LEAST    ? sum
+                             : least != UINT64_MAX  ? least
+                                                    : 0;
     }
-#define PUT(name) out->name = sum.name;
-    SHARED_MAP(PUT)
-#undef PUT
 }
 
 void array_merge_identity(struct drive_identity *all, const struct drive_identity *one)

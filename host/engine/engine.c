@@ -4,6 +4,7 @@
 #include "host/engine/engine.h"
 #include "base/checked.h"
 #include "host/engine/loss.h"
+#include "host/engine/sized.h"
 #include "host/engine/system.h"
 
 #include <math.h>
@@ -31,7 +32,7 @@ double engine_seconds(void)
 
 static int check_options(const struct inst_options *o, struct inst_msg *msg)
 {
-    if (!o || !o->model)
+    if (!o->model)
         return inst_fail(msg, INST_EINVAL, "no model is named");
     if (o->n_kv > LINK_ARRAY_MOST)
         return inst_fail(msg, INST_EINVAL, "KV in %zu places: at most %d", o->n_kv,
@@ -363,16 +364,18 @@ static int prepare(inst_engine *e, const struct inst_options *o, struct inst_msg
 
 int engine_prepare(inst_engine **out, const struct inst_options *options, struct inst_msg *msg)
 {
+    // Until 0.1 is released, that is what it has.
+    struct inst_options o = {0};
     *out = NULL;
+    int err = options ? sized_read(&o, sizeof o, sizeof o, options, "inst_options", msg) : 0;
+    if (err)
+        return err;
     inst_engine *e = calloc(1, sizeof *e);
     if (!e)
         return inst_fail(msg, INST_ENOMEM, "engine: out of memory");
-    if (options) {
-        e->trace = (struct trace){options->trace, options->trace_user};
-        e->drive_limit_ns =
-            1000000ull * (options->drive_timeout_ms ? options->drive_timeout_ms : TIMEOUT_MS);
-    }
-    int err = prepare(e, options, msg);
+    e->trace = (struct trace){o.trace, o.trace_user};
+    e->drive_limit_ns = 1000000ull * (o.drive_timeout_ms ? o.drive_timeout_ms : TIMEOUT_MS);
+    err = prepare(e, &o, msg);
     if (err)
         inst_engine_close(e);
     else
@@ -496,10 +499,10 @@ void inst_engine_close(inst_engine *e)
     free(e);
 }
 
-void inst_engine_info(const inst_engine *e, struct inst_model_info *info)
+void inst_engine_info_sized(const inst_engine *e, struct inst_model_info *out, size_t size)
 {
     const struct model_config *c = &e->config;
-    *info = (struct inst_model_info){
+    const struct inst_model_info info = {
         .architecture = c->architecture,
         .name = e->name,
         .layers = c->layers,
@@ -529,6 +532,7 @@ void inst_engine_info(const inst_engine *e, struct inst_model_info *info)
         .n_notes = e->n_notes,
         .begin_token = tokenizer_adds_bos(e->tokenizer) ? (int32_t)tokenizer_bos(e->tokenizer) : -1,
     };
+    sized_write(out, size, &info, sizeof info);
 }
 
 size_t engine_slab_bytes(const struct inst_engine *e, uint64_t n)
@@ -544,98 +548,6 @@ uint32_t engine_put_item(const struct inst_engine *e, const struct seq *q, uint6
         table->bytes, 0,
         &(struct table_item){.seq = q->slot, .epoch = q->epoch, .pos = pos, .n_tokens = n});
     return (uint32_t)engine_slab_bytes(e, n);
-}
-
-int engine_drive_stats(struct inst_engine *e, struct drive_stats *stats, struct inst_msg *msg)
-{
-    alignas(64) unsigned char table[STAT_TABLE_BYTES];
-    struct command command = {.opcode = OP_STAT, .length = sizeof table};
-    int err = port_call(&e->port, command, NULL, table, NULL, msg);
-    if (err)
-        return err;
-    if (stats_decode(stats, table, sizeof table))
-        return inst_fail(msg, INST_EIO, "the drive's statistics are malformed");
-    loss_add_counts(stats, &e->loss.before);
-    return 0;
-}
-
-// Only decode steps attend by sparf, so these are decode's.
-static void put_sparf_stats(struct inst_stats *stats, const struct drive_stats *drive)
-{
-    stats->sparf_steps = drive->sparf_steps;
-    stats->dense_pages = drive->dense_pages;
-    stats->dense_bytes = drive->dense_bytes;
-    stats->channel_pages = drive->channel_pages;
-    stats->channel_bytes = drive->channel_bytes;
-    stats->channel_kept_bytes = drive->channel_kept_bytes;
-    stats->token_pages = drive->token_pages;
-    stats->token_bytes = drive->token_bytes;
-    stats->token_kept_bytes = drive->token_kept_bytes;
-    stats->tail_bytes = drive->tail_bytes;
-    stats->mean_bytes = drive->mean_bytes;
-    stats->build_read_bytes = drive->build_read_bytes;
-    stats->channel_program_bytes = drive->channel_program_bytes;
-    stats->audit_read_bytes = drive->audit_read_bytes;
-    stats->audits = drive->audits;
-    if (drive->audits)
-        stats->captured_mean = 1e-6 * (double)drive->captured_sum / (double)drive->audits;
-    stats->captured_worst = 1e-6 * (double)drive->captured_worst;
-    stats->sparf_dram_bytes = drive->sparf_dram_bytes;
-}
-
-int inst_engine_stats(inst_engine *e, struct inst_stats *stats, struct inst_msg *msg)
-{
-    struct drive_stats drive;
-    int err = loss_stats(e, &drive, msg);
-    if (err)
-        return err;
-    *stats = e->stats;
-    stats->flash_read_bytes = drive.flash_read_bytes;
-    stats->flash_program_bytes = drive.flash_program_bytes;
-    stats->decode_flash_read_bytes = drive.flash_read_bytes - e->prefill_read_bytes;
-    stats->stream_bytes = drive.stream_bytes;
-    if (drive.stream_bytes)
-        stats->waf = (double)drive.flash_program_bytes / (double)drive.stream_bytes;
-    if (drive.live_bytes)
-        stats->space_amplification = (double)drive.allocated_bytes / (double)drive.live_bytes;
-    stats->attended_tokens = drive.attended_tokens;
-    stats->attended_tokens_from_flash = drive.attended_tokens_from_flash;
-    stats->budget_peak_bytes = e->budget.peak;
-    stats->drive_dram_bytes = e->drive_dram;
-    stats->drive_dram_peak_bytes = drive.dram_peak_bytes;
-    stats->cache_hit_bytes = drive.cache_hit_bytes;
-    stats->cached_bytes = drive.cached_bytes;
-    stats->bridged_bytes = drive.bridged_bytes;
-    stats->read_ahead_rows = drive.read_ahead_rows;
-    stats->read_ahead_hits = drive.read_ahead_hits;
-    put_sparf_stats(stats, &drive);
-    return 0;
-}
-
-int inst_engine_drives(inst_engine *e, struct inst_drive_stats *drives, size_t n,
-                       struct inst_msg *msg)
-{
-    struct drive_stats all;
-    int err = loss_stats(e, &all, msg);
-    if (err)
-        return err;
-    for (uint32_t i = 0; i < n && i < e->n_places; i++) {
-        drives[i] = e->loss.before_of[i];
-        drives[i].place = e->where[i].path;
-    }
-    // Of what drives have counted that are there, not of those before.
-    const struct drive_stats *before = &e->loss.before;
-    all.flash_read_bytes -= before->flash_read_bytes;
-    all.flash_program_bytes -= before->flash_program_bytes;
-    all.stream_bytes -= before->stream_bytes;
-    all.cache_hit_bytes -= before->cache_hit_bytes;
-    for (uint32_t i = 0; i < e->plan.drives; i++) {
-        uint32_t place = e->loss.place[i];
-        if (place < n)
-            loss_drive_counts(&drives[place],
-                              e->store.n > 1 ? link_array_stats(e->store.link, i) : &all);
-    }
-    return 0;
 }
 
 int inst_text_resize(inst_engine *engine, char **text, size_t bytes, struct inst_msg *msg)

@@ -19,6 +19,8 @@ set(INST_HOST_ENGINE_SOURCES
   engine/sequence.c
   engine/session.c
   engine/step.c
+  engine/sized.c
+  engine/stats.c
   engine/store.c
   engine/sync.c
   engine/system.c)

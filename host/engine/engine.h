@@ -13,7 +13,7 @@
 #include "host/model/config.h"
 #include "host/model/template.h"
 #include "host/model/tokenizer.h"
-#include "instinfer.h"
+#include "instinfer_stats.h"
 
 enum {
     GROUP_MAX = 256, // query heads that share a KV head
@@ -99,9 +99,10 @@ struct inst_engine {
     uint32_t n_sequences;
     uint64_t clock; // of uses of sequences
     struct scratch scratch;
-    uint64_t call;               // calls that named sessions, counted
-    struct inst_stats stats;     // what the drive does not count
-    uint64_t prefill_read_bytes; // flash read while prefilling
+    uint64_t call;                          // calls that named sessions, counted
+    struct inst_stats stats;                // what the drive does not count
+    struct inst_counter counter[STAT_ROWS]; // of the method, for whoever asked last
+    uint64_t prefill_read_bytes;            // flash read while prefilling
 };
 
 // As far as the plan, its notes and its refusals: nothing is made, neither on disk nor threads nor

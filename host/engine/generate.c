@@ -4,6 +4,7 @@
 // session: the scheduler lends it one.
 #include "host/engine/generate.h"
 #include "base/checked.h"
+#include "host/engine/sized.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -35,10 +36,11 @@ int inst_generation_open(inst_generation **out, inst_engine *engine, const int32
 {
     struct inst_generation_options o = {0};
     *out = NULL;
-    if (!engine || !options || options->size < sizeof options->size || options->size > sizeof o)
+    if (!engine || !options)
         return inst_fail(msg, INST_EINVAL, "a generation needs an engine and its options");
-    memcpy(&o, options, options->size);
-    int err = check_options(engine, tokens, n_tokens, &o, msg);
+    int err = sized_read(&o, sizeof o, sizeof o, options, "inst_generation_options", msg);
+    if (!err)
+        err = check_options(engine, tokens, n_tokens, &o, msg);
     if (err)
         return err;
     struct inst_generation *g = calloc(1, sizeof *g);
@@ -105,11 +107,12 @@ const int32_t *inst_generation_tokens(const inst_generation *g, size_t *n)
     return g->tokens;
 }
 
-void inst_generation_usage(const inst_generation *g, struct inst_usage *usage)
+void inst_generation_usage_sized(const inst_generation *g, struct inst_usage *out, size_t size)
 {
-    *usage = (struct inst_usage){.prompt_tokens = g->n_prompt,
-                                 .completion_tokens = g->n_tokens - g->n_prompt,
-                                 .reused_tokens = g->reused};
+    const struct inst_usage usage = {.prompt_tokens = g->n_prompt,
+                                     .completion_tokens = g->n_tokens - g->n_prompt,
+                                     .reused_tokens = g->reused};
+    sized_write(out, size, &usage, sizeof usage);
 }
 
 const struct inst_logprob *inst_generation_logprobs(const inst_generation *g, size_t index,

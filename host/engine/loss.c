@@ -46,24 +46,23 @@ static struct link no_drives = {&no_ops};
 
 void loss_add_counts(struct drive_stats *stats, const struct drive_stats *before)
 {
-    struct drive_stats now = *stats;
-#define ADD(name, text) stats->name += before->name;
-    STAT_MAP(ADD)
-#undef ADD
-    // What is so now, and what is a maximum or a minimum.
-    stats->live_bytes = now.live_bytes;
-    stats->allocated_bytes = now.allocated_bytes;
-    stats->free_bytes = now.free_bytes;
-    stats->dead_bytes = now.dead_bytes;
-    stats->sequences = now.sequences;
-    stats->rows_in_dram = now.rows_in_dram;
-    stats->dram_used_bytes = now.dram_used_bytes;
-    stats->sparf_dram_bytes = now.sparf_dram_bytes;
-    stats->cached_bytes = now.cached_bytes;
-    stats->dram_peak_bytes = max_u64(now.dram_peak_bytes, before->dram_peak_bytes);
-    stats->captured_worst = !before->audits ? now.captured_worst
-                            : !now.audits   ? before->captured_worst
-                                            : min_u64(now.captured_worst, before->captured_worst);
+    bool audits = stats->audits; // since
+    for (size_t row = 0; row < STAT_ROWS; row++) {
+        uint64_t *now = stat_at(stats, row), then = stat_of(before, row);
+        switch (stat_rows[row].how) {
+        case STAT_NOW:
+        case STAT_NOW_SAME:
+            break;
+        case STAT_PEAK:
+            *now = max_u64(*now, then);
+            break;
+        case STAT_LEAST:
+            *now = !before->audits ? *now : !audits ? then : min_u64(*now, then);
+            break;
+        default:
+            *now += then;
+        }
+    }
 }
 
 void loss_drive_counts(struct inst_drive_stats *out, const struct drive_stats *stats)

@@ -8,6 +8,7 @@
 // its sessions back and waits at the front. Until another one has ended no more run than then did.
 #include "host/engine/generate.h"
 #include "base/checked.h"
+#include "host/engine/sized.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -42,9 +43,11 @@ int inst_scheduler_open(inst_scheduler **out, inst_engine *engine,
 {
     struct inst_scheduler_options o = {0};
     *out = NULL;
-    if (!engine || !options || options->size < sizeof options->size || options->size > sizeof o)
+    if (!engine || !options)
         return inst_fail(msg, INST_EINVAL, "a scheduler needs an engine and its options");
-    memcpy(&o, options, options->size);
+    int err = sized_read(&o, sizeof o, sizeof o, options, "inst_scheduler_options", msg);
+    if (err)
+        return err;
     struct inst_scheduler *s = calloc(1, sizeof *s);
     if (!s)
         return inst_fail(msg, INST_ENOMEM, "scheduler: out of memory");

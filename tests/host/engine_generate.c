@@ -322,7 +322,7 @@ static void reasons_to_end(void **state)
                      INST_EINVAL);
     assert_int_equal(inst_generation_open(&g, f.engine, r.prompt, 0, &r.options, &f.msg),
                      INST_EINVAL);
-    r.options.size++;
+    r.options.size = 1;
     assert_int_equal(inst_generation_open(&g, f.engine, r.prompt, 2, &r.options, &f.msg),
                      INST_EINVAL);
     inst_scheduler_close(s);

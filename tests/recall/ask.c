@@ -9,7 +9,7 @@
 // as the answers do.
 // QUESTIONS holds texts that each end with a NUL; so do the answers on stdout. A last line on
 // stderr gives the counters as JSON.
-#include "instinfer.h"
+#include "instinfer_stats.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -140,6 +140,8 @@ static int print_stats(inst_engine *engine)
     comma = ", ";
     INST_STATS_MAP(PRINT)
 #undef PRINT
+    for (size_t i = 0; i < stats.n_method; i++)
+        fprintf(stderr, ", \"%s\": %.17g", stats.method[i].name, stats.method[i].value);
     fprintf(stderr, "}\n");
     return 0;
 }

@@ -92,7 +92,7 @@ def exact(answer, question):
 def row(name, document, answers, stats):
     right = sum(map(exact, answers, document["questions"]))
     steps = stats["decode_tokens"]
-    if stats["sparf_steps"]:
+    if stats.get("sparf_steps"):
         read = sum(
             stats[f"{kind}_bytes"]
             for kind in ("channel", "token", "tail", "mean")
