@@ -3,6 +3,7 @@
 // the output depends on the requests alone. docs/batch.md has the format.
 #include "cmd/batch.h"
 #include "cmd/run.h"
+#include "cmd/stats_json.h"
 #include "cmd/commands.h"
 #include "host/model/gguf.h"
 
@@ -329,6 +330,21 @@ static int finish(struct batch *b, const struct options *options)
     return code;
 }
 
+// What has happened to drives, and the statistics where they were asked for.
+static int report(struct batch *b)
+{
+    struct inst_msg msg = {0};
+    size_t notes = b->info.n_notes;
+    meter_sample(&b->meter, true);
+    b->result.peak_memory = b->meter.peak;
+    b->result.seed = b->sampling.seed;
+    int err = stats_take(b->e, &b->info, &b->result, &msg);
+    engine_notes(&b->info, notes);
+    if (!b->stats.stream)
+        return 0;
+    return err ? failed(err, &msg) : stats_json_write(&b->stats, &b->info, &b->result, NULL, 0);
+}
+
 static int batch_all(struct batch *b, const struct options *options, char **operands, int n)
 {
     int code = 0;
@@ -355,6 +371,8 @@ static int batch_all(struct batch *b, const struct options *options, char **oper
     if (!code) {
         terminal_first_line(&b->terminal, &b->info);
         code = batch_run(b);
+        int wrote = !code || code == EXIT_INTERRUPTED ? report(b) : 0;
+        code = code ? code : wrote;
     }
     code = code ? code : finish(b, options);
     int traced = code ? 0 : trace_file_close(&b->trace);
@@ -398,6 +416,8 @@ int command_batch(int argc, char **argv)
          "from it and its number a line gets its seed, which the answer names; default 0"},
         ENGINE_OPTION_ROWS(b.engine),
         {"Reports", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
+        {"--stats", 0, OPTION_OUTPUT, &b.stats, 0, 0, "FILE.json",
+         "counters of this run, those of before not included"},
         TRACE_ROW(b.trace),
         {"--verbose", 'v', OPTION_FLAG, &b.verbose, 0, 0, NULL,
          "first line and summary even when stderr is no terminal"},

@@ -15,7 +15,7 @@
 struct batch {
     struct engine_options engine;
     const char *input;
-    struct output_file out;
+    struct output_file out, stats;
     struct trace_file trace;
     const char *part_path, *share_text, *template;
     char *own_path[2]; // made of the output's name: of the share, of the part
@@ -37,6 +37,7 @@ struct batch {
     bool no_chat; // the model has no template
     struct terminal terminal;
     struct meter meter;
+    struct run_result result;
 };
 
 // Whether this process answers the index-th line.

@@ -31,7 +31,7 @@ struct work {
     size_t next;                // line to be looked at
     size_t done, todo, errors;  // lines of ours: those now and in runs before, all, with errors
     size_t done_before;
-    uint64_t tokens;             // generated in lines that are done
+    uint64_t tokens, prompts;    // generated in lines that are done; of their prompts
     size_t again, failed_in_row; // lines that are to be tried once more
 };
 
@@ -249,6 +249,7 @@ static int drop_entry(struct work *w, struct entry **at, int err, const char *te
         for (size_t i = 0; i < entry->n_choices; i++) {
             inst_generation_usage(entry->choices[i], &usage);
             w->tokens += usage.completion_tokens;
+            w->prompts += usage.prompt_tokens;
         }
         batch_answer_write(&answer, w->b->e, entry->print, &entry->request, entry->choices,
                            entry->n_choices);
@@ -376,6 +377,12 @@ int batch_run(struct batch *b)
                  w.done, w.todo, b->part.path);
     if (!code && b->errors + w.errors)
         warn("%zu of %zu lines are answered with an error", b->errors + w.errors, w.todo);
+    b->result.batch = true;
+    b->result.stop_reason = run_interrupted() ? "interrupt" : "end";
+    b->result.lines = w.done - w.done_before;
+    b->result.failed_lines = w.errors;
+    b->result.prompt_tokens = w.prompts;
+    b->result.generated_tokens = w.tokens;
     if (b->terminal.lines && !code)
         terminal_batch_summary(&b->terminal, w.done - w.done_before, w.tokens);
     while (w.first) {

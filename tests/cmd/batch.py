@@ -104,6 +104,21 @@ class Case(unittest.TestCase):
                                  "max_tokens": 1 + i * 7 % tokens, "temperature": i % 4 / 2})
                 for i in range(n)]
 
+    def test_stats(self):
+        lines = self.some_lines(5) + ["no JSON"]
+        answers = self.batch(lines, "--stats", self.path("stats.json"), "--attention", "sparf")
+        s = json.loads(read(self.path("stats.json")))
+        usage = [a["response"]["body"]["usage"] for a in answers if a["response"]]
+        for key in ("prompt_tokens", "completion_tokens"):
+            self.assertEqual(s[key.replace("completion", "generated")], sum(u[key] for u in usage))
+        self.assertEqual((s["lines"], s["failed_lines"], s["stop_reason"]), (6, 1, "end"))
+        self.assertEqual(s["prefill_tokens"] + s["shared_tokens"] > 0, True)
+        self.assertGreater(s["sparf_steps"], 0)
+        self.assertEqual(s["drives"][0]["place"], "ram:64M")
+        self.assertNotIn("text_tokens", s)
+        self.assertGreater(s["peak_memory_bytes"], 0)
+        self.batch(["x" * 10], "--stats", "out.jsonl", code=2)
+
     def test_trace(self):
         self.batch(self.some_lines(5), "--trace", self.path("trace.json"))
         events = json.loads(read(self.path("trace.json")))
