@@ -151,7 +151,9 @@ static int open_turn(struct bench *b, const char *method, uint32_t batch, uint64
                     b->info.step_sessions, batch);
     b->sessions = calloc(batch, sizeof *b->sessions);
     b->segments = calloc(batch, sizeof *b->segments);
-    b->tokens = calloc((size_t)b->info.context, sizeof *b->tokens);
+    // Of one context, or a token for each sequence.
+    b->tokens =
+        calloc(b->info.context > batch ? (size_t)b->info.context : batch, sizeof *b->tokens);
     if (!b->sessions || !b->segments || !b->tokens)
         return fail(EXIT_FAILED, "out of memory");
     print_head(b);
