@@ -115,6 +115,15 @@ struct engine_options {
          OPTION_F32, &(E).audit,                                                                    \
          0,          1,                                                                             \
          "P",        "share of decode steps that also attend densely, to say what sparf captured"}, \
+        {"--micro-batches",                                                                         \
+         0,                                                                                         \
+         OPTION_U32,                                                                                \
+         &(E).engine.micro_batches,                                                                 \
+         1,                                                                                         \
+         2,                                                                                         \
+         "N",                                                                                       \
+         "parts of a decode step, one with the drive while the other computes; default: as is "     \
+         "faster"},                                                                                 \
         {"--chunk", 0,     OPTION_U32, &(E).engine.chunk,                                           \
          1,         65536, "C",        "prefill chunk in tokens; default: chosen from --memory"},   \
     {                                                                                               \

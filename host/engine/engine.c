@@ -48,6 +48,9 @@ static int check_options(const struct inst_options *o, struct inst_msg *msg)
     if (o->page_channels && (!is_power_of_two(o->page_channels) || o->page_channels > 16))
         return inst_fail(msg, INST_EINVAL, "%u channels in a page: must be a power of two up to 16",
                          o->page_channels);
+    if (o->micro_batches > MICRO_MOST)
+        return inst_fail(msg, INST_EINVAL, "%u micro-batches: at most %d", o->micro_batches,
+                         MICRO_MOST);
     if (!(o->audit >= 0 && o->audit <= 1))
         return inst_fail(msg, INST_EINVAL, "an audit of %g of the steps: must be 0 to 1", o->audit);
     if (o->group && (!is_power_of_two(o->group) || o->group < 16 || o->group > 1024))
@@ -168,6 +171,7 @@ static int choose_attention(inst_engine *e, const struct inst_options *o, struct
         return inst_fail(msg, INST_EINVAL, "sparf with %u channels: a head of this model has %u",
                          o->sparf_channels, c->head_dim);
     e->audit = o->audit;
+    e->micro.asked = o->micro_batches;
     e->host_attention = o->attention && !strcmp(o->attention, "host");
     e->attend = (struct table_header){
         .head_count = c->kv_heads,

@@ -8,6 +8,7 @@ set(INST_HOST_ENGINE_SOURCES
   engine/kv_place.c
   engine/layers.c
   engine/loss.c
+  engine/micro.c
   engine/numbers.c
   engine/plan.c
   engine/port.c

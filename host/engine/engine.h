@@ -5,6 +5,7 @@
 
 #include "host/compute/compute.h"
 #include "host/engine/kv_place.h"
+#include "host/engine/micro.h"
 #include "host/engine/plan.h"
 #include "host/engine/port.h"
 #include "host/engine/sequence.h"
@@ -89,6 +90,7 @@ struct inst_engine {
     double audit;               // share of decode steps
     bool host_attention;        // the drive only stores: what decode attends comes back by READ
     uint64_t decode_steps;
+    struct micro micro;
     uint64_t drive_dram; // bytes, as the drive states
     uint32_t next_epoch;
     uint32_t max_sessions;
@@ -180,12 +182,13 @@ static inline uint64_t layer_window_start(const struct inst_engine *e, uint32_t 
 
 // Where a strip's q, k and v go: rows [first, first + n) of the step.
 typedef void layer_qkv_fn(void *arg, size_t row, const float *q, const float *k, const float *v);
-// Norm and products of all n rows of x, rope applied; `put` takes each row, on any worker.
-void layer_qkv(struct inst_engine *e, uint32_t layer, size_t n, layer_qkv_fn *put, void *arg);
-// x += attention output times attn_output, then the feed-forward block. attn rows lie
-// `attn_stride` floats apart.
-void layer_finish(struct inst_engine *e, uint32_t layer, const float *attn, size_t attn_stride,
-                  size_t n);
+// Norm and products of rows [row, row + n) of x, rope applied; `put` takes each row, on any worker.
+void layer_qkv(struct inst_engine *e, uint32_t layer, size_t row, size_t n, layer_qkv_fn *put,
+               void *arg);
+// Of rows [row, row + n): x += attention output times attn_output, then the feed-forward block.
+// attn rows, from row 0 on, lie `attn_stride` floats apart.
+void layer_finish(struct inst_engine *e, uint32_t layer, size_t row, size_t n, const float *attn,
+                  size_t attn_stride);
 // Logits of n rows of x from row `first` on (n <= strip, which is 64 at most) into out. Bit i is
 // set where those of row first + i are not numbers.
 uint64_t layer_logits(struct inst_engine *e, size_t first, size_t n, float *out, size_t out_stride);

@@ -179,7 +179,8 @@ static void qkv_row(void *arg, size_t row, unsigned worker)
     job->put(job->arg, job->first + row, q, k, v);
 }
 
-void layer_qkv(struct inst_engine *e, uint32_t layer, size_t n, layer_qkv_fn *put, void *arg)
+void layer_qkv(struct inst_engine *e, uint32_t layer, size_t row, size_t n, layer_qkv_fn *put,
+               void *arg)
 {
     const struct model_config *c = &e->config;
     const struct model_layer *w = &e->weights.layer[layer];
@@ -192,8 +193,8 @@ void layer_qkv(struct inst_engine *e, uint32_t layer, size_t n, layer_qkv_fn *pu
     job.k = engine_f32(e, BUFFER_t2);
     job.v = job.k + kv_dim;
     job.kv_stride = row_stride(2 * kv_dim);
-    for (size_t first = 0; first < n; first += e->plan.strip) {
-        size_t rows = min_u64(e->plan.strip, n - first);
+    for (size_t first = row, end = row + n; first < end; first += e->plan.strip) {
+        size_t rows = min_u64(e->plan.strip, end - first);
         norm_strip(e, w->attn_norm, w->attn_norm_bias, first, rows);
         const struct product products[] = {
             {&w->attn_q, job.q, job.q_stride},
@@ -284,13 +285,13 @@ static void feed_forward(struct inst_engine *e, const struct model_layer *w, siz
     add_strip(e, w->ffn_down_bias, w->ffn_post_norm, first, rows);
 }
 
-void layer_finish(struct inst_engine *e, uint32_t layer, const float *attn, size_t attn_stride,
-                  size_t n)
+void layer_finish(struct inst_engine *e, uint32_t layer, size_t row, size_t n, const float *attn,
+                  size_t attn_stride)
 {
     const struct model_layer *w = &e->weights.layer[layer];
     float *norm = engine_f32(e, BUFFER_norm);
-    for (size_t first = 0; first < n; first += e->plan.strip) {
-        size_t rows = min_u64(e->plan.strip, n - first);
+    for (size_t first = row, end = row + n; first < end; first += e->plan.strip) {
+        size_t rows = min_u64(e->plan.strip, end - first);
         matmul(e, &(struct product){&w->attn_output, norm, row_stride(e->config.width)}, 1,
                attn + first * attn_stride, attn_stride, rows);
         add_strip(e, w->attn_output_bias, w->attn_post_norm, first, rows);

@@ -64,6 +64,12 @@ const char *plan_bytes_text(uint64_t bytes, char out[24])
     return out;
 }
 
+// One of `whole` bytes, or two of `half`.
+static uint64_t pair(struct sum *s, uint64_t whole, uint64_t half)
+{
+    return max_u64(whole, mul(s, 2, add(s, half, 64)));
+}
+
 // Fills in everything that follows from threads, chunk and piece. False when it overflows.
 static bool size_buffers(struct engine_plan *p, const struct model_config *c,
                          const struct plan_input *in)
@@ -97,12 +103,15 @@ static bool size_buffers(struct engine_plan *p, const struct model_config *c,
         add(&s, mul(&s, slabs, SLAB_ALIGN), mul(&s, p->host_rows, token_bytes));
     b[BUFFER_piece0] = b[BUFFER_piece1] = add(&s, SLAB_ALIGN, mul(&s, p->piece, token_bytes));
     b[BUFFER_stage] = mul(&s, ATTENTION_TILE, token_bytes);
-    struct attend_layout layout;
-    if (!attend_layout(&layout, in->sessions, c->heads, c->kv_heads, c->head_dim, true))
+    // Of all sessions in one, or of half of them in each of two.
+    struct attend_layout layout, half;
+    uint32_t n_half = in->sessions / 2 + in->sessions % 2;
+    if (!attend_layout(&layout, in->sessions, c->heads, c->kv_heads, c->head_dim, true) ||
+        !attend_layout(&half, n_half, c->heads, c->kv_heads, c->head_dim, true))
         return false;
-    b[BUFFER_attend_table] = table_bytes(in->sessions);
-    b[BUFFER_attend_in] = layout.in_bytes;
-    b[BUFFER_attend_out] = layout.out_bytes;
+    b[BUFFER_attend_table] = pair(&s, table_bytes(in->sessions), table_bytes(n_half));
+    b[BUFFER_attend_in] = pair(&s, layout.in_bytes, half.in_bytes);
+    b[BUFFER_attend_out] = pair(&s, layout.out_bytes, half.out_bytes);
     b[BUFFER_logits] = in->sessions == 1 ? 0 : floats(&s, p->logits_rows, c->vocab);
     p->buffers = 0;
     for (int i = 0; i < BUFFER_COUNT; i++)
@@ -110,7 +119,10 @@ static bool size_buffers(struct engine_plan *p, const struct model_config *c,
 
     p->array = 0;
     if (p->drives > 1) {
-        s.overflow |= !link_array_bytes(p->drives, in->sessions, &p->space, &p->array);
+        uint64_t halves;
+        s.overflow |= !link_array_bytes(p->drives, in->sessions, &p->space, &p->array) ||
+                      !link_array_bytes(p->drives, n_half, &p->space, &halves);
+        p->array = s.overflow ? 0 : max_u64(p->array, mul(&s, 2, halves));
         // Two WRITEs and two READs whose heads cannot stay where they are.
         uint64_t slabs_and_pieces = add(&s, b[BUFFER_slab0], b[BUFFER_piece0]);
         if (!link_array_in_place(c->head_dim))

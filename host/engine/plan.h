@@ -125,6 +125,12 @@ static inline uint64_t plan_rope_values(const struct model_config *config)
     return (uint64_t)config->rope_dims * (config->rope_window_base > 0 ? 2 : 1);
 }
 
+// Where the part of one micro-batch ends and the next one's begins, in bytes.
+static inline uint64_t plan_attend_align(uint64_t bytes)
+{
+    return (bytes + 63) / 64 * 64;
+}
+
 // For people: "5.3M". `out` holds 24 bytes.
 const char *plan_bytes_text(uint64_t bytes, char out[24]);
 

@@ -28,7 +28,6 @@ void step_fail(struct step *t, struct step_segment *seg, int code, const char *t
         return;
     seg->status = code;
     t->alive--;
-    t->alive_decode -= seg < t->seg + t->n_decode;
     fail(t, seg->out, code, text);
 }
 
@@ -86,76 +85,117 @@ static void put_row(void *arg, size_t row, const float *q, const float *k, const
         prefill_put_row(t, seg, row - seg->row, q, k, v);
 }
 
+// Segments behind those of a set: the next set's, or, behind the last one's rows of decode,
+// nobody's.
+static size_t set_end(const struct step *t, const struct step_set *set)
+{
+    return set == &t->set[t->n_sets - 1] ? t->n_seg : set->end;
+}
+
+// Rows [*row, *row + returned) are those of a set.
+static size_t set_rows(const struct step *t, const struct step_set *set, size_t *row)
+{
+    size_t end = set_end(t, set);
+    *row = set->first;
+    return (end == t->n_seg ? t->n_rows : end) - set->first;
+}
+
 // Segments with numbers that are none fail; true when that leaves a gap among the items of ATTEND.
-static bool look_at_numbers(struct step *t)
+static bool look_at_numbers(struct step *t, const struct step_set *set)
 {
     bool gap = false;
-    for (size_t i = 0; i < t->n_seg; i++) {
+    for (size_t i = set->first; i < set_end(t, set); i++) {
         struct step_segment *seg = &t->seg[i];
         struct inst_msg msg = {0};
         size_t bad;
         if (seg->status || !numbers_fault_row(&seg->fault, &bad))
             continue;
-        int code = numbers_fail(t->e, &seg->fault, t->layer, seg->pos0 + bad, &msg);
+        int code = numbers_fail(t->e, &seg->fault, set->layer, seg->pos0 + bad, &msg);
         step_fail(t, seg, code, msg.text);
         gap |= i < t->n_decode;
     }
     return gap;
 }
 
-// q, k and v of all rows to where they are needed. Items follow each other, so after a gap all of
-// them are computed again.
-static void put_qkv(struct step *t)
+// q, k and v of a set's rows to where they are needed. Items follow each other, so after a gap all
+// of them are computed again.
+static void put_qkv(struct step *t, struct step_set *set)
 {
+    size_t row, n = set_rows(t, set, &row);
     do {
-        if (!decode_place(t)) {
+        if (!decode_place(t, set)) {
             fail_all(t, INST_EINVAL, "the step is too large");
             return;
         }
-        for (size_t i = 0; i < t->n_seg; i++)
+        for (size_t i = set->first; i < set_end(t, set); i++)
             numbers_clear(&t->seg[i].fault);
-        layer_qkv(t->e, t->layer, t->n_rows, put_row, t);
-    } while (look_at_numbers(t) && t->alive);
+        layer_qkv(t->e, set->layer, row, n, put_row, t);
+    } while (look_at_numbers(t, set) && t->alive);
 }
 
 // A stage of the step has ended; *since becomes the start of the next one.
-static void stage(const struct step *t, const char *name, uint32_t layer, uint64_t *since)
+static void stage(const struct step *t, const char *name, uint32_t layer, size_t rows,
+                  uint64_t *since)
 {
     const struct trace *trace = &t->e->trace;
-    trace_end(trace, INST_TRACE_STAGE, name, layer, 0, t->n_rows, *since);
+    trace_end(trace, INST_TRACE_STAGE, name, layer, 0, rows, *since);
     *since = trace_begin(trace);
 }
 
-static void run_layer(struct step *t)
+// Into a layer, up to what the drive does for the set.
+static void begin_layer(struct step *t, struct step_set *set, uint32_t layer)
 {
     uint64_t since = trace_begin(&t->e->trace);
-    prefill_write_room(t, t->layer);
-    put_qkv(t);
-    stage(t, "qkv", t->layer, &since);
-    prefill_write(t);
-    decode_begin(t);
-    stage(t, "send", t->layer, &since);
-    if (t->n_seg > t->n_decode) {
+    size_t row, rows = set_rows(t, set, &row);
+    bool last = set == &t->set[t->n_sets - 1];
+    t->layer = set->layer = layer;
+    prefill_write_room(t, layer);
+    put_qkv(t, set);
+    stage(t, "qkv", layer, rows, &since);
+    if (last)
+        prefill_write(t);
+    decode_begin(t, set);
+    stage(t, "send", layer, rows, &since);
+    if (last && t->n_seg > t->n_decode) {
         prefill_attend(t);
         prefill_outputs(t);
-        stage(t, "attend", t->layer, &since);
+        stage(t, "attend", layer, t->n_rows - t->n_decode, &since);
     }
-    decode_end(t);
-    stage(t, "collect", t->layer, &since);
+}
+
+// The rest of the layer that the set is in.
+static void end_layer(struct step *t, struct step_set *set)
+{
     const struct model_config *c = &t->e->config;
+    uint64_t since = trace_begin(&t->e->trace);
+    size_t row, rows = set_rows(t, set, &row);
     size_t stride = row_stride((uint64_t)c->heads * c->head_dim);
-    for (size_t i = 0; i < t->n_seg; i++)
+    decode_end(t, set);
+    stage(t, "collect", set->layer, rows, &since);
+    for (size_t i = set->first; i < set_end(t, set); i++)
         if (t->seg[i].status)
             memset(step_output(t, t->seg[i].row), 0, t->seg[i].n * stride * sizeof(float));
     if (t->alive)
-        layer_finish(t->e, t->layer, engine_f32(t->e, BUFFER_q), stride, t->n_rows);
-    stage(t, "finish", t->layer, &since);
+        layer_finish(t->e, set->layer, row, rows, engine_f32(t->e, BUFFER_q), stride);
+    stage(t, "finish", set->layer, rows, &since);
 }
 
+static bool goes_on(struct step *t, const struct step_progress *progress, uint32_t layers_done)
+{
+    if (engine_cancelled(t->e))
+        return false;
+    // The last layer's call would say that tokens are done which may still fail.
+    return !progress->fn || !layers_done ||
+           progress->fn(progress->user,
+                        progress->before + progress->tokens * layers_done / t->e->config.layers,
+                        progress->total);
+}
+
+// Every set ends a layer before it begins the next one; with two, one of them is always with the
+// drive meanwhile.
 static void run_layers(struct step *t, const struct step_progress *progress)
 {
     struct inst_engine *e = t->e;
-    uint32_t layers = e->config.layers;
     uint64_t since = trace_begin(&e->trace);
     prefill_issue(t);
     for (size_t i = 0; i < t->n_seg; i++) {
@@ -163,23 +203,22 @@ static void run_layers(struct step *t, const struct step_progress *progress)
         layer_embed(e, seg->row, seg->out->tokens, seg->n);
         layer_positions(e, seg->row, seg->pos0, seg->n);
     }
-    stage(t, "embed", INST_TRACE_NO_LAYER, &since);
-    for (t->layer = 0; t->layer < layers && t->alive; t->layer++) {
-        if (engine_cancelled(t->e)) {
-            fail_all(t, INST_ECANCELLED, "cancelled");
-            break;
+    stage(t, "embed", INST_TRACE_NO_LAYER, t->n_rows, &since);
+    for (uint32_t layer = 0; layer <= e->config.layers && t->alive; layer++) {
+        for (size_t i = 0; i < t->n_sets; i++) {
+            if (layer)
+                end_layer(t, &t->set[i]);
+            if (i == 0 && layer < e->config.layers && !goes_on(t, progress, layer))
+                fail_all(t, INST_ECANCELLED, "cancelled");
+            if (layer < e->config.layers && t->alive)
+                begin_layer(t, &t->set[i], layer);
         }
-        run_layer(t);
-        // The last layer's call would say that tokens are done which may still fail.
-        if (progress->fn && t->layer + 1 < layers &&
-            !progress->fn(progress->user,
-                          progress->before + progress->tokens * (t->layer + 1) / layers,
-                          progress->total))
-            fail_all(t, INST_ECANCELLED, "cancelled");
     }
+    for (size_t i = 0; i < t->n_sets; i++)
+        decode_end(t, &t->set[i]); // of a step that failed
     since = trace_begin(&e->trace);
     prefill_end(t);
-    stage(t, "end", INST_TRACE_NO_LAYER, &since);
+    stage(t, "end", INST_TRACE_NO_LAYER, t->n_rows, &since);
 }
 
 // ---- Logits ------------------------------------------------------------------------------------
@@ -328,7 +367,7 @@ int step_run(struct inst_engine *e, struct inst_segment *segments, size_t count,
                      .group = e->config.heads / e->config.kv_heads,
                      .msg = msg};
     place(&t, segments, count, true);
-    t.n_decode = t.alive_decode = t.n_seg;
+    t.n_decode = t.n_seg;
     place(&t, segments, count, false);
     t.alive = t.n_seg;
     if (!t.n_seg)
@@ -339,13 +378,19 @@ int step_run(struct inst_engine *e, struct inst_segment *segments, size_t count,
         decoded += is_decode(t.seg[i].out);
     uint64_t read = decoded ? 0 : flash_read_bytes(e);
     prefill_place(&t);
+    bool alone = t.n_decode == t.n_seg;
+    t.n_sets = alone ? micro_choose(&e->micro, t.n_decode) : 1;
+    decode_divide(&t);
     run_layers(&t, progress);
     uint64_t since = trace_begin(&e->trace);
     put_logits(&t);
-    stage(&t, "logits", INST_TRACE_NO_LAYER, &since);
+    stage(&t, "logits", INST_TRACE_NO_LAYER, t.n_rows, &since);
     for (size_t i = 0; i < t.n_seg; i++)
         settle(&t, &t.seg[i]);
-    account(&t, engine_seconds() - start, decoded, read);
+    double seconds = engine_seconds() - start;
+    account(&t, seconds, decoded, read);
+    if (alone && !t.first_error)
+        micro_note(&e->micro, t.n_decode, (uint32_t)t.n_sets, seconds);
     return t.first_error;
 }
 

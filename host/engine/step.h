@@ -57,21 +57,32 @@ struct step_run {
     uint64_t pos, tokens;
 };
 
+// A micro-batch: decode rows that go through the layers together. While the drive attends for one,
+// the host computes for the other. Rows of prompts are computed with the last one's.
+struct step_set {
+    size_t first, end; // segments, which are rows
+    uint32_t layer;    // that it is in
+    struct attend_layout layout;
+    size_t items; // of the ATTEND: rows alive when they were placed
+    unsigned char *table, *in, *out;
+    bool attending;
+    int collect; // handle
+};
+
 struct step {
     struct inst_engine *e;
     struct step_segment *seg;
     uint32_t *segment_of; // [rows]
     size_t n_seg, n_decode, n_rows, n_logits;
-    size_t alive, alive_decode;
+    size_t alive;
     uint32_t layer;
     size_t group; // query heads of a KV head
     int first_error;
     struct inst_msg *msg;
     // decode
-    struct attend_layout layout; // of the rows alive
-    bool audit, attending;
-    uint32_t ticket;
-    int collect; // handle
+    struct step_set set[MICRO_MOST];
+    size_t n_sets; // 1 at least
+    bool audit;
     // prompts
     struct step_reader reader;
     struct step_writes writes;
@@ -88,13 +99,15 @@ static inline float *step_output(const struct step *t, size_t row)
     return engine_f32(t->e, BUFFER_q) + row * row_stride((uint64_t)c->heads * c->head_dim);
 }
 
-// decode.c. Items of the rows alive; false when the sizes overflow.
-bool decode_place(struct step *t);
+// decode.c. Divides the decode rows into the step's sets.
+void decode_divide(struct step *t);
+// Items of a set's rows alive; false when the sizes overflow.
+bool decode_place(struct step *t, struct step_set *set);
 void decode_put_row(struct step *t, struct step_segment *seg, const float *q, const float *k,
                     const float *v);
-// Sends the layer's ATTEND; then waits for what it gives.
-void decode_begin(struct step *t);
-void decode_end(struct step *t);
+// Sends the ATTEND of the set's layer; then waits for what it gives.
+void decode_begin(struct step *t, struct step_set *set);
+void decode_end(struct step *t, struct step_set *set);
 
 // prefill.c.
 void prefill_place(struct step *t);

@@ -1,6 +1,6 @@
 # Tests of host/engine: plan, sync, generations, sampler, system; on the fake drive and on the real one.
 set(ENGINE_TEST_LIBS inst_host inst_link inst_drive inst_kernels inst_base)
-foreach(name plan reply sampler system)
+foreach(name micro plan reply sampler system)
   inst_test(NAME host/engine_${name} SOURCES engine_${name}.c LIBS ${ENGINE_TEST_LIBS})
 endforeach()
 inst_rig(engine_rig SOURCES fake_drive.c LIBS ${ENGINE_TEST_LIBS})
@@ -13,5 +13,5 @@ endforeach()
 # What llama.cpp wrote is kept as JSON (CJSON_*: model.cmake).
 target_include_directories(test_host_engine_stories SYSTEM PRIVATE ${CJSON_INCLUDE})
 target_link_libraries(test_host_engine_stories PRIVATE ${CJSON_LIBRARY})
-inst_fast(host/engine_plan host/engine_reply host/engine_sampler host/engine_system
+inst_fast(host/engine_micro host/engine_plan host/engine_reply host/engine_sampler host/engine_system
   host/engine_numbers host/engine_preflight host/engine_sync)

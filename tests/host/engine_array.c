@@ -95,6 +95,7 @@ static void the_same_bits_for_every_number_of_drives(void **state)
                                      .group = 16,
                                      .attention = sparf ? "sparf" : NULL,
                                      .sparf_divisor = 3,
+                                     .micro_batches = 2 - (uint32_t)i % 2,
                                      .threads = 1 + (uint32_t)i % 2};
             uint64_t want = 0;
             for (size_t d = 0; d < sizeof drives / sizeof *drives; d++) {

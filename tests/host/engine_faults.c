@@ -126,7 +126,8 @@ static void rig_open(struct rig *r, const struct place *place, const struct flas
                              .max_sessions = SESSIONS,
                              .threads = threads,
                              .group = 16,
-                             .chunk = 33};
+                             .chunk = 33,
+                             .micro_batches = 1 + threads % 2};
     must(engine_open_on(&r->engine, &o, r->link, &r->msg), &r->msg);
     r->engine_used = r->engine->budget.used;
 }

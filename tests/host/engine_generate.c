@@ -334,7 +334,8 @@ static void a_failure_is_one_generations(void **state)
     (void)state;
     struct fixture f = {0};
     make_expected(&(struct inst_options){.group = 16, .threads = 1});
-    open_engine(&f, model, NULL, &(struct inst_options){.max_sessions = 4, .threads = 1});
+    open_engine(&f, model, NULL,
+                &(struct inst_options){.max_sessions = 4, .threads = 1, .micro_batches = 1});
     inst_scheduler *s = scheduler(&f, true);
     fake_drive_faults(
         f.link, &(struct fake_faults){

@@ -108,6 +108,7 @@ static void open_drives(struct fixture *f, uint32_t drives, const char *on_loss)
                                    .group = 16,
                                    .chunk = 32,
                                    .threads = 1,
+                                   .micro_batches = 1 + drives % 2,
                                    .attention = attention,
                                    .sparf_divisor = 3,
                                    .drive_timeout_ms = limit_ms,

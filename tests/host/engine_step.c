@@ -156,6 +156,7 @@ static void any_mixture_gives_the_bits_of_each_alone(void **state)
                                  .group = cases[i].group,
                                  .threads = cases[i].threads,
                                  .chunk = cases[i].chunk,
+                                 .micro_batches = 2 - (uint32_t)i % 3,
                                  .attention = cases[i].attention};
         for (uint64_t seed = 0; seed < (more() ? 20 : THREAD_SANITIZER ? 1 : 2); seed++)
             walk(cases[i].kv, &o, cases[i].attention ? &sparf : &dense, seed);
@@ -409,6 +410,53 @@ static void a_cancelled_step_changes_nothing(void **state)
     close_engine(&f);
 }
 
+struct told {
+    char stage[64]; // first letters, in the order in which they ended
+    size_t n;
+};
+
+static void tell(void *user, const struct inst_trace_event *event)
+{
+    struct told *told = user;
+    if (event->kind != INST_TRACE_STAGE)
+        return;
+    assert_true(told->n + 1 < sizeof told->stage && event->start_ns <= event->end_ns);
+    told->stage[told->n++] = event->name[0];
+}
+
+// While one micro-batch is sent to the drive and not collected, the other is computed.
+static void micro_batches_take_turns(void **state)
+{
+    (void)state;
+    // embed, qkv, send, collect, finish; end, logits
+    static const char *const order[] = {"eqscfqscfqscfel", "eqsqscfqscfqscfqscfqscfcfel"};
+    for (uint32_t batches = 1; batches <= 2; batches++) {
+        for (size_t rows = 1; rows <= SESSIONS; rows += 2) {
+            struct told told = {0};
+            struct inst_options o = {.max_sessions = SESSIONS,
+                                     .micro_batches = batches,
+                                     .trace = tell,
+                                     .trace_user = &told};
+            struct fixture f = {0};
+            struct inst_segment segment[SESSIONS];
+            open_engine(&f, model, NULL, &o);
+            for (size_t s = 0; s < rows; s++) {
+                told.n = 0;
+                assert_int_equal(sync_tokens(&f, s, text[s], prompt[s]), 0);
+                segment[s] = (struct inst_segment){
+                    f.session[s], text[s] + prompt[s], 1, false, true, 0, NULL};
+            }
+            memset(&told, 0, sizeof told);
+            assert_int_equal(inst_step(f.engine, segment, rows, NULL, NULL, &f.msg), 0);
+            assert_string_equal(told.stage, order[rows > 1 ? batches - 1 : 0]);
+            for (size_t s = 0; s < rows; s++)
+                assert_memory_equal(inst_logits(f.session[s]), truth_at(&dense, s, prompt[s] + 1),
+                                    logits_bytes(&f));
+            close_engine(&f);
+        }
+    }
+}
+
 static void bad_segments_are_refused(void **state)
 {
     (void)state;
@@ -465,6 +513,7 @@ int main(void)
         cmocka_unit_test(a_mixture_is_one_pass_over_the_weights),
         cmocka_unit_test(many_sessions_take_turns),
         cmocka_unit_test(a_cancelled_step_changes_nothing),
+        cmocka_unit_test(micro_batches_take_turns),
         cmocka_unit_test(bad_segments_are_refused),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
