@@ -4,6 +4,7 @@ set(INST_HOST_ENGINE_SOURCES
   engine/decode.c
   engine/engine.c
   engine/fill.c
+  engine/guest.c
   engine/generate.c
   engine/kv_place.c
   engine/layers.c

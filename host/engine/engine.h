@@ -88,6 +88,7 @@ struct inst_engine {
     uint64_t memory, context, kv_limit;
     struct table_header attend; // method and its knobs, for every ATTEND
     double audit;               // share of decode steps
+    const struct guest *guest;  // attends in the engine's place (guest.h), or NULL
     bool host_attention;        // the drive only stores: what decode attends comes back by READ
     uint64_t decode_steps;
     struct micro micro;

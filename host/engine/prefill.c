@@ -8,6 +8,7 @@
 // evaluated in two parts. Work is spread by (KV head, block of queries).
 #include "host/engine/step.h"
 #include "base/checked.h"
+#include "host/engine/guest.h"
 
 #include <string.h>
 
@@ -53,9 +54,16 @@ static unsigned char *piece_buffer(const struct step *t, uint64_t index)
     return engine_bytes(t->e, index & 1 ? BUFFER_piece1 : BUFFER_piece0);
 }
 
+static bool guest_attends(const struct step *t, const struct step_segment *seg)
+{
+    return t->e->guest && seg->n == 1 && !seg->out->prompt;
+}
+
 // The first piece that the queries of a layer see.
 static uint64_t first_piece(const struct step *t, const struct step_segment *seg, uint32_t layer)
 {
+    if (guest_attends(t, seg))
+        return pieces(t, seg);
     return min_u64(layer_window_start(t->e, layer, seg->pos0) / t->e->plan.piece, pieces(t, seg));
 }
 
@@ -342,6 +350,36 @@ static void attend_own(struct step *t, const struct step_segment *seg)
     attend_runs(t);
 }
 
+// Shows a segment to the guest; a decode row's outputs become partials that stand for themselves.
+static void ask_guest(struct step *t, const struct step_segment *seg)
+{
+    const struct inst_engine *e = t->e;
+    const struct model_config *c = &e->config;
+    struct guest_rows rows = {.layer = t->layer,
+                              .heads = c->heads,
+                              .kv_heads = c->kv_heads,
+                              .head_dim = c->head_dim,
+                              .pos = seg->pos0,
+                              .n = seg->n,
+                              .window = model_layer_window(c, t->layer),
+                              .scale = c->score_scale,
+                              .softcap = c->score_softcap,
+                              .q = engine_f32(e, BUFFER_q) + seg->query * c->head_dim,
+                              .kv = own_slab(t, seg)};
+    if (guest_attends(t, seg)) {
+        float *partials = engine_f32(e, BUFFER_partials);
+        for (size_t q = 0; q < c->heads; q++) {
+            struct partial *p = partial_at(partials, seg->query + q, c->head_dim);
+            p->max = 0;
+            p->sum = 1;
+        }
+        struct partial *first = partial_at(partials, seg->query, c->head_dim);
+        rows.out = first->acc;
+        rows.out_stride = partial_stride(c->head_dim);
+    }
+    e->guest->attend(e->guest->user, &rows);
+}
+
 void prefill_attend(struct step *t)
 {
     float *partials = engine_f32(t->e, BUFFER_partials);
@@ -351,6 +389,10 @@ void prefill_attend(struct step *t)
             continue;
         for (size_t q = 0; q < seg->n * t->e->config.heads; q++)
             partial_clear(partial_at(partials, seg->query + q, t->e->config.head_dim));
+        if (t->e->guest)
+            ask_guest(t, seg);
+        if (guest_attends(t, seg))
+            continue;
         t->at = seg;
         attend_earlier(t, seg);
         if (!seg->status)
