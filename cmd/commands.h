@@ -11,6 +11,7 @@
     X(tokenize, "text to token ids")                                                               \
     X(inspect, "what a GGUF file holds")                                                           \
     X(synth, "write a random model of any shape")                                                  \
+    X(eval, "compare attention methods: accuracy by bytes read")                                   \
     X(bench, "measure, beside others")
 
 #define COMMAND_DECLARE(name, text) int command_##name(int argc, char **argv);

@@ -1,0 +1,166 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""`instinfer eval` with small models and short contexts: what it asks, what it counts, what it
+refuses. The methods themselves are held against their definitions in eval_here.c. Standard library
+only."""
+import csv
+import math
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+import unittest
+import xml.etree.ElementTree
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from needs import HANG  # noqa: E402
+
+INSTINFER, MADE_UP, ROOT = sys.argv[1:4]
+RECALL, STORIES = ROOT + '/models/recall.gguf', ROOT + '/models/stories260K.gguf'
+sys.path.insert(0, ROOT + '/tools/recall')
+import tasks  # noqa: E402
+
+TEXT = ('Once upon a time, there was a little girl named Lily. She loved to play outside in the '
+        'park. One day, she saw a big red ball. The ball was very shiny. ') * 3
+HERE = ('oracle', 'sparq', 'quest', 'h2o', 'streaming', 'window')
+
+
+def run(*args):
+    return subprocess.run([INSTINFER, *map(str, args)], capture_output=True, timeout=HANG)
+
+
+class Eval(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.dir = tempfile.TemporaryDirectory(dir=os.getcwd())
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.dir.cleanup()
+
+    def path(self, name):
+        return self.dir.name + '/' + name
+
+    def eval(self, *args, model=RECALL, kv='ram:64M'):
+        """Rows of the table, by method, budget and row cache."""
+        out = self.path('table.csv')
+        r = run('eval', '-m', model, '--kv', kv, '--memory', '300M', '--csv', out, *args)
+        self.assertEqual((r.returncode, r.stderr), (0, b''))
+        with open(out, newline='') as f:
+            rows = list(csv.DictReader(f))
+        return {(row['method'], float(row['budget']), row['row_cache']): row for row in rows}, r
+
+    def test_all_bytes_are_dense(self):
+        """Everyone who may read everything answers as the drive's dense attention does."""
+        rows, r = self.eval('-c', 300, '-n', 3, '--each', 2, '-b', '1/1',
+                            *(x for m in HERE for x in ('--method', m)))
+        dense = rows['dense', 1, 'off']
+        self.assertEqual(dense['n'], '3')
+        self.assertEqual(float(dense['right']), 1)
+        self.assertEqual(float(dense['kl']), 0)
+        for method in HERE:
+            row = rows[method, 1, 'off']
+            self.assertEqual(float(row['right']), 1, method)
+            self.assertLess(abs(float(row['kl'])), 1e-9, method)
+            self.assertAlmostEqual(float(row['nll']), float(dense['nll']), 6, method)
+            self.assertEqual(float(row['of_kv']), 1, method)
+        self.assertEqual(r.stdout.count(b'\n| dense '), 1)
+
+    def test_bytes_and_answers_by_budget(self):
+        rows, _ = self.eval('-c', 1024, '-n', 4, '--each', 4, '-b', '1/4,1/16', '--svg',
+                            self.path('e.svg'), '--row-cache', '64M', '--group', 16,
+                            kv='ram:64M@20G')
+        for (method, budget, cache), row in rows.items():
+            if method in HERE:
+                # Whole tokens; a page of Quest's at least.
+                self.assertLess(float(row['of_kv']), budget * 1.03 + 1 / 1024, (method, budget))
+                self.assertGreater(float(row['of_kv']), budget * 0.5, (method, budget))
+        # What is far away is found by those who look for it, and by nobody else.
+        self.assertEqual(float(rows['oracle', 1 / 16, 'off']['right']), 1)
+        self.assertLess(float(rows['window', 1 / 16, 'off']['right']), 0.5)
+        self.assertGreater(float(rows['window', 1 / 16, 'off']['kl']), 1)
+        loss = rows['window', 1 / 16, 'off']
+        self.assertAlmostEqual(float(loss['less_dense']), float(loss['right']) - 1, 5)
+        # A row cache changes what is read, and nothing else.
+        for method, budget in (('dense', 1), ('sparf', 1 / 4), ('sparf', 1 / 16)):
+            off, on = rows[method, budget, 'off'], rows[method, budget, 'on']
+            self.assertEqual((off['right'], off['kl'], off['nll']),
+                             (on['right'], on['kl'], on['nll']))
+            self.assertLess(float(on['of_kv']), 0.1)
+            self.assertGreater(float(off['of_kv']), 0.1)
+        # All of KV but what is still in DRAM, read once for every token.
+        self.assertGreater(float(rows['dense', 1, 'off']['of_kv']), 0.95)
+        self.assertLess(float(rows['dense', 1, 'off']['of_kv']), 1.02)
+        tree = xml.etree.ElementTree.parse(self.path('e.svg'))
+        texts = {e.text for e in tree.iter('{http://www.w3.org/2000/svg}text')}
+        self.assertLessEqual({'recall, 1024 tokens', *HERE, 'sparf', 'dense'}, texts)
+
+    def test_perplexity_is_that_of_the_logits(self):
+        text, npy = self.path('text.txt'), self.path('logits.npy')
+        with open(text, 'w') as f:
+            f.write(TEXT)
+        ids = run('tokenize', '-m', STORIES, '--ids', '-f', text).stdout
+        ids = [int(x) for x in ids.decode().strip('[] \n').split(',')][:100]
+        r = run('logits', '-m', STORIES, '--tokens', ','.join(map(str, ids)), '--all', '-o', npy,
+                '--kv', 'ram:64M', '--memory', '300M')
+        self.assertEqual(r.returncode, 0, r.stderr)
+        with open(npy, 'rb') as f:
+            data = f.read()
+        vocab = 512
+        values = struct.unpack(f'<{100 * vocab}f', data[-400 * vocab:])
+        nll = right = 0
+        for at in range(100 - 17, 99):
+            x = values[at * vocab:(at + 1) * vocab]
+            if at >= 83:
+                nll += math.log(sum(math.exp(v - x[ids[at + 1]]) for v in x)) / 16
+                right += (max(x) == x[ids[at + 1]]) / 16
+        rows, _ = self.eval('--text', text, '-c', 100, '--decode', 16, '-n', 1, '--method',
+                            'window', '-b', '1/2', model=STORIES)
+        dense = rows['dense', 1, 'off']
+        self.assertEqual(dense['task'], 'text')
+        self.assertAlmostEqual(float(dense['nll']), nll, 4)
+        self.assertAlmostEqual(float(dense['right']), right, 5)
+        self.assertGreater(float(rows['window', 0.5, 'off']['kl']), 0)
+
+    def test_same_text_as_the_recipe(self):
+        for task in ('recall', 'keys', 'hop', 'vote', 'copy'):
+            for tokens, seed, n in ((1, 1, 1), (700, 7, 3), (9000, 4000000000, 9)):
+                d = tasks.make_document(task, tokens, seed, n)
+                want = f'{d["tokens"]}\n{d["document"]}' + ''.join(
+                    f'{prompt}|{answer}' for q in d['questions'] for prompt, answer in q) + '\n'
+                made = subprocess.run([MADE_UP, task, str(tokens), str(seed), str(n)],
+                                      capture_output=True, check=True, timeout=HANG).stdout
+                self.assertEqual(made.decode(), want, (task, tokens))
+
+    def test_keys_are_all_or_nothing(self):
+        rows, _ = self.eval('--task', 'keys', '-c', 400, '-n', 3, '--each', 3, '--method', 'window',
+                            '-b', '1/4')
+        self.assertEqual(float(rows['dense', 1, 'off']['right']), 1)
+        self.assertEqual(float(rows['window', 0.25, 'off']['right']), 0)
+
+    def test_refuses(self):
+        short = self.path('short.txt')
+        with open(short, 'w') as f:
+            f.write('A short text.')
+        ok = ('eval', '-m', RECALL, '--kv', 'ram:64M', '--memory', '300M')
+        for args, code, what in (
+                (('eval',), 2, b'no model given'),
+                ((*ok, '--task', 'sum'), 2, b"'sum' is unknown"),
+                ((*ok, '--method', 'magic'), 2, b"'magic' is unknown"),
+                ((*ok, '-b', '0.1'), 2, b"'0.1' is not like"),
+                ((*ok, '-b', '1/0'), 2, b"'1/0' is not like"),
+                ((*ok, '-b', '1/8,'), 2, b"'1/8,' is not like"),
+                ((*ok, '-c', '63'), 2, b'out of range'),
+                ((*ok, '--text', short, '-c', 100, '--decode', 9), 1, b'a context of 100 needs'),
+                ((*ok, '--text', short, '-c', 64), 2, b'too many'),
+                ((*ok, '--row-cache', 'lots'), 2, b"'lots'"),
+                ((*ok, '--csv', self.dir.name), 1, b'irectory')):
+            r = run(*args)
+            self.assertEqual(r.returncode, code, (args, r.stderr))
+            self.assertIn(what, r.stderr)
+            self.assertEqual(r.stderr.count(b'\n'), 1, r.stderr)
+
+
+if __name__ == '__main__':
+    unittest.main(argv=sys.argv[:1])
