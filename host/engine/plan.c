@@ -15,6 +15,9 @@ enum {
     TEXT_BYTES = 64 * 1024,   // least room for text
     TEXT_PER_TOKEN = 16,      // text, token lists while they grow and when they are done
     TEXT_SHARE = 8, // but no more than an eighth of the budget: inst_tokenize refuses more
+    // Lists of tokens: a full context, and so many of every session ...
+    TOKENS_EACH = 512,
+    TOKENS_SHARE = 32, // ... or this part of the budget, if it is more
     STRIP_ROWS = 64,
     MIXED_ROWS = STRIP_ROWS, // fewer leave part of a pass over the weights unused
     LOGITS_ROWS = 8,
@@ -68,6 +71,17 @@ const char *plan_bytes_text(uint64_t bytes, char out[24])
 static uint64_t pair(struct sum *s, uint64_t whole, uint64_t half)
 {
     return max_u64(whole, mul(s, 2, add(s, half, 64)));
+}
+
+// As many tokens as sessions can have, where that is little of the budget; otherwise what lets one
+// of them fill its context, and all of them work.
+static uint64_t live_tokens(struct sum *s, const struct plan_input *in)
+{
+    uint64_t all,
+        least = add(s, in->context, mul(s, in->sessions, min_u64(in->context, TOKENS_EACH)));
+    if (!checked_mul(in->context, in->sessions, &all))
+        all = UINT64_MAX;
+    return min_u64(all, max_u64(least, in->memory / TOKENS_SHARE / sizeof(int32_t)));
 }
 
 // Fills in everything that follows from threads, chunk and piece. False when it overflows.
@@ -137,12 +151,12 @@ static bool size_buffers(struct engine_plan *p, const struct model_config *c,
                           in->memory / TEXT_SHARE));
     // Tokens, logits, and the sampler's {id, logit} for every token of the vocabulary; other
     // methods than dense may need to know how a token was computed.
-    uint64_t tokens = mul(&s, in->context, sizeof(int32_t));
-    if (in->method != METHOD_DENSE)
-        tokens = add(&s, tokens, in->context / 8 + ALLOC_BYTES);
-    p->sessions =
+    p->tokens = live_tokens(&s, in);
+    uint64_t notes = in->method != METHOD_DENSE ? in->context / 8 + ALLOC_BYTES : 0;
+    p->sessions = add(
+        &s, mul(&s, p->tokens, sizeof(int32_t)),
         mul(&s, in->sessions,
-            add(&s, 4 * ALLOC_BYTES + PLAN_SESSION_BYTES, add(&s, tokens, mul(&s, c->vocab, 12))));
+            add(&s, 4 * ALLOC_BYTES + PLAN_SESSION_BYTES, add(&s, notes, mul(&s, c->vocab, 12)))));
     return !s.overflow;
 }
 

@@ -7,7 +7,7 @@
 // fixed:    what no budget sees: libc, relocations, stacks and scratch of the workers.
 // tables:   indexes of file and vocabulary, known after loading.
 // text:     prompt text and token lists of the caller, which lie in the same process.
-// sessions: tokens, logits and the sampler's candidates.
+// sessions: tokens, as many as are likely to live at a time, logits and the sampler's candidates.
 // buffers:  activations of a chunk or a batch, KV in transit.
 // array:    what a drive array adds: the drives' parts of commands.
 // drives:   their DRAM. Each has its share of what is left, by the heads that it holds.
@@ -96,6 +96,7 @@ struct engine_plan {
     uint64_t buffer[BUFFER_COUNT]; // bytes
     uint64_t scratch;              // bytes for each worker
     uint64_t fixed;                // scratch of all workers included
+    uint64_t tokens;               // in the lists of all sequences together
     uint64_t text, sessions, buffers;
     uint64_t array;            // what a drive array takes beside its drives
     uint64_t drive;            // the drives' DRAM

@@ -85,11 +85,12 @@ static uint32_t count(const struct inst_engine *e, uint64_t *room)
     return n;
 }
 
-// Tokens of all sequences stay within those of the sessions that the plan knows, `more` included.
-// Methods that hold more than maps for a sequence have as many as the plan has sessions.
+// Tokens of all sequences stay within those that the plan has, `more` included, as far as some are
+// kept that nobody has. Methods that hold more than maps for a sequence have as many as the plan
+// has sessions.
 static void make_room(struct inst_engine *e, uint64_t more)
 {
-    uint64_t room, most = e->max_sessions * e->context;
+    uint64_t room, most = e->plan.tokens;
     uint32_t n = count(e, &room);
     uint32_t places = e->attend.method == METHOD_DENSE ? e->n_sequences : e->max_sessions;
     while ((room + more > most || n > places) && give_up_one(e))
@@ -123,6 +124,19 @@ int seq_new(struct inst_engine *e, struct seq **out, struct inst_msg *msg)
     return 0;
 }
 
+// A list that holds less now.
+static void shrink(struct inst_engine *e, struct seq *q, uint64_t room)
+{
+    if (room >= q->room)
+        return;
+    int32_t *tokens =
+        budget_resize(&e->budget, q->tokens, room * sizeof *tokens, "a sequence's tokens", NULL);
+    if (!tokens)
+        return;
+    q->tokens = tokens;
+    q->room = room;
+}
+
 void seq_release(struct inst_engine *e, struct seq *q)
 {
     // A group that is not full would hold a buffer of the drive.
@@ -132,12 +146,7 @@ void seq_release(struct inst_engine *e, struct seq *q)
         return;
     }
     q->length = q->exact = whole;
-    int32_t *tokens =
-        budget_resize(&e->budget, q->tokens, whole * sizeof *tokens, "a sequence's tokens", NULL);
-    if (tokens) {
-        q->tokens = tokens;
-        q->room = whole;
-    }
+    shrink(e, q, whole);
     q->state = SEQ_KEPT;
     q->used = ++e->clock;
     make_room(e, 0);
@@ -150,6 +159,8 @@ int seq_cut(struct inst_engine *e, struct seq *q, uint64_t length, struct inst_m
         return err;
     q->length = length;
     q->exact = min_u64(q->exact, length);
+    if (q->room / 2 > length)
+        shrink(e, q, max_u64(length, ROOM_LEAST));
     if (!length) {
         q->epoch = ++e->next_epoch;
         q->forked = q->suspect = false;
@@ -161,9 +172,18 @@ int seq_reserve(struct inst_engine *e, struct seq *q, uint64_t tokens, struct in
 {
     if (tokens <= q->room)
         return 0;
-    uint64_t room =
-        min_u64(max_u64(max_u64(tokens, q->room + q->room / 2), ROOM_LEAST), e->context);
-    make_room(e, room - q->room);
+    make_room(e, tokens - q->room);
+    uint64_t used, most = e->plan.tokens;
+    count(e, &used);
+    used -= q->room;
+    if (used > most || tokens > most - used)
+        return inst_fail(msg, INST_ENORESOURCE,
+                         "the tokens of all sessions are more than there is memory for (%llu): "
+                         "fewer sessions or more --memory",
+                         (unsigned long long)most);
+    // Room to grow, but no more than a fair share of what is free.
+    uint64_t room = max_u64(max_u64(tokens, q->room + q->room / 2), ROOM_LEAST);
+    room = min_u64(min_u64(room, tokens + (most - used - tokens) / e->max_sessions), e->context);
     int32_t *more =
         budget_resize(&e->budget, q->tokens, room * sizeof *more, "a session's tokens", msg);
     if (!more)

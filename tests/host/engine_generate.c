@@ -234,6 +234,12 @@ static void no_room_makes_fewer_run(void **state)
         run_all(&f, true);
         close_engine(&f);
     }
+    // Lists of tokens that have room for two of them
+    struct fixture f = {0};
+    open_engine(&f, model, NULL, &(struct inst_options){.max_sessions = 4, .threads = 1});
+    f.engine->plan.tokens = 330;
+    run_all(&f, true);
+    close_engine(&f);
 }
 
 // A store too small for all: they take turns.

@@ -58,6 +58,30 @@ static void plans_fit(const struct model_config *config, const struct plan_input
                 in->context * config->layers * config->kv_heads * config->head_dim * 4);
 }
 
+// Lists of tokens are planned for those that live: many sessions with a large context, of which
+// each could fill it but not all, take what their work takes.
+static void tokens_that_live(void **state)
+{
+    (void)state;
+    struct engine_plan p;
+    struct inst_msg msg = {0};
+    struct plan_input in = {.memory = 64 << 20,
+                            .tables = 200 << 10,
+                            .context = 1 << 20,
+                            .sessions = 256,
+                            .chunk = 64,
+                            .max_threads = 2};
+    plans_fit(&small, &in); // 256 contexts are a gigabyte of tokens
+    assert_int_equal(engine_plan(&p, &small, &in, &msg), 0);
+    assert_int_equal(p.tokens, (1 << 20) + 256 * 512);
+    in.memory = 1ull << 31;
+    assert_int_equal(engine_plan(&p, &small, &in, &msg), 0);
+    assert_int_equal(p.tokens, in.memory / 32 / 4);
+    in.sessions = 3;
+    assert_int_equal(engine_plan(&p, &small, &in, &msg), 0);
+    assert_int_equal(p.tokens, 3 << 20); // all of them
+}
+
 static void the_promised_budgets_work(void **state)
 {
     (void)state;
@@ -262,6 +286,7 @@ static void sizes_read_well(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(tokens_that_live),
         cmocka_unit_test(the_promised_budgets_work),
         cmocka_unit_test(sparf_is_in_the_plan),
         cmocka_unit_test(more_memory_never_means_a_smaller_chunk),

@@ -327,9 +327,75 @@ static void sparf_shares_what_is_exact(void **state)
     close_engine(&alone);
 }
 
+// More sessions than tokens: what is kept goes first, then somebody is told, and is served once
+// others have ended.
+static void tokens_are_short(void **state)
+{
+    (void)state;
+    struct fixture f = {0};
+    open_engine(&f, model, NULL,
+                &(struct inst_options){.max_sessions = SESSIONS, .context = CONTEXT, .threads = 1});
+    assert_int_equal(f.engine->plan.tokens, SESSIONS * CONTEXT);
+    f.engine->plan.tokens = 2 * N + 200;
+    assert_int_equal(sync_tokens(&f, 0, other[0], N), 0);
+    assert_int_equal(sync_tokens(&f, 1, other[1], N), 0);
+    assert_int_equal(sync_tokens(&f, 2, other[2], N), INST_ENORESOURCE);
+    assert_non_null(strstr(f.msg.text, "tokens of all sessions"));
+    assert_int_equal(inst_session_length(f.session[2]), 0);
+    assert_int_equal(sync_tokens(&f, 2, other[2], 150), 0); // that much there is
+    check_bits(&f, 2, other[2], 150);
+    assert_int_equal(sync_tokens(&f, 2, other[2], N), INST_ENORESOURCE);
+    assert_int_equal(inst_session_length(f.session[2]), 150);
+    // A session that has become shorter holds less, and one that was closed is kept no longer.
+    assert_int_equal(sync_tokens(&f, 0, other[0], 20), 0);
+    assert_int_equal(sync_tokens(&f, 2, other[2], 250), 0);
+    inst_session_close(f.session[1]);
+    assert_int_equal(sync_tokens(&f, 2, other[2], N), 0);
+    check_bits(&f, 2, other[2], N);
+    assert_int_equal(sync_tokens(&f, 3, other[3], N), 0);
+    check_bits(&f, 3, other[3], N);
+    uint64_t room = 0;
+    for (uint32_t i = 0; i < f.engine->n_sequences; i++)
+        room += f.engine->sequence[i].room;
+    assert_true(room <= f.engine->plan.tokens);
+    close_engine(&f);
+}
+
+// Sessions with short prompts do not pay for what a context could hold.
+static void many_sessions_of_a_large_context(void **state)
+{
+    (void)state;
+    enum { MANY = 200 };
+    struct fixture f = {0};
+    static inst_session *session[MANY];
+    static struct inst_prefix prefix[MANY];
+    open_engine(&f, model, "null:",
+                &(struct inst_options){.max_sessions = MANY,
+                                       .context = 1 << 20, // tokens of all: 800 MiB
+                                       .memory = 48 << 20,
+                                       .chunk = 64,
+                                       .threads = 1});
+    for (size_t i = 0; i < MANY; i++) {
+        if (i < 8)
+            session[i] = f.session[i];
+        else
+            assert_int_equal(inst_session_open(&session[i], f.engine, &f.msg), 0);
+        prefix[i] = (struct inst_prefix){
+            .session = session[i], .tokens = other[i % 8] + i / 8, .n_tokens = 12 + i % 5};
+    }
+    if (inst_sync(f.engine, prefix, MANY, NULL, NULL, &f.msg))
+        fail_msg("%s", f.msg.text);
+    for (size_t i = 0; i < MANY; i++)
+        assert_int_equal(inst_session_length(session[i]), 12 + i % 5);
+    assert_true(f.engine->budget.peak <= f.engine->memory);
+    close_engine(&f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(tokens_are_short),
+        cmocka_unit_test(many_sessions_of_a_large_context),
         cmocka_unit_test(prompts_of_one_call_share),
         cmocka_unit_test(later_prompts_find_what_is_held),
         cmocka_unit_test(what_a_session_moves_away_from_is_kept),
