@@ -100,8 +100,7 @@ static void hush(struct fixture *f, uint8_t opcode, unsigned after, enum silence
     silent = (struct silent){.opcode = opcode, .after = after, .how = how};
 }
 
-// ---- helpers
-// -------------------------------------------------------------------------------------
+// ---- helpers -------------------------------------------------------------------------------------
 
 static void open_late(struct fixture *f, uint32_t limit_ms)
 {
@@ -173,7 +172,7 @@ static void every_wait_has_an_end(void **state)
         size_t n = places[i].decode ? PROMPT + 1 : PROMPT;
         assert_int_equal(sync_tokens(&f, 0, text, n), INST_ETIMEOUT);
         // One limit for what was waited for, one to ask for its end, one to cut the session.
-        assert_true(seconds_since(start) >= 0.001 * LIMIT_MS && seconds_since(start) < 20);
+        assert_true(seconds_since(start) >= 0.001 * LIMIT_MS && seconds_since(start) < 300);
         expect_line(&f, "of layer"); // one of those that were waited for
         assert_true(silent.links_aborted > 0);
         // Asked for anything, it is not waited for long.
@@ -257,7 +256,7 @@ static void the_real_drive_gives_up(void **state)
     assert_non_null(strstr(f.msg.text, "ram:8M@20K: no answer in 0.06 s"));
     uint64_t start = clock_ns();
     close_engine(&f);
-    assert_true(seconds_since(start) < 20);
+    assert_true(seconds_since(start) < 300);
 }
 
 // ---- cancel
@@ -285,7 +284,7 @@ static void a_cancel_ends_any_wait(void **state)
         pthread_create(&thread, NULL, cancel_soon, f.engine);
         assert_int_equal(sync_tokens(&f, 0, text, places[i].decode ? PROMPT + 1 : PROMPT),
                          INST_ECANCELLED);
-        assert_true(seconds_since(start) < 20);
+        assert_true(seconds_since(start) < 300);
         assert_string_equal(f.msg.text, "cancelled");
         pthread_join(thread, NULL);
         // It holds until it is taken back, and nothing is computed meanwhile.
