@@ -63,6 +63,7 @@ void space_config_encode(uint8_t out[CONFIG_BYTES], const struct space_config *c
     le_put32(out + 32, config->q_heads);
     le_put32(out + 36, config->method);
     le_put32(out + 40, config->page_channels);
+    le_put32(out + 44, config->piece_tokens);
 }
 
 int space_config_decode(struct space_config *config, const void *in, size_t bytes)
@@ -80,6 +81,7 @@ int space_config_decode(struct space_config *config, const void *in, size_t byte
         .q_heads = le_get32(p + 32),
         .method = le_get32(p + 36),
         .page_channels = le_get32(p + 40),
+        .piece_tokens = le_get32(p + 44),
     };
     return 0;
 }
@@ -121,6 +123,10 @@ void table_put_header(void *table, const struct table_header *header)
     le_put32(p + 36, header->sparf_divisor);
     le_put32(p + 40, header->sparf_local);
     le_put32(p + 44, header->audit);
+    le_putf32(p + 48, header->pages_ratio);
+    le_putf32(p + 52, header->pages_mass);
+    le_put32(p + 56, header->pages_local);
+    le_put32(p + 60, header->pages_no_rest);
 }
 
 int table_get_header(struct table_header *header, const void *table, size_t bytes, uint32_t count)
@@ -140,6 +146,10 @@ int table_get_header(struct table_header *header, const void *table, size_t byte
         .sparf_divisor = le_get32(p + 36),
         .sparf_local = le_get32(p + 40),
         .audit = le_get32(p + 44),
+        .pages_ratio = le_getf32(p + 48),
+        .pages_mass = le_getf32(p + 52),
+        .pages_local = le_get32(p + 56),
+        .pages_no_rest = le_get32(p + 60),
     };
     return 0;
 }
@@ -266,7 +276,9 @@ const struct stat_row stat_rows[] = {
 #define ROW_DRIVE(name, how, text) {#name, text, STAT_##how, STAT_OF_DRIVE},
 #define ROW_AUDIT(name, how, text) {#name, text, STAT_##how, STAT_OF_AUDITS},
 #define ROW_SPARF(name, how, text) {#name, text, STAT_##how, METHOD_SPARF},
-    STAT_DRIVE_MAP(ROW_DRIVE) STAT_AUDIT_MAP(ROW_AUDIT) STAT_SPARF_MAP(ROW_SPARF)};
+#define ROW_PAGES(name, how, text) {#name, text, STAT_##how, METHOD_PAGES},
+    STAT_DRIVE_MAP(ROW_DRIVE) STAT_AUDIT_MAP(ROW_AUDIT) STAT_SPARF_MAP(ROW_SPARF)
+        STAT_PAGES_MAP(ROW_PAGES)};
 
 void stats_encode(uint8_t out[STAT_TABLE_BYTES], const struct drive_stats *values)
 {

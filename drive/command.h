@@ -94,18 +94,21 @@ struct space_config {
     uint64_t max_tokens;    // per sequence, for planning
     uint32_t q_heads;       // of an ATTEND, for planning; 0: 8 per KV head
     // enum attend_method: what the space must be able to serve besides dense attention.
-    // METHOD_SPARF adds the channel-indexed copy of K.
+    // METHOD_SPARF adds the channel-indexed copy of K, METHOD_PAGES a ranking index in DRAM.
     uint32_t method;
     // METHOD_SPARF: channels of K that share a page, power of two, 1 to 16; a page then covers
     // page_bytes / (2 * page_channels) tokens. 0: the drive chooses.
     uint32_t page_channels;
+    // METHOD_PAGES: consecutive tokens that are chosen together, power of two, 16 to 64, no more
+    // than group_tokens. 0: the drive chooses.
+    uint32_t piece_tokens;
 };
 void space_config_encode(uint8_t out[CONFIG_BYTES], const struct space_config *config);
 int space_config_decode(struct space_config *config, const void *in, size_t bytes);
 
-// How ATTEND finds what it reads. METHOD_SPARF needs a space of that method; METHOD_DENSE works on
-// every space.
-enum attend_method { METHOD_DENSE = 0, METHOD_SPARF = 1 };
+// How ATTEND finds what it reads. METHOD_SPARF and METHOD_PAGES need a space of that method;
+// METHOD_DENSE works on every space.
+enum attend_method { METHOD_DENSE = 0, METHOD_SPARF = 1, METHOD_PAGES = 2 };
 
 struct table_header {
     // WRITE, READ: the range of KV heads that the slabs hold
@@ -121,6 +124,11 @@ struct table_header {
     uint32_t sparf_divisor;  // k = min(S, max(ceil(S / this), sparf_local)); 0 = 8
     uint32_t sparf_local;    // so many most recent tokens are chosen whatever their rank
     uint32_t audit;          // 1: attend densely too, so that the captured mass is exact
+    // ATTEND, METHOD_PAGES: how much is read, of the bytes that dense attention would.
+    float pages_ratio;    // at most this part; 0 = 1/8, with a pages_mass 1
+    float pages_mass;     // not 0: only until this share of the softmax is predicted to be captured
+    uint32_t pages_local; // so many most recent tokens are read whatever their rank
+    uint32_t pages_no_rest; // 1: what is not read counts for nothing, instead of being estimated
 };
 
 struct table_item {
@@ -162,7 +170,7 @@ struct attend_layout {
     uint64_t out;      // out: fp32 [count][q_heads][head_dim] at 0
     uint64_t lse;      // out: fp32 [count][q_heads], max + log(sum)
     // out: fp32 [count][q_heads], share of the softmax weight that the tokens used hold. Dense: 1;
-    // sparf: the predicted share (alpha), with `audit` the exact one.
+    // sparf (alpha) and pages: the predicted share, with `audit` the exact one.
     uint64_t captured;
     uint64_t status; // out: u32 [count], NVMe status of each item; others are unharmed
     uint64_t out_bytes;
@@ -239,11 +247,20 @@ bool attend_layout(struct attend_layout *layout, uint32_t count, uint32_t q_head
       "channel rows given up as flash failed; ranked by token from then on")                       \
     X(sparf_dram_bytes, NOW, "DRAM that sparf adds: page buffers, scores, sums of V")
 
+#define STAT_PAGES_MAP(X)                                                                          \
+    X(pages_steps, SAME, "pages attention of one sequence in one layer")                           \
+    X(pages_dense_bytes, SUM, "on flash, that dense attention would have read in these")           \
+    X(pages_read_bytes, SUM, "in pages that hold chosen tokens: read")                             \
+    X(pages_predicted, SUM, "query heads whose captured mass was predicted")                       \
+    X(pages_predicted_sum, SUM, "of these, the sum of predicted captured mass, in millionths")     \
+    X(pages_dram_bytes, NOW, "DRAM that pages adds: buffers, weights, the index")
+
 // A new method adds its map here and its line in command.c.
 #define STAT_MAP(X)                                                                                \
     STAT_DRIVE_MAP(X)                                                                              \
     STAT_AUDIT_MAP(X)                                                                              \
-    STAT_SPARF_MAP(X)
+    STAT_SPARF_MAP(X)                                                                              \
+    STAT_PAGES_MAP(X)
 
 enum stat_how {
     STAT_SUM,      // adds up

@@ -94,7 +94,7 @@ struct method {
 
 enum { METHOD_LEVELS = 6 };
 
-extern const struct method method_dense, method_sparf;
+extern const struct method method_dense, method_sparf, method_pages;
 extern const struct method method_copy; // READ
 
 #endif

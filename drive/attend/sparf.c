@@ -14,6 +14,7 @@ enum {
     PIECES_MIN = 2,
     PIECES_LEVEL = 8,  // doubled by every level
     SPAN_TOKENS = 256, // of a piece, where there is DRAM for it
+    HELD_BYTES = 4096, // nodes of the part of an index that a unit holds
 };
 
 // ---- sizes -------------------------------------------------------------------------------------
@@ -27,7 +28,8 @@ static uint64_t carve(struct sparf_unit *u, uint8_t *memory, const struct sparf_
 #define CARVE(field, count)                                                                        \
     u->field = memory ? (void *)(memory + at) : NULL;                                              \
     at += ((count) * sizeof *u->field + 63) / 64 * 64
-    CARVE(scores, (heads + queries) * s->tokens);
+    CARVE(scores, heads * s->head_floats);
+    CARVE(rest, s->rest ? queries * partial_stride(dim) : 0);
     CARVE(chosen, heads * (s->tokens / 64));
     CARVE(channels, heads * dim);
     CARVE(q_kept, queries * dim);
@@ -38,8 +40,14 @@ static uint64_t carve(struct sparf_unit *u, uint8_t *memory, const struct sparf_
     CARVE(gap_sums, heads * dim);
     CARVE(gaps, heads);
     CARVE(captured, queries);
+    CARVE(predicted, s->rest ? queries : 0);
 #undef CARVE
     return at;
+}
+
+static const char *name_of(const struct space_config *c)
+{
+    return c->method == METHOD_PAGES ? "pages" : "sparf";
 }
 
 static int sparf_size(struct sparf_size *s, const struct flash_geometry *g,
@@ -52,8 +60,11 @@ static int sparf_size(struct sparf_size *s, const struct flash_geometry *g,
     s->group = c->q_heads ? (c->q_heads + c->kv_heads - 1) / c->kv_heads : 8;
     if (!checked_round_up(max_u64(c->max_tokens, 1), ATTENTION_TILE, &s->tokens) ||
         s->tokens > (uint64_t)1 << 36 || s->group > MAX_GROUP_HEADS)
-        return inst_fail(msg, INST_EINVAL, "CONFIG: sparf over %llu tokens, %u query heads",
-                         (unsigned long long)c->max_tokens, c->q_heads);
+        return inst_fail(msg, INST_EINVAL, "CONFIG: %s over %llu tokens, %u query heads",
+                         name_of(c), (unsigned long long)c->max_tokens, c->q_heads);
+    s->rest = c->method == METHOD_PAGES;
+    s->head_floats = s->rest ? pages_floats(c, s->tokens, s->group) : (s->group + 1ull) * s->tokens;
+    s->scratch = s->rest ? max_u64(sparf_scratch(dim), pages_scratch(dim)) : sparf_scratch(dim);
     uint64_t units = div_round_up(c->kv_heads, s->bundle) * max_u64(c->max_sequences, 1);
     s->units = (uint32_t)min_u64(min_u64(1u << level, SPARF_UNITS_MAX), units);
     s->pieces = level ? (uint32_t)PIECES_LEVEL << (level - 1) : PIECES_MIN;
@@ -73,9 +84,9 @@ static int sparf_size(struct sparf_size *s, const struct flash_geometry *g,
     return 0;
 }
 
-static int sparf_plan(struct method_plan *plan, const struct flash_geometry *geometry,
-                      const struct space_config *config, const struct stream *streams,
-                      unsigned level, struct inst_msg *msg)
+int sparf_plan(struct method_plan *plan, const struct flash_geometry *geometry,
+               const struct space_config *config, const struct stream *streams, unsigned level,
+               struct inst_msg *msg)
 {
     struct sparf_size s;
     int status = sparf_size(&s, geometry, config, streams, level, msg);
@@ -85,16 +96,15 @@ static int sparf_plan(struct method_plan *plan, const struct flash_geometry *geo
     plan->pages = s.piece_pages;
     plan->pieces = s.pieces;
     plan->frames = s.piece_pages + s.piece_rows;
-    plan->scratch = sparf_scratch(config->head_dim);
+    plan->scratch = s.scratch;
     plan->bytes = sizeof(struct method_state) +
-                  s.units * (sizeof(struct sparf_unit) + s.unit_bytes + 4096 + 64) +
+                  s.units * (sizeof(struct sparf_unit) + s.unit_bytes + HELD_BYTES + 4096 + 64) +
                   pieces_bytes(s.pieces, s.piece_rows, s.piece_pages) +
                   s.pieces * s.partial_floats * sizeof(float) + 3 * (4096 + 64);
     return 0;
 }
 
-static int sparf_open(struct method_state **out, struct walk *walk, unsigned level,
-                      struct inst_msg *msg)
+int sparf_open(struct method_state **out, struct walk *walk, unsigned level, struct inst_msg *msg)
 {
     struct space *space = walk->space;
     struct budget *budget = space->budget;
@@ -131,7 +141,7 @@ static int sparf_open(struct method_state **out, struct walk *walk, unsigned lev
     return status;
 }
 
-static void sparf_close(struct method_state *s)
+void sparf_close(struct method_state *s)
 {
     struct budget *budget = s->space->budget;
     for (uint32_t i = 0; s->units && i < s->size.units; i++)
@@ -142,18 +152,29 @@ static void sparf_close(struct method_state *s)
     budget_free(budget, s);
 }
 
+int sparf_check_heads(const struct method_state *s, const struct table_header *h,
+                      const struct table_item *item, struct inst_msg *msg)
+{
+    const char *name = name_of(&s->space->config);
+    if (h->q_heads / s->space->config.kv_heads > s->size.group)
+        return inst_fail(msg, INST_ENORESOURCE, "ATTEND: %s was planned for %u query heads", name,
+                         s->size.group * s->space->config.kv_heads);
+    if (item->window)
+        return inst_fail(msg, INST_ENOTSUP, "ATTEND: sequence %u: %s with a window", item->seq,
+                         name);
+    return 0;
+}
+
 static int sparf_check(struct method_state *s, struct table_header *h,
                        const struct table_item *item, struct inst_msg *msg)
 {
     uint32_t dim = s->space->config.head_dim;
-    if (h->q_heads / s->space->config.kv_heads > s->size.group)
-        return inst_fail(msg, INST_ENORESOURCE, "ATTEND: sparf was planned for %u query heads",
-                         s->size.group * s->space->config.kv_heads);
+    int status = sparf_check_heads(s, h, item, msg);
+    if (status)
+        return status;
     if (h->sparf_channels > dim || h->audit > 1)
         return inst_fail(msg, INST_EINVAL, "ATTEND: sparf: %u channels of %u, audit %u",
                          h->sparf_channels, dim, h->audit);
-    if (item->window)
-        return inst_fail(msg, INST_ENOTSUP, "ATTEND: sequence %u: sparf with a window", item->seq);
     if (!h->sparf_channels)
         h->sparf_channels = (dim + 7) / 8;
     if (!h->sparf_divisor)
@@ -161,17 +182,16 @@ static int sparf_check(struct method_state *s, struct table_header *h,
     return 0;
 }
 
-static int sparf_check_item(const struct method_state *s, const struct table_item *item,
-                            struct inst_msg *msg)
+int sparf_check_item(const struct method_state *s, const struct table_item *item,
+                     struct inst_msg *msg)
 {
     if (item->pos + item->n_tokens <= s->size.tokens)
         return 0;
-    return inst_fail(msg, INST_ENORESOURCE,
-                     "ATTEND: sequence %u: sparf was planned for %llu tokens", item->seq,
-                     (unsigned long long)s->size.tokens);
+    return inst_fail(msg, INST_ENORESOURCE, "ATTEND: sequence %u: %s was planned for %llu tokens",
+                     item->seq, name_of(&s->space->config), (unsigned long long)s->size.tokens);
 }
 
-static uint32_t sparf_bundle(const struct method_state *s)
+uint32_t sparf_bundle(const struct method_state *s)
 {
     return s->size.bundle;
 }
@@ -209,24 +229,20 @@ static void begin_means(struct method_state *s, const struct unit *unit, struct 
     u->mean_at = min_u64(mean_at, u->mean_end);
 }
 
-static bool sparf_begin(struct unit *unit)
+struct sparf_unit *sparf_take(struct unit *unit, uint64_t k, bool audit)
 {
     struct method_state *s = unit->state;
-    const struct table_header *h = &unit->job->header;
     struct sparf_unit *u = s->free_units;
     if (!u)
-        return false;
+        return NULL;
     s->free_units = u->next;
     unit->own = u;
     if (!unit->head_first)
         count_item(s, unit);
-    u->n_channels = h->sparf_channels;
     u->tokens = unit->job->items[unit->item].end;
-    u->local = min_u64(h->sparf_local, u->tokens);
-    u->k = h->sparf_tokens ? h->sparf_tokens : div_round_up(u->tokens, h->sparf_divisor);
-    u->k = min_u64(max_u64(u->k, u->local), u->tokens);
+    u->k = k;
     u->all = u->k == u->tokens;
-    u->audit = h->audit != 0;
+    u->audit = audit;
     u->mean_at = u->mean_end = 0;
     u->means_waiting = 0;
     u->redo = UINT64_MAX;
@@ -234,12 +250,28 @@ static bool sparf_begin(struct unit *unit)
         u->alpha[i] = 1;
         partial_clear(partial_at(u->dense, i, s->space->config.head_dim));
     }
-    unit->phase = u->all ? SPARF_TOKENS : SPARF_PREPARE;
-    unit->kind = u->all ? UNIT_READS : UNIT_THINKS;
-    if (u->all) // nothing is ranked, and the mean has no weight
+    if (u->all) // nothing is ranked
         memset(u->chosen, 0xff, unit->n_heads * (s->size.tokens / 64) * sizeof *u->chosen);
-    else
-        begin_means(s, unit, u);
+    unit->phase = SPARF_TOKENS;
+    unit->kind = UNIT_READS;
+    return u;
+}
+
+static bool sparf_begin(struct unit *unit)
+{
+    const struct table_header *h = &unit->job->header;
+    uint64_t tokens = unit->job->items[unit->item].end, local = min_u64(h->sparf_local, tokens);
+    uint64_t k = h->sparf_tokens ? h->sparf_tokens : div_round_up(tokens, h->sparf_divisor);
+    struct sparf_unit *u = sparf_take(unit, min_u64(max_u64(k, local), tokens), h->audit != 0);
+    if (!u)
+        return false;
+    u->n_channels = h->sparf_channels;
+    u->local = local;
+    if (u->all) // the mean has no weight
+        return true;
+    unit->phase = SPARF_PREPARE;
+    unit->kind = UNIT_THINKS;
+    begin_means(unit->state, unit, u);
     return true;
 }
 
@@ -407,7 +439,7 @@ static struct piece *token_piece(struct method_state *s, struct unit *unit)
     return NULL;
 }
 
-static struct piece *sparf_want(struct unit *unit)
+struct piece *sparf_want(struct unit *unit)
 {
     struct method_state *s = unit->state;
     const struct sparf_unit *u = unit->own;
@@ -455,7 +487,7 @@ static void count_tokens(struct method_state *s, struct unit *unit, const struct
 }
 
 // What was read for a piece, filter by filter.
-static void sparf_computed(struct unit *unit, const struct piece *piece)
+void sparf_computed(struct unit *unit, const struct piece *piece)
 {
     struct method_state *s = unit->state;
     struct sparf_unit *u = unit->own;
@@ -481,7 +513,7 @@ static void sparf_computed(struct unit *unit, const struct piece *piece)
     }
 }
 
-static bool sparf_folds(const struct piece *piece)
+bool sparf_folds(const struct piece *piece)
 {
     return piece->kind == PIECE_TOKENS;
 }
@@ -503,16 +535,19 @@ static void finish_unit(struct method_state *s, struct unit *unit)
     const struct sparf_unit *u = unit->own;
     struct job_item *item = &unit->job->items[unit->item];
     struct layer_state *layer = &item->sequence->layers[unit->job->layer];
-    for (uint32_t i = 0; i < unit->n_heads && !u->all; i++) {
+    for (uint32_t i = 0; i < unit->n_heads; i++) {
         uint32_t head = unit->head_first + i;
+        const uint64_t *chosen = u->chosen + i * (s->size.tokens / 64);
+        item->attended += select_count(chosen, 0, u->tokens);
+        if (u->all || s->size.rest)
+            continue;
         means_fill(channels_means(layer), head, layer->head_tokens[head], &u->gaps[i],
                    u->gap_sums + i * s->space->config.head_dim);
     }
     count_audit(s, unit);
-    item->attended += u->k * unit->n_heads;
 }
 
-static void sparf_advance(struct unit *unit)
+void sparf_advance(struct unit *unit)
 {
     struct sparf_unit *u = unit->own;
     if (unit->phase == SPARF_RANK && u->redo != UINT64_MAX) {
@@ -538,11 +573,20 @@ static void sparf_advance(struct unit *unit)
     unit->phase++;
 }
 
-static void sparf_end(struct unit *unit)
+void sparf_end(struct unit *unit)
 {
     struct sparf_unit *u = unit->own;
     u->next = unit->state->free_units;
     unit->state->free_units = u;
+}
+
+void sparf_audit_stats(const struct method_state *s, struct drive_stats *stats)
+{
+    stats->audit_read_bytes += s->audit_pages * s->space->flash->geometry.page_bytes;
+    if (s->audits && (!stats->audits || s->captured_worst < stats->captured_worst))
+        stats->captured_worst = s->captured_worst;
+    stats->audits += s->audits;
+    stats->captured_sum += s->captured_sum;
 }
 
 static void sparf_stats(const struct method_state *s, struct drive_stats *stats)
@@ -559,12 +603,8 @@ static void sparf_stats(const struct method_state *s, struct drive_stats *stats)
     stats->token_kept_bytes += s->token_kept_bytes;
     stats->tail_bytes += s->tail_bytes;
     stats->mean_bytes += s->mean_bytes;
-    stats->audit_read_bytes += s->audit_pages * page;
-    if (s->audits && (!stats->audits || s->captured_worst < stats->captured_worst))
-        stats->captured_worst = s->captured_worst;
-    stats->audits += s->audits;
-    stats->captured_sum += s->captured_sum;
     stats->sparf_dram_bytes += s->bytes;
+    sparf_audit_stats(s, stats);
 }
 
 const struct method method_sparf = {

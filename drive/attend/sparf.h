@@ -12,7 +12,8 @@
 // A unit is a bundle of KV heads whose slots fill whole pages. Orders are fixed (kernels.h; tiles
 // of 64 absolute positions, ascending), so that results depend on neither page size, page_channels,
 // T, threads, nor on where data lies. Shared by sparf.c (what is read when) and sparf_math.c (the
-// arithmetic, in the engine's workers); nobody else includes this.
+// arithmetic, in the engine's workers), and by pages.c, which chooses tokens in another way and
+// then goes the same way from `tokens` on; nobody else includes this.
 #ifndef INST_DRIVE_ATTEND_SPARF_H
 #define INST_DRIVE_ATTEND_SPARF_H
 
@@ -36,15 +37,20 @@ struct sparf_unit {
     bool all, audit;           // all: k == S
     uint64_t tokens, k, local; // S
     uint64_t mean_at, mean_end;
+    struct map index;       // pages: what the unit chooses from
     uint64_t redo;          // rank again from this token on; UINT64_MAX: no need
     uint32_t means_waiting; // pieces that add to the same sums: one at a time
-    float *scores;         // [heads][group + 1][size.tokens]: exponentials, then their weighted sum
+    // [heads][size.head_floats]. sparf: [group + 1][size.tokens], exponentials, then their weighted
+    // sum; pages: see pages.c
+    float *scores;
+    float *rest;           // [queries] partials, pages only: what is not read, estimated
     uint64_t *chosen;      // [heads] bits
     uint32_t *channels;    // [heads][head_dim], n_channels of them used
     float *q_kept;         // [queries][head_dim], n_channels of them used
     float *factor;         // [queries] of scores from channels
     float *alpha;          // [queries]
     float *captured;       // [queries]
+    float *predicted;      // [queries], pages only
     float *dense;          // [queries] partials, audit only
     uint64_t *means;       // [heads][head_dim], less the gap
     uint64_t *gap_sums;    // [heads][head_dim]
@@ -56,6 +62,9 @@ struct sparf_size {
     uint32_t bundle;         // KV heads of a unit
     uint32_t group;          // query heads per KV head
     uint64_t tokens;         // S at most; multiple of the tile
+    uint64_t head_floats;    // of scores
+    size_t scratch;          // of each worker
+    bool rest;               // there are estimates
     uint32_t units;          // under way
     uint32_t pieces;         // under way, of all units
     uint32_t span;           // tokens of one, at most
@@ -75,7 +84,8 @@ struct method_state {
     float *partials; // [pieces][2: chosen, audit][tiles][bundle][group]
     // Of STAT
     uint64_t steps, dense_pages, channel_pages, channel_kept_bytes, token_pages, token_kept_bytes,
-        tail_bytes, mean_bytes, audit_pages, audits, captured_sum, captured_worst;
+        tail_bytes, mean_bytes, audit_pages, audits, captured_sum, captured_worst, predicted,
+        predicted_sum;
 };
 
 // Where channel c begins in a channel row.
@@ -91,6 +101,48 @@ static inline size_t sparf_scratch(uint32_t head_dim)
 {
     return KERNEL_SCRATCH_BYTES + 2 * sizeof(uint16_t) * ATTENTION_TILE * head_dim;
 }
+
+// What all arithmetic on one KV head of a unit needs.
+struct sparf_view {
+    const struct method_state *s;
+    const struct kernels *k;
+    const struct job *job;
+    const struct unit *unit;
+    struct sparf_unit *u;
+    uint32_t head, dim, group;
+    const float *q; // [group][dim]
+    float *scores;  // [size.head_floats]
+    uint64_t *chosen;
+};
+struct sparf_view sparf_view_of(const struct unit *unit, uint32_t head);
+// Of the head's queries over the chosen tokens.
+float *sparf_partials(const struct sparf_view *v);
+// Share of the softmax of query i of the head that the chosen tokens hold, by the audit.
+float sparf_audited(const struct sparf_view *v, uint32_t i);
+
+// Takes a free unit for all tokens of the item; NULL: there is none. Sets u->all as to k, and all
+// that does not depend on how tokens are chosen.
+struct sparf_unit *sparf_take(struct unit *unit, uint64_t k, bool audit);
+int sparf_plan(struct method_plan *plan, const struct flash_geometry *geometry,
+               const struct space_config *config, const struct stream *streams, unsigned level,
+               struct inst_msg *msg);
+int sparf_open(struct method_state **out, struct walk *walk, unsigned level, struct inst_msg *msg);
+void sparf_close(struct method_state *s);
+int sparf_check_heads(const struct method_state *s, const struct table_header *h,
+                      const struct table_item *item, struct inst_msg *msg);
+int sparf_check_item(const struct method_state *s, const struct table_item *item,
+                     struct inst_msg *msg);
+uint32_t sparf_bundle(const struct method_state *s);
+struct piece *sparf_want(struct unit *unit);
+void sparf_computed(struct unit *unit, const struct piece *piece);
+bool sparf_folds(const struct piece *piece);
+void sparf_advance(struct unit *unit);
+void sparf_end(struct unit *unit);
+void sparf_audit_stats(const struct method_state *s, struct drive_stats *stats);
+
+// Floats that pages needs for each KV head of a unit, and scratch of a worker (pages.c).
+uint64_t pages_floats(const struct space_config *config, uint64_t tokens, uint32_t group);
+size_t pages_scratch(uint32_t head_dim);
 
 void sparf_compute(const struct unit_task *task, uint8_t *scratch);
 void sparf_fold(const struct unit_task *task);

@@ -7,23 +7,11 @@
 #include <math.h>
 #include <string.h>
 
-struct view { // what all functions need
-    const struct method_state *s;
-    const struct kernels *k;
-    const struct job *job;
-    const struct unit *unit;
-    struct sparf_unit *u;
-    uint32_t head, dim, group;
-    const float *q; // [group][dim]
-    float *scores;  // [group + 1][size.tokens]
-    uint64_t *chosen;
-};
-
-static struct view view_of(const struct unit *unit, uint32_t head)
+struct sparf_view sparf_view_of(const struct unit *unit, uint32_t head)
 {
     const struct method_state *s = unit->state;
     struct sparf_unit *u = unit->own;
-    struct view v = {
+    struct sparf_view v = {
         .s = s,
         .k = s->env->kernels,
         .job = unit->job,
@@ -36,7 +24,7 @@ static struct view view_of(const struct unit *unit, uint32_t head)
     uint64_t q_head = (uint64_t)unit->item * unit->job->header.q_heads +
                       (uint64_t)(unit->head_first + head) * v.group;
     v.q = unit->job->q + q_head * v.dim;
-    v.scores = u->scores + head * (v.group + 1) * s->size.tokens;
+    v.scores = u->scores + head * s->size.head_floats;
     v.chosen = u->chosen + head * (s->size.tokens / 64);
     return v;
 }
@@ -46,7 +34,7 @@ static struct view view_of(const struct unit *unit, uint32_t head)
 // Scores from channels i are multiplied by scale * sqrt(|q|_1 / |q[i]|_1): with the usual scale of
 // 1 / sqrt(d) that is 1 / sqrt(d |q[i]|_1 / |q|_1). A query head that is zero in all chosen
 // channels takes the scale as it is.
-static void prepare(const struct view *v)
+static void prepare(const struct sparf_view *v)
 {
     struct sparf_unit *u = v->u;
     double weight[KERNEL_HEAD_DIM_MAX] = {0};
@@ -74,7 +62,8 @@ static void prepare(const struct view *v)
 // ---- rank --------------------------------------------------------------------------------------
 
 // Scores of n tokens from position `first` on; channels[c][t] are the chosen ones.
-static void score(const struct view *v, const uint16_t *const *channels, uint64_t first, uint64_t n)
+static void score(const struct sparf_view *v, const uint16_t *const *channels, uint64_t first,
+                  uint64_t n)
 {
     const struct sparf_unit *u = v->u;
     uint64_t stride = v->s->size.tokens;
@@ -88,7 +77,7 @@ static void score(const struct view *v, const uint16_t *const *channels, uint64_
     }
 }
 
-static void rank_channels(const struct view *v, const struct piece *piece)
+static void rank_channels(const struct sparf_view *v, const struct piece *piece)
 {
     const struct space *space = v->s->space;
     const uint16_t *channels[KERNEL_HEAD_DIM_MAX];
@@ -101,7 +90,7 @@ static void rank_channels(const struct view *v, const struct piece *piece)
 
 // Bytes of the head's slot in the token group of token t: in place where they do not straddle
 // pages, else NULL.
-static const uint16_t *slot_at(const struct view *v, const struct piece *piece, uint64_t t,
+static const uint16_t *slot_at(const struct sparf_view *v, const struct piece *piece, uint64_t t,
                                uint64_t offset, uint64_t bytes)
 {
     const struct stream *kv = &v->s->space->streams[STREAM_KV];
@@ -110,8 +99,8 @@ static const uint16_t *slot_at(const struct view *v, const struct piece *piece, 
                     (v->unit->head_first + v->head) * kv->slot_bytes + offset, bytes);
 }
 
-static void slot_copy(const struct view *v, const struct piece *piece, uint64_t t, uint64_t offset,
-                      uint64_t bytes, uint16_t *out)
+static void slot_copy(const struct sparf_view *v, const struct piece *piece, uint64_t t,
+                      uint64_t offset, uint64_t bytes, uint16_t *out)
 {
     const struct stream *kv = &v->s->space->streams[STREAM_KV];
     uint64_t row = t / kv->row_tokens - piece->first / kv->row_tokens;
@@ -119,7 +108,7 @@ static void slot_copy(const struct view *v, const struct piece *piece, uint64_t 
                (v->unit->head_first + v->head) * kv->slot_bytes + offset, bytes, out);
 }
 
-static void rank_tail(const struct view *v, const struct piece *piece)
+static void rank_tail(const struct sparf_view *v, const struct piece *piece)
 {
     const struct slot *slot = &v->s->space->streams[STREAM_KV].slot;
     const uint16_t *channels[KERNEL_HEAD_DIM_MAX];
@@ -137,7 +126,7 @@ static void rank_tail(const struct view *v, const struct piece *piece)
 // ---- select ------------------------------------------------------------------------------------
 
 // Softmax over all S tokens of each query head, by tiles; their sum in ascending order of heads.
-static void softmax(const struct view *v, float *totals)
+static void softmax(const struct sparf_view *v, float *totals)
 {
     uint64_t n = v->u->tokens, stride = v->s->size.tokens;
     float *sum = v->scores + v->group * stride;
@@ -152,7 +141,7 @@ static void softmax(const struct view *v, float *totals)
 }
 
 // Share of each query head's softmax that the chosen tokens hold.
-static void sum_chosen(const struct view *v, const float *totals)
+static void sum_chosen(const struct sparf_view *v, const float *totals)
 {
     uint64_t tiles = div_round_up(v->u->tokens, ATTENTION_TILE);
     for (uint32_t i = 0; i < v->group; i++) {
@@ -170,7 +159,7 @@ static void sum_chosen(const struct view *v, const float *totals)
     }
 }
 
-static void choose(const struct view *v)
+static void choose(const struct sparf_view *v)
 {
     float totals[MAX_GROUP_HEADS];
     softmax(v, totals);
@@ -182,7 +171,7 @@ static void choose(const struct view *v)
 // ---- tokens ------------------------------------------------------------------------------------
 
 // V of the tokens first + i, i < n, whose bits are set, in their places from `stage` on.
-static void copy_values(const struct view *v, const struct piece *piece, uint64_t first,
+static void copy_values(const struct sparf_view *v, const struct piece *piece, uint64_t first,
                         uint64_t bits, uint64_t n, uint16_t *stage)
 {
     const struct slot *slot = &v->s->space->streams[STREAM_KV].slot;
@@ -195,8 +184,8 @@ static void copy_values(const struct view *v, const struct piece *piece, uint64_
 
 // K and V of a tile's tokens whose bits are set: in place where a part lies in one page, else
 // copied to `stage`.
-static void gather(const struct view *v, const struct piece *piece, uint64_t first, uint64_t bits,
-                   uint16_t *stage, struct attention_tile *tile)
+static void gather(const struct sparf_view *v, const struct piece *piece, uint64_t first,
+                   uint64_t bits, uint16_t *stage, struct attention_tile *tile)
 {
     const struct slot *slot = &v->s->space->streams[STREAM_KV].slot;
     uint64_t w = slot->k_tokens;
@@ -223,7 +212,7 @@ static void gather(const struct view *v, const struct piece *piece, uint64_t fir
     }
 }
 
-static float *piece_partials(const struct view *v, const struct piece *piece, bool audit,
+static float *piece_partials(const struct sparf_view *v, const struct piece *piece, bool audit,
                              uint64_t tile)
 {
     uint64_t tiles = v->s->size.span / ATTENTION_TILE;
@@ -231,7 +220,7 @@ static float *piece_partials(const struct view *v, const struct piece *piece, bo
     return (float *)partial_at(piece->partials, index, v->dim);
 }
 
-static void attend_tile(const struct view *v, const struct piece *piece, uint64_t first,
+static void attend_tile(const struct sparf_view *v, const struct piece *piece, uint64_t first,
                         uint64_t bits, float *out, uint8_t *scratch)
 {
     struct attention_tile tile = {
@@ -245,7 +234,7 @@ static void attend_tile(const struct view *v, const struct piece *piece, uint64_
     v->k->attention_tile(&tile, v->q, v->dim, v->group, NULL, out, 0, scratch);
 }
 
-static void attend_piece(const struct view *v, const struct piece *piece, uint8_t *scratch)
+static void attend_piece(const struct sparf_view *v, const struct piece *piece, uint8_t *scratch)
 {
     uint64_t end = piece->first + piece->tokens;
     for (uint64_t t = piece->first; t < end; t += ATTENTION_TILE) {
@@ -257,7 +246,7 @@ static void attend_piece(const struct view *v, const struct piece *piece, uint8_
     }
 }
 
-static void add_gap(const struct view *v, const struct piece *piece, uint16_t *copy)
+static void add_gap(const struct sparf_view *v, const struct piece *piece, uint16_t *copy)
 {
     const struct mean_gap *gap = &v->u->gaps[v->head];
     uint64_t end = min_u64(piece->first + piece->tokens, gap->end);
@@ -273,7 +262,7 @@ void sparf_compute(const struct unit_task *task, uint8_t *scratch)
 {
     uint16_t *stage = (uint16_t *)(scratch + KERNEL_SCRATCH_BYTES);
     for (uint32_t head = task->head; head < task->head + task->heads; head++) {
-        const struct view v = view_of(task->unit, head);
+        const struct sparf_view v = sparf_view_of(task->unit, head);
         switch ((enum sparf_piece)task->piece->kind) {
         case PIECE_CHANNELS:
             rank_channels(&v, task->piece);
@@ -291,14 +280,14 @@ void sparf_compute(const struct unit_task *task, uint8_t *scratch)
     }
 }
 
-static float *job_partials(const struct view *v)
+float *sparf_partials(const struct sparf_view *v)
 {
     uint64_t index = (uint64_t)v->unit->item * v->job->header.q_heads +
                      (uint64_t)(v->unit->head_first + v->head) * v->group;
     return (float *)partial_at(v->job->partials, index, v->dim);
 }
 
-static void fold_head(const struct view *v)
+static void fold_head(const struct sparf_view *v)
 {
     float *dense = (float *)partial_at(v->u->dense, v->head * v->group, v->dim);
     const struct piece *p = NULL;
@@ -308,7 +297,7 @@ static void fold_head(const struct view *v)
         for (uint64_t t = 0; t < tiles; t++) {
             float *next = piece_partials(v, p, false, t);
             for (uint32_t i = 0; i < v->group; i++)
-                v->k->partial_merge(partial_at(job_partials(v), i, v->dim),
+                v->k->partial_merge(partial_at(sparf_partials(v), i, v->dim),
                                     partial_at(next, i, v->dim), v->dim);
             next = piece_partials(v, p, true, t);
             for (uint32_t i = 0; v->u->audit && i < v->group; i++)
@@ -321,14 +310,23 @@ static void fold_head(const struct view *v)
 void sparf_fold(const struct unit_task *task)
 {
     for (uint32_t head = task->head; head < task->head + task->heads; head++) {
-        const struct view v = view_of(task->unit, head);
+        const struct sparf_view v = sparf_view_of(task->unit, head);
         fold_head(&v);
     }
 }
 
 // ---- finish ------------------------------------------------------------------------------------
 
-static void finish(const struct view *v)
+float sparf_audited(const struct sparf_view *v, uint32_t i)
+{
+    const struct partial *chosen = partial_at(sparf_partials(v), i, v->dim);
+    const struct partial *all = partial_at(v->u->dense, v->head * v->group + i, v->dim);
+    if (!(all->sum > 0))
+        return 1;
+    return fminf(1, chosen->sum / all->sum * kernel_exp(chosen->max - all->max));
+}
+
+static void finish(const struct sparf_view *v)
 {
     const struct sparf_unit *u = v->u;
     const struct job *job = v->job;
@@ -338,8 +336,7 @@ static void finish(const struct view *v)
     float *captured = (float *)(job->result + job->layout.captured);
     for (uint32_t i = 0; i < v->group; i++) {
         uint32_t query = v->head * v->group + i;
-        const struct partial *chosen = partial_at(job_partials(v), i, v->dim);
-        const struct partial *all = partial_at(u->dense, query, v->dim);
+        const struct partial *chosen = partial_at(sparf_partials(v), i, v->dim);
         float *out = (float *)(job->result + job->layout.out) + (first + i) * v->dim;
         float alpha = u->alpha[query];
         v->k->partial_output(chosen, out, v->dim);
@@ -348,9 +345,7 @@ static void finish(const struct view *v)
             out[d] = fmaf(alpha, out[d], (1 - alpha) * means_value(sum, u->tokens));
         }
         lse[first + i] = chosen->sum > 0 ? chosen->max + logf(chosen->sum) : -INFINITY;
-        if (u->audit && all->sum > 0)
-            alpha = fminf(1, chosen->sum / all->sum * kernel_exp(chosen->max - all->max));
-        u->captured[query] = u->tokens ? alpha : 0;
+        u->captured[query] = !u->tokens ? 0 : u->audit ? sparf_audited(v, i) : alpha;
         captured[first + i] = u->captured[query];
     }
 }
@@ -359,7 +354,7 @@ void sparf_think(const struct unit_task *task, uint8_t *scratch)
 {
     (void)scratch;
     for (uint32_t head = task->head; head < task->head + task->heads; head++) {
-        const struct view v = view_of(task->unit, head);
+        const struct sparf_view v = sparf_view_of(task->unit, head);
         if (task->unit->phase == SPARF_PREPARE)
             prepare(&v);
         else if (task->unit->phase == SPARF_SELECT)

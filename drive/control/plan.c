@@ -5,6 +5,7 @@
 // a window for reads), then to the row cache.
 #include "drive/control/internal.h"
 #include "base/checked.h"
+#include "drive/ftl/index.h"
 
 #include <string.h>
 
@@ -236,6 +237,18 @@ static int plan_group(struct drive_plan *out, const struct flash_geometry *g,
     return 0;
 }
 
+// Token groups that are tried where the drive chooses. A piece that is chosen alone is a request
+// alone where its K and V lie side by side: in a group of its size.
+static uint32_t group_most(const struct space_config *c)
+{
+    return c->method == METHOD_PAGES ? index_piece(c) : DEFAULT_GROUP_MAX;
+}
+
+static uint32_t group_least(const struct space_config *c)
+{
+    return c->method == METHOD_PAGES ? index_piece(c) : GROUP_MIN;
+}
+
 int drive_plan(struct drive_plan *plan, const struct flash_geometry *g,
                const struct space_config *config, uint64_t dram_bytes, struct inst_msg *msg)
 {
@@ -244,7 +257,7 @@ int drive_plan(struct drive_plan *plan, const struct flash_geometry *g,
     if (c.group_tokens)
         return plan_group(plan, g, &c, msg);
     // The largest group whose rows stay within the best read and whose buffers fit.
-    for (c.group_tokens = DEFAULT_GROUP_MAX; c.group_tokens > GROUP_MIN; c.group_tokens /= 2) {
+    for (c.group_tokens = group_most(&c); c.group_tokens > group_least(&c); c.group_tokens /= 2) {
         if (plan_group(plan, g, &c, NULL) || plan->row_bytes > g->read_bytes)
             continue;
         if (!dram_bytes || plan->min_dram_bytes <= dram_bytes)
@@ -298,8 +311,8 @@ int drive_geometry_for(struct flash_geometry *geometry, const struct space_confi
         if (!status)
             status = drive_plan(&plan, geometry, &c, dram_bytes, msg);
     } else {
-        for (c.group_tokens = DEFAULT_GROUP_MAX;; c.group_tokens /= 2) {
-            bool least = c.group_tokens == GROUP_MIN;
+        for (c.group_tokens = group_most(&c);; c.group_tokens /= 2) {
+            bool least = c.group_tokens == group_least(&c);
             struct inst_msg *why = least ? msg : NULL;
             status = store_geometry(geometry, &c, why);
             if (!status)

@@ -183,7 +183,7 @@ static int channels_open(struct space *space, unsigned level, struct inst_msg *m
     space->derived[STREAM_CHANNELS] = c;
     c->space = space;
     means_kind(&c->sums, space->config.kv_heads, space->config.head_dim, space->budget);
-    space->sums = &c->sums;
+    space->beside = &c->sums;
     c->bundle = channels_bundle(&space->flash->geometry, &space->config, kv);
     c->last = &c->first;
     c->build.last = &c->build.pieces;
@@ -205,7 +205,7 @@ static void channels_close(struct space *space)
         return;
     while (c->busy) // far enough in the future for an engine with a time of its own
         engine_take(c->engine, UINT64_MAX / 2);
-    space->sums = NULL;
+    space->beside = NULL;
     pieces_close(&c->pieces);
     budget_free(space->budget, c->build.out);
     budget_free(space->budget, c->ready);

@@ -45,7 +45,8 @@ static int kv_layout(struct stream *kv, const struct flash_geometry *geometry,
 int stream_layouts(struct stream streams[STREAM_MAX], struct space_config *config, uint32_t derived,
                    const struct flash_geometry *geometry, struct inst_msg *msg)
 {
-    static const struct stream_ops *const ops[STREAM_MAX] = {[STREAM_CHANNELS] = &stream_channels};
+    static const struct stream_ops *const ops[STREAM_MAX] = {
+        [STREAM_CHANNELS] = &stream_channels, [STREAM_INDEX] = &stream_index};
     memset(streams, 0, STREAM_MAX * sizeof *streams);
     int status = kv_layout(&streams[STREAM_KV], geometry, config, derived != 0, msg);
     for (uint32_t i = 1; i < STREAM_MAX && !status; i++) {
@@ -138,14 +139,14 @@ bool space_sweep(struct space *space, uint64_t work)
 {
     for (uint32_t i = 0; i < STREAM_MAX; i++)
         map_sweep(&space->maps[i].kind, &work);
-    if (space->sums)
-        map_sweep(space->sums, &work);
+    if (space->beside)
+        map_sweep(space->beside, &work);
     return !space_swept(space);
 }
 
 bool space_swept(const struct space *space)
 {
-    bool dead = space->sums && space->sums->dead;
+    bool dead = space->beside && space->beside->dead;
     for (uint32_t i = 0; i < STREAM_MAX; i++)
         dead |= space->maps[i].kind.dead != NULL;
     return !dead;

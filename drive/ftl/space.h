@@ -103,7 +103,7 @@ struct space {
     struct space_config config;        // group_tokens and page_channels chosen
     struct stream streams[STREAM_MAX]; // ops NULL: not of this space
     struct row_maps maps[STREAM_MAX];
-    struct map_kind *sums;     // of maps that a derived stream has beside, NULL: none
+    struct map_kind *beside;   // of maps that a derived stream has beside, NULL: none
     void *derived[STREAM_MAX]; // what derived streams keep
     struct flash *flash;
     struct segments *segments;

@@ -13,7 +13,8 @@
 enum {
     STREAM_KV = 0,
     STREAM_CHANNELS = 1, // K by channel: channels.h
-    STREAM_MAX = 2,
+    STREAM_INDEX = 2,    // ranking index, in DRAM alone: index.h
+    STREAM_MAX = 3,
 };
 
 struct space;
@@ -26,7 +27,7 @@ struct stream {
     const struct stream_ops *ops; // NULL for K and V
     uint32_t row_tokens;
     uint32_t group_rows; // rows of a group: 1, or one for each KV head
-    uint32_t row_pages;  // 0: the space does not have this stream
+    uint32_t row_pages;  // 0: the space has no rows of this stream
     struct slot slot;    // K and V: how they lie for one head
     uint64_t slot_bytes; // of one head
     uint64_t data_bytes; // of a row
@@ -94,7 +95,7 @@ struct stream_ops {
     const struct map *(*rows_of)(const struct layer_state *layer);
 };
 
-extern const struct stream_ops stream_channels;
+extern const struct stream_ops stream_channels, stream_index;
 
 // Streams of a space: K and V and the derived ones of `derived` (bits 1 << id), chosen values
 // written back to *config.

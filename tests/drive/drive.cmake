@@ -22,6 +22,7 @@ set_tests_properties(drive/churn_long PROPERTIES LABELS slow TIMEOUT ${INST_SLOW
 inst_long(drive/churn_long drive/flash_conformance drive/flash_short)
 inst_test(NAME drive/select SOURCES drive_select.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/sparf SOURCES drive_sparf.c LIBS ${DRIVE_LIBS})
+inst_test(NAME drive/pages SOURCES drive_pages.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/sparf_faults SOURCES drive_sparf_faults.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/method SOURCES drive_method.c method_mean.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/engine SOURCES drive_engine.c LIBS ${DRIVE_LIBS})

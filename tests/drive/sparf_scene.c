@@ -173,7 +173,14 @@ int scene_attend(struct rig *rig, const struct scene *s, uint32_t layer, uint32_
                                   .q_heads = s->q_heads,
                                   .scale = 1 / sqrtf((float)dim),
                                   .softcap = rig->softcap};
-    if (!knobs->dense) {
+    if (knobs->pages) {
+        header.method = METHOD_PAGES;
+        header.pages_ratio = knobs->ratio;
+        header.pages_mass = knobs->mass;
+        header.pages_local = knobs->local;
+        header.pages_no_rest = knobs->no_rest;
+        header.audit = knobs->audit;
+    } else if (!knobs->dense) {
         header.sparf_channels = knobs->channels;
         header.sparf_tokens = knobs->tokens;
         header.sparf_divisor = knobs->divisor;

@@ -34,6 +34,8 @@ void scene_free(struct scene *scene);
 struct scene_knobs {
     uint32_t channels, tokens, divisor, local;
     bool dense, audit;
+    bool pages, no_rest; // METHOD_PAGES, with `local`
+    float ratio, mass;
 };
 
 // Tokens [pos, pos + n) in all layers by WRITE, in chunks of `chunk` (0: at once).

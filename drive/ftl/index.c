@@ -1,0 +1,473 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "drive/ftl/index.h"
+#include "base/checked.h"
+#include "base/le.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { LEAF_BYTES = 4096, ROUNDS = 2 };
+
+// Of a space.
+struct index {
+    struct space *space;
+    uint32_t piece;
+    struct map_kind kind; // entries: [kv_heads] summaries
+    uint16_t *k, *v;      // a piece's tokens
+    float *scratch;
+};
+
+// Of a layer of a sequence.
+struct index_layer {
+    struct map entries; // beyond the last complete piece: room for the next ones
+};
+
+static struct index *index_of(const struct space *space)
+{
+    return space->derived[STREAM_INDEX];
+}
+
+static struct index_layer *state_of(const struct layer_state *layer)
+{
+    return layer->derived[STREAM_INDEX];
+}
+
+uint32_t index_piece(const struct space_config *config)
+{
+    return config->piece_tokens ? config->piece_tokens : INDEX_PIECE;
+}
+
+uint64_t index_bytes(uint32_t head_dim)
+{
+    return INDEX_CODES + INDEX_KEYS * ((head_dim + 7) / 8) + (head_dim + 3) / 4;
+}
+
+int index_hold(const struct space *space, const struct layer_state *layer, uint64_t pieces,
+               struct map *held)
+{
+    return map_fork(&index_of(space)->kind, &state_of(layer)->entries, held, pieces, NULL);
+}
+
+void index_let_go(const struct space *space, struct map *held)
+{
+    map_truncate(&index_of(space)->kind, held, 0);
+}
+
+const uint8_t *index_held(const struct space *space, const struct map *held, uint64_t piece,
+                          uint32_t head)
+{
+    const uint8_t *entry = map_at(&index_of(space)->kind, held, piece);
+    return entry + head * index_bytes(space->config.head_dim);
+}
+
+// ---- arithmetic --------------------------------------------------------------------------------
+
+void index_turn(float *x, uint32_t head_dim)
+{
+    for (uint32_t at = 0, n; at < head_dim; at += n) { // blocks of powers of two
+        for (n = 1; n * 2 <= head_dim - at;)
+            n *= 2;
+        for (uint32_t half = 1; half < n; half *= 2)
+            for (uint32_t i = at; i < at + n; i++) {
+                if ((i - at) & half)
+                    continue;
+                float a = x[i], b = x[i + half];
+                x[i] = a + b;
+                x[i + half] = a - b;
+            }
+        float scale = 1.0f / sqrtf((float)n);
+        for (uint32_t i = at; i < at + n; i++)
+            x[i] *= scale;
+    }
+}
+
+float index_scale(const uint8_t *summary, uint32_t key)
+{
+    return kernel_f16_to_f32(le_get16(summary)) * (1.0f / 255) * (float)summary[4 + key];
+}
+
+// Rounds x to codes of `bits` bits in steps of `step`. Where x is no number the codes are the
+// least.
+static void round_to(uint8_t *codes, const float *x, uint32_t n, uint32_t bits, float step)
+{
+    float levels = (float)(1 << bits);
+    uint32_t each = 8 / bits;
+    memset(codes, 0, (n + each - 1) / each);
+    for (uint32_t i = 0; i < n; i++) {
+        float at = step > 0 ? x[i] / step + levels / 2 : levels / 2;
+        uint32_t code = at >= levels ? (1u << bits) - 1 : at >= 0 ? (uint32_t)at : 0;
+        codes[i / each] |= (uint8_t)(code << i % each * bits);
+    }
+}
+
+// The size that one bit a channel keeps best.
+static float mean_size(const float *x, uint32_t n)
+{
+    float sum = 0;
+    for (uint32_t i = 0; i < n; i++)
+        sum += fabsf(x[i]);
+    return sum / (float)n;
+}
+
+void index_value(const uint8_t *summary, uint32_t head_dim, float *out)
+{
+    const uint8_t *codes = index_codes(summary, head_dim, INDEX_KEYS);
+    float scale = kernel_f16_to_f32(le_get16(summary + 2));
+    for (uint32_t d = 0; d < head_dim; d++)
+        out[d] = scale * ((float)(codes[d / 4] >> d % 4 * 2 & 3) - 1.5f);
+}
+
+// The key that is nearest to x; ties go to the lower one.
+static uint32_t nearest(const struct kernels *kernels, const float *keys, const float *sizes,
+                        uint32_t n_keys, const float *x, uint32_t dim, float *distance)
+{
+    uint32_t best = 0;
+    for (uint32_t i = 0; i < n_keys; i++) { // less |x|^2, which is the same for all
+        float d = sizes[i] - 2 * kernels->dot(keys + i * dim, x, dim);
+        if (i && !(d < *distance))
+            continue;
+        *distance = d;
+        best = i;
+    }
+    return best;
+}
+
+static void mean(float *out, const float *x, uint32_t n, uint32_t dim, const uint8_t *which,
+                 uint8_t value)
+{
+    uint32_t count = 0;
+    for (uint32_t t = 0; t < n; t++)
+        count += which[t] == value;
+    if (!count)
+        return; // stays as it is
+    memset(out, 0, dim * sizeof *out);
+    for (uint32_t t = 0; t < n; t++) {
+        for (uint32_t d = 0; which[t] == value && d < dim; d++)
+            out[d] += x[t * dim + d];
+    }
+    for (uint32_t d = 0; d < dim; d++)
+        out[d] /= (float)count;
+}
+
+// The tokens that lie farthest, first from the mean, then from those found.
+static void first_keys(const struct kernels *kernels, float *keys, const float *x, uint32_t n,
+                       uint32_t dim)
+{
+    float sizes[INDEX_KEYS], distance;
+    uint8_t all[INDEX_PIECE_MAX] = {0};
+    mean(keys, x, n, dim, all, 0);
+    for (uint32_t found = 0; found < INDEX_KEYS; found++) {
+        uint32_t farthest = 0, known = found ? found : 1;
+        float most = -1;
+        sizes[known - 1] = kernels->dot(keys + (known - 1) * dim, keys + (known - 1) * dim, dim);
+        for (uint32_t t = 0; t < n; t++) {
+            nearest(kernels, keys, sizes, known, x + t * dim, dim, &distance);
+            distance += kernels->dot(x + t * dim, x + t * dim, dim);
+            if (!(distance > most))
+                continue;
+            most = distance;
+            farthest = t;
+        }
+        memcpy(keys + found * dim, x + farthest * dim, dim * sizeof *keys);
+    }
+}
+
+void index_summarise(uint8_t *summary, const uint16_t *k, const uint16_t *v, uint32_t n,
+                     uint32_t head_dim, float *scratch)
+{
+    const struct kernels *kernels = kernels_best();
+    float *x = scratch, *keys = scratch + n * head_dim, sizes[INDEX_KEYS], distance;
+    uint8_t which[INDEX_PIECE_MAX] = {0}, *factors = summary + 4, *counts = factors + INDEX_KEYS;
+    float steps[INDEX_KEYS], most = 0;
+    kernels->f16_to_f32(x, v, (size_t)n * head_dim);
+    mean(keys, x, n, head_dim, which, 0);
+    index_turn(keys, head_dim);
+    float step = sqrtf(kernels->dot(keys, keys, head_dim) / (float)head_dim);
+    le_put16(summary + 2, kernel_f32_to_f16(step));
+    round_to((uint8_t *)index_codes(summary, head_dim, INDEX_KEYS), keys, head_dim, 2, step);
+    kernels->f16_to_f32(x, k, (size_t)n * head_dim);
+    first_keys(kernels, keys, x, n, head_dim);
+    for (int round = 0; round <= ROUNDS; round++) {
+        for (uint32_t i = 0; i < INDEX_KEYS; i++) {
+            if (round)
+                mean(keys + i * head_dim, x, n, head_dim, which, (uint8_t)i);
+            sizes[i] = kernels->dot(keys + i * head_dim, keys + i * head_dim, head_dim);
+        }
+        for (uint32_t t = 0; t < n && round < ROUNDS; t++)
+            which[t] = (uint8_t)nearest(kernels, keys, sizes, INDEX_KEYS, x + t * head_dim,
+                                        head_dim, &distance);
+    }
+    memset(counts, 0, INDEX_KEYS);
+    for (uint32_t t = 0; t < n; t++)
+        counts[which[t]]++;
+    for (uint32_t i = 0; i < INDEX_KEYS; i++) {
+        index_turn(keys + i * head_dim, head_dim);
+        steps[i] = 2 * mean_size(keys + i * head_dim, head_dim);
+        most = steps[i] > most ? steps[i] : most;
+        round_to((uint8_t *)index_codes(summary, head_dim, i), keys + i * head_dim, head_dim, 1,
+                 steps[i]);
+    }
+    uint16_t scale = kernel_f32_to_f16(most);
+    le_put16(summary, scale);
+    most = kernel_f16_to_f32(scale);
+    for (uint32_t i = 0; i < INDEX_KEYS; i++) {
+        float factor = steps[i] / most * 255 + 0.5f;
+        factors[i] = factor >= 255 ? 255 : factor >= 0 ? (uint8_t)factor : 0; // 0: of no number too
+    }
+}
+
+// ---- the stream --------------------------------------------------------------------------------
+
+static void index_kind(struct map_kind *kind, const struct space_config *c, struct budget *budget)
+{
+    *kind = (struct map_kind){
+        .entry_bytes = c->kv_heads * index_bytes(c->head_dim), .leaf_entries = 1, .budget = budget};
+    while (kind->leaf_entries * kind->entry_bytes < LEAF_BYTES)
+        kind->leaf_entries *= 2;
+}
+
+static void index_choose(struct space_config *c, const struct flash_geometry *g)
+{
+    (void)g;
+    c->piece_tokens = index_piece(c);
+}
+
+static int index_layout(struct stream *stream, const struct flash_geometry *g,
+                        const struct space_config *c, struct inst_msg *msg)
+{
+    (void)g;
+    if (!is_power_of_two(c->piece_tokens) || c->piece_tokens < INDEX_PIECE_MIN ||
+        c->piece_tokens > INDEX_PIECE_MAX)
+        return inst_fail(msg, INST_EINVAL,
+                         "CONFIG: pieces of %u tokens, must be a power of two from %u to %u",
+                         c->piece_tokens, INDEX_PIECE_MIN, INDEX_PIECE_MAX);
+    if (c->piece_tokens > c->group_tokens)
+        return inst_fail(msg, INST_EINVAL,
+                         "CONFIG: pieces of %u tokens do not fit in a token group of %u",
+                         c->piece_tokens, c->group_tokens);
+    stream->row_tokens = c->piece_tokens;
+    stream->group_rows = 1;
+    stream->slot_bytes = index_bytes(c->head_dim);
+    return 0;
+}
+
+// Room for the pieces of the group that is being filled is taken at once.
+static uint64_t pieces_for(const struct space_config *c, uint64_t tokens)
+{
+    return (tokens / c->group_tokens + 1) * (c->group_tokens / c->piece_tokens);
+}
+
+static int index_plan(struct stream_plan *plan, const struct flash_geometry *g,
+                      const struct space_config *c, const struct stream *streams, unsigned level,
+                      struct inst_msg *msg)
+{
+    struct map_kind kind;
+    uint64_t sequences = max_u64(c->max_sequences, 1), least, full, more, all;
+    (void)g, (void)streams, (void)level;
+    index_kind(&kind, c, NULL);
+    if (c->max_tokens > (uint64_t)1 << 36)
+        return inst_fail(msg, INST_EINVAL, "CONFIG: an index of %llu tokens",
+                         (unsigned long long)c->max_tokens);
+    // A leaf and a path to it for each sequence; most is shared.
+    least = map_bytes(&kind, pieces_for(c, 0) + kind.leaf_entries) + 1024 +
+            sizeof(struct index_layer) + 128;
+    full = map_bytes(&kind, pieces_for(c, c->max_tokens) + kind.leaf_entries);
+    if (!checked_mul(full, c->layers, &full) || !checked_mul(least, c->layers, &least) ||
+        !checked_mul(least, sequences, &least) || !checked_mul(full, sequences - 1, &more) ||
+        !checked_add(full, least, &all) || all > INT64_MAX / 8 || more > INT64_MAX / 8)
+        return inst_fail(msg, INST_EINVAL, "CONFIG: an index of %llu tokens overflows",
+                         (unsigned long long)c->max_tokens);
+    plan->bytes = all + sizeof(struct index) +
+                  (uint64_t)c->piece_tokens * c->head_dim * (2 * sizeof(uint16_t) + 8) +
+                  4 * (4096 + 64);
+    plan->more = more;
+    return 0;
+}
+
+static uint64_t index_rows(const struct space_config *config, const struct stream *streams)
+{
+    (void)config, (void)streams;
+    return 0;
+}
+
+static int index_open(struct space *space, unsigned level, struct inst_msg *msg)
+{
+    const struct space_config *c = &space->config;
+    uint64_t values = (uint64_t)c->piece_tokens * c->head_dim;
+    struct index *own = budget_alloc(space->budget, 1, sizeof *own, "the index", msg);
+    (void)level;
+    if (!own)
+        return INST_ENOMEM;
+    space->derived[STREAM_INDEX] = own;
+    own->space = space;
+    own->piece = c->piece_tokens;
+    index_kind(&own->kind, c, space->budget);
+    space->beside = &own->kind;
+    own->k = budget_alloc(space->budget, values, sizeof *own->k, "the index", msg);
+    own->v = budget_alloc(space->budget, values, sizeof *own->v, "the index", msg);
+    own->scratch = budget_alloc(space->budget, 2 * values, sizeof *own->scratch, "the index", msg);
+    return own->k && own->v && own->scratch ? 0 : INST_ENOMEM;
+}
+
+static void index_close(struct space *space)
+{
+    struct index *own = index_of(space);
+    if (!own)
+        return;
+    space->beside = NULL;
+    budget_free(space->budget, own->k);
+    budget_free(space->budget, own->v);
+    budget_free(space->budget, own->scratch);
+    budget_free(space->budget, own);
+}
+
+static int index_layer_open(struct space *space, struct layer_state *layer, struct inst_msg *msg)
+{
+    layer->derived[STREAM_INDEX] =
+        budget_alloc(space->budget, 1, sizeof(struct index_layer), "the index", msg);
+    return layer->derived[STREAM_INDEX] ? 0 : INST_ENOMEM;
+}
+
+static void index_layer_close(struct space *space, struct layer_state *layer)
+{
+    if (!state_of(layer))
+        return;
+    map_truncate(&index_of(space)->kind, &state_of(layer)->entries, 0);
+    budget_free(space->budget, state_of(layer));
+}
+
+static struct row *index_row(const struct space *space, const struct layer_state *layer,
+                             uint64_t index)
+{
+    (void)space, (void)layer, (void)index;
+    return NULL; // it has none
+}
+
+static int index_reserve(struct space *space, struct layer_state *layer, uint64_t tokens,
+                         struct inst_msg *msg)
+{
+    struct index *own = index_of(space);
+    while (state_of(layer)->entries.n < tokens / own->piece) {
+        if (!map_append(&own->kind, &state_of(layer)->entries, msg))
+            return INST_ENOMEM;
+    }
+    return 0;
+}
+
+// Summaries of the pieces that are complete now; their tokens lie in the group buffer.
+static void index_append(struct space *space, struct layer_state *layer, uint32_t head,
+                         uint64_t first, const uint16_t *k, const uint16_t *v, uint64_t n)
+{
+    struct index *own = index_of(space);
+    const struct stream *kv = &space->streams[STREAM_KV];
+    const uint8_t *slot = layer->open->data + head * kv->slot_bytes;
+    (void)k, (void)v;
+    for (uint64_t p = first / own->piece; (p + 1) * own->piece <= first + n; p++) {
+        uint8_t *entry = map_at(&own->kind, &state_of(layer)->entries, p); // reserved
+        slot_get(&kv->slot, slot, p * own->piece % kv->row_tokens, own->piece, own->k, own->v);
+        index_summarise(entry + head * index_bytes(space->config.head_dim), own->k, own->v,
+                        own->piece, space->config.head_dim, own->scratch);
+    }
+}
+
+static void index_appended(struct space *space, struct layer_state *layer)
+{
+    (void)space, (void)layer;
+}
+
+static int index_take_slab(struct space *space, struct sequence *sequence,
+                           const struct stream_slab *slab)
+{
+    (void)space, (void)sequence, (void)slab;
+    return 0;
+}
+
+static void index_truncate(struct space *space, struct layer_state *layer, uint64_t tokens)
+{
+    struct index *own = index_of(space);
+    map_truncate(&own->kind, &state_of(layer)->entries, tokens / own->piece);
+}
+
+// Rows that were given up cannot be attended to; that says who reads them.
+static int index_punch(struct space *space, struct layer_state *layer, uint64_t first, uint64_t end,
+                       struct inst_msg *msg)
+{
+    (void)space, (void)layer, (void)first, (void)end, (void)msg;
+    return 0;
+}
+
+static int index_fork(struct space *space, const struct layer_state *from, struct layer_state *to,
+                      uint64_t tokens, struct inst_msg *msg)
+{
+    struct index *own = index_of(space);
+    return map_fork(&own->kind, &state_of(from)->entries, &state_of(to)->entries,
+                    tokens / own->piece, msg);
+}
+
+static void index_lost(struct space *space, struct place place,
+                       const struct page_identity *identity)
+{
+    (void)space, (void)place, (void)identity; // nothing of it is on flash
+}
+
+static bool index_work(struct space *space, struct engine *engine, uint64_t now_ns)
+{
+    (void)space, (void)engine, (void)now_ns;
+    return false;
+}
+
+static bool index_working(const struct space *space)
+{
+    (void)space;
+    return false;
+}
+
+static void index_stats(const struct space *space, struct drive_stats *stats)
+{
+    const struct index *own = index_of(space);
+    for (struct sequence *s = NULL; (s = space_next(space, s));) {
+        for (uint32_t l = 0; l < space->config.layers; l++)
+            stats->pages_dram_bytes += map_bytes(&own->kind, state_of(&s->layers[l])->entries.n);
+    }
+}
+
+static int index_check(const struct space *space, const struct layer_state *layer,
+                       struct inst_msg *msg)
+{
+    uint64_t n = state_of(layer)->entries.n, pieces = layer->tokens / index_of(space)->piece;
+    if (n < pieces)
+        return inst_fail(msg, INST_EINTERNAL, "entries of an index, pieces: %llu and %llu",
+                         (unsigned long long)n, (unsigned long long)pieces);
+    return 0;
+}
+
+static const struct map *index_rows_of(const struct layer_state *layer)
+{
+    return &state_of(layer)->entries;
+}
+
+const struct stream_ops stream_index = {
+    .name = "index",
+    .choose = index_choose,
+    .layout = index_layout,
+    .plan = index_plan,
+    .rows = index_rows,
+    .open = index_open,
+    .close = index_close,
+    .layer_open = index_layer_open,
+    .layer_close = index_layer_close,
+    .row = index_row,
+    .reserve = index_reserve,
+    .append = index_append,
+    .appended = index_appended,
+    .take_slab = index_take_slab,
+    .truncate = index_truncate,
+    .punch = index_punch,
+    .fork = index_fork,
+    .lost = index_lost,
+    .work = index_work,
+    .working = index_working,
+    .stats = index_stats,
+    .check = index_check,
+    .rows_of = index_rows_of,
+};

@@ -1,0 +1,391 @@
+// SPDX-License-Identifier: Apache-2.0
+// METHOD_PAGES: what it chooses and answers against a reference in double that was written apart;
+// dense attention to the bit where everything is chosen; the same bits whatever the token group,
+// the pages, the place, threads, kernels, the order in which tokens came, forks and truncation; how
+// many bytes it reads; what it refuses.
+#include "pages_float64.h"
+#include "sparf_scene.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { LAYERS = 2, KV_HEADS = 2, Q_HEADS = 4, DIM = 64, GROUP = Q_HEADS / KV_HEADS, TOKENS = 1700 };
+
+static const struct rig_options base = {
+    .config = {.layers = LAYERS,
+               .kv_heads = KV_HEADS,
+               .head_dim = DIM,
+               .group_tokens = 64,
+               .max_sequences = 3,
+               .max_tokens = TOKENS + 64,
+               .q_heads = Q_HEADS,
+               .method = METHOD_PAGES},
+    .q_heads = Q_HEADS,
+    .threads = 2,
+    .page_bytes = 4096,
+    .pages_per_block = 512,
+    .ram_rate = 1000000000000u, // no views
+    .no_read_ahead = true,
+};
+
+static struct scene scene_of(enum scene_kind kind)
+{
+    struct scene s = {.kind = kind,
+                      .layers = LAYERS,
+                      .kv_heads = KV_HEADS,
+                      .q_heads = Q_HEADS,
+                      .head_dim = DIM,
+                      .tokens = TOKENS};
+    scene_new(&s, 7);
+    return s;
+}
+
+// ---- the reference -----------------------------------------------------------------------------
+
+struct tally {
+    uint64_t heads, close; // answers of a KV head; those where a choice hung on rounding
+    double error;          // the largest of the others
+};
+
+static void compare(const struct scene *s, uint32_t layer, uint64_t pos, uint32_t piece,
+                    const struct scene_knobs *knobs, const struct scene_result *r, struct tally *t)
+{
+    uint32_t n = (uint32_t)pos + 1;
+    double *k = malloc(2ull * n * DIM * sizeof *k), *v = k + (size_t)n * DIM;
+    double q[GROUP * DIM], out[GROUP * DIM], captured[GROUP];
+    bool *token = malloc(n);
+    for (uint32_t head = 0; head < KV_HEADS; head++) {
+        size_t at = ((size_t)layer * KV_HEADS + head) * TOKENS * DIM;
+        for (size_t i = 0; i < (size_t)n * DIM; i++) {
+            k[i] = (double)kernel_f16_to_f32(s->k[at + i]);
+            v[i] = (double)kernel_f16_to_f32(s->v[at + i]);
+        }
+        at = (((size_t)layer * TOKENS + pos) * Q_HEADS + head * GROUP) * DIM;
+        for (size_t i = 0; i < GROUP * DIM; i++)
+            q[i] = (double)s->q[at + i];
+        struct pages_problem p = {.head_dim = DIM,
+                                  .group = GROUP,
+                                  .tokens = n,
+                                  .piece = piece,
+                                  .local = knobs->local ? knobs->local : 64,
+                                  .scale = (double)(1 / sqrtf((float)DIM)),
+                                  .ratio = knobs->ratio != 0  ? (double)knobs->ratio
+                                           : knobs->mass != 0 ? 1
+                                                              : 0.125,
+                                  .mass = (double)knobs->mass,
+                                  .no_rest = knobs->no_rest,
+                                  .q = q,
+                                  .k = k,
+                                  .v = v};
+        struct pages_answer a = {.token = token, .out = out, .captured = captured};
+        double error = 0, off = 0;
+        pages_solve(&p, &a);
+        for (uint32_t g = 0; g < GROUP; g++) {
+            for (uint32_t d = 0; d < DIM; d++)
+                error = fmax(error,
+                             fabs(out[g * DIM + d] - (double)r->out[(head * GROUP + g) * DIM + d]));
+            off = fmax(off, fabs(captured[g] - (double)r->captured[head * GROUP + g]));
+        }
+        t->heads++;
+        if (error > 2e-3 || (knobs->audit && off > 1e-4))
+            t->close++; // as if another piece had been chosen
+        else
+            t->error = fmax(t->error, error);
+    }
+    free(k);
+    free(token);
+}
+
+static void test_reference(void **state)
+{
+    (void)state;
+    static const enum scene_kind kinds[] = {SCENE_CLUSTERED, SCENE_RANDOM, SCENE_STEPS};
+    static const struct scene_knobs knobs[] = {
+        {.pages = true},
+        {.pages = true, .ratio = 0.25f, .local = 100, .audit = true, .no_rest = true},
+        {.pages = true, .mass = 0.9f, .audit = true},
+        {.pages = true, .mass = 0.95f, .ratio = 0.2f, .local = 1},
+    };
+    struct tally all = {0};
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        struct scene s = scene_of(kinds[i]);
+        struct scene_result r;
+        scene_result_new(&r, &s);
+        for (uint32_t piece = 16; piece <= 64; piece *= 2) {
+            struct rig rig;
+            struct rig_options o = base;
+            struct tally t = {0};
+            o.config.piece_tokens = piece;
+            rig_open(&rig, &o);
+            scene_write(&rig, &s, 1, 0, 800, 333);
+            for (uint64_t pos = 800; pos < 808; pos++)
+                for (uint32_t l = 0; l < LAYERS; l++) {
+                    const struct scene_knobs *now = &knobs[pos % 4];
+                    assert_int_equal(scene_attend(&rig, &s, l, 1, pos, true, now, &r), 0);
+                    compare(&s, l, pos, piece, now, &r, &t);
+                }
+            // Keys of small whole numbers tie everywhere: which token is farthest is a matter of
+            // rounding there.
+            print_message("scene %d, pieces of %u: %llu answers, %llu close, error %.2g\n",
+                          (int)kinds[i], piece, (unsigned long long)t.heads,
+                          (unsigned long long)t.close, t.error);
+            if (kinds[i] != SCENE_STEPS)
+                assert_true(t.close * 8 <= t.heads);
+            all.heads += t.heads;
+            rig_close(&rig);
+        }
+        scene_result_free(&r);
+        scene_free(&s);
+    }
+    assert_int_equal(all.heads, 3 * 3 * 8 * LAYERS * KV_HEADS);
+}
+
+// ---- bits --------------------------------------------------------------------------------------
+
+enum { STEPS = 6, FLOATS = Q_HEADS * (DIM + 2) };
+
+enum way { AT_ONCE, BY_TOKENS, FORKED, CUT, WAYS };
+
+static uint64_t run_bits(const struct scene *s, const struct rig_options *o, enum way way,
+                         const struct scene_knobs *knobs)
+{
+    struct rig rig;
+    struct scene_result r;
+    uint64_t hash = 1469598103934665603u, pos = 1000;
+    uint32_t seq = 1;
+    struct scene other = *s;
+    rig_open(&rig, o);
+    scene_result_new(&r, s);
+    scene_write(&rig, s, 1, 0, 900, way == BY_TOKENS ? 7 : 0);
+    if (way == FORKED) { // in the middle of a piece; both go on
+        assert_int_equal(rig_fork(&rig, 1, 2, 777), 0);
+        scene_write(&rig, s, 1, 900, 300, 50);
+        scene_write(&rig, s, 2, 777, 123, 60);
+        seq = 2;
+    } else if (way == CUT) { // other tokens lay there before
+        struct scene random = scene_of(SCENE_RANDOM);
+        other = random;
+        assert_int_equal(rig_reclaim(&rig, 1, 501, UINT64_MAX, 0, LAYERS), 0);
+        scene_write(&rig, &other, 1, 501, 700, 0);
+        assert_int_equal(rig_reclaim(&rig, 1, 501, UINT64_MAX, 0, LAYERS), 0);
+        scene_write(&rig, s, 1, 501, 399, 0);
+        scene_free(&random);
+    }
+    scene_write(&rig, s, seq, 900, pos - 900, 13);
+    for (int step = 0; step < STEPS; step++, pos++)
+        for (uint32_t l = 0; l < LAYERS; l++) {
+            assert_int_equal(scene_attend(&rig, s, l, seq, pos, true, knobs, &r), 0);
+            const float *parts[] = {r.out, r.lse, r.captured};
+            for (int part = 0; part < 3; part++) {
+                const uint8_t *p = (const uint8_t *)parts[part];
+                size_t n = (part ? Q_HEADS : Q_HEADS * DIM) * sizeof(float);
+                for (size_t i = 0; i < n; i++)
+                    hash = (hash ^ p[i]) * 1099511628211u;
+            }
+        }
+    assert_int_equal(drive_check(rig.drive, &rig.msg), 0);
+    scene_result_free(&r);
+    rig_close(&rig);
+    return hash;
+}
+
+static void test_bits(void **state)
+{
+    (void)state;
+    struct scene s = scene_of(SCENE_CLUSTERED);
+    const struct scene_knobs knobs = {.pages = true, .ratio = 0.25f};
+    uint64_t expected = run_bits(&s, &base, AT_ONCE, &knobs);
+    unsigned runs = 0;
+    for (uint32_t group = 32; group <= 256; group *= 2)
+        for (int place = 0; place < 3; place++, runs++) {
+            struct rig_options o = base;
+            o.config.group_tokens = group;
+            o.page_bytes = place == 1 ? 512 : 4096u << (runs % 3);
+            o.threads = 1 + runs % 4;
+            o.ram_rate = place ? base.ram_rate : 0;
+            o.directory = place == 2 ? INST_BINARY_DIR : NULL;
+            o.row_cache = runs % 2;
+            o.request_bytes = place == 1 ? 8192 : 0;
+            if (run_bits(&s, &o, (enum way)(runs % WAYS), &knobs) != expected)
+                fail_msg("group %u, pages of %u, place %d, way %u: other bits", group, o.page_bytes,
+                         place, runs % WAYS);
+        }
+    for (int way = 0; way < WAYS; way++)
+        assert_true(run_bits(&s, &base, (enum way)way, &knobs) == expected);
+    for (const char *const *name = kernels_available(); *name; name++) {
+        struct rig_options o = base;
+        o.kernels = *name;
+        if (run_bits(&s, &o, FORKED, &knobs) != expected)
+            fail_msg("kernels %s: other bits", *name);
+    }
+    scene_free(&s);
+}
+
+// Everything is chosen: by the ratio, by the window, and where there is no complete piece but one.
+static void test_dense(void **state)
+{
+    (void)state;
+    struct scene s = scene_of(SCENE_RANDOM);
+    struct scene_result r, dense;
+    struct rig rig;
+    const struct scene_knobs full[] = {{.pages = true, .ratio = 1},
+                                       {.pages = true, .local = TOKENS},
+                                       {.pages = true, .mass = 0.999999f, .local = TOKENS}};
+    const struct scene_knobs exact = {.dense = true}, short_one = {.pages = true, .ratio = 0.01f};
+    scene_result_new(&r, &s);
+    scene_result_new(&dense, &s);
+    rig_open(&rig, &base);
+    for (uint64_t pos = 0; pos < 1300; pos += 97) {
+        if (pos)
+            scene_write(&rig, &s, 1, pos - 96, 96, 0);
+        for (uint32_t l = 0; l < LAYERS; l++) {
+            assert_int_equal(scene_attend(&rig, &s, l, 1, pos, true, &exact, &dense), 0);
+            for (size_t i = 0; i < sizeof full / sizeof *full + (pos < 63); i++) {
+                const struct scene_knobs *knobs = i < 3 ? &full[i] : &short_one;
+                assert_int_equal(scene_attend(&rig, &s, l, 1, pos, false, knobs, &r), 0);
+                assert_memory_equal(r.out, dense.out, Q_HEADS * DIM * sizeof(float));
+                assert_memory_equal(r.lse, dense.lse, Q_HEADS * sizeof(float));
+                assert_memory_equal(r.captured, dense.captured, Q_HEADS * sizeof(float));
+            }
+        }
+    }
+    rig_close(&rig);
+    scene_result_free(&r);
+    scene_result_free(&dense);
+    scene_free(&s);
+}
+
+// ---- bytes -------------------------------------------------------------------------------------
+
+static void test_bytes(void **state)
+{
+    (void)state;
+    struct scene s = scene_of(SCENE_CLUSTERED);
+    struct scene_result r;
+    scene_result_new(&r, &s);
+    for (uint32_t group = 32; group <= 256; group *= 2) {
+        struct rig rig;
+        struct rig_options o = base;
+        struct drive_stats before, after;
+        o.config.group_tokens = group;
+        rig_open(&rig, &o);
+        scene_write(&rig, &s, 1, 0, 1600, 0);
+        for (int divisor = 4; divisor <= 16; divisor *= 2) {
+            const struct scene_knobs knobs = {.pages = true, .ratio = 1 / (float)divisor};
+            rig_stats(&rig, &before);
+            for (uint32_t l = 0; l < LAYERS; l++)
+                assert_int_equal(scene_attend(&rig, &s, l, 1, 1599, false, &knobs, &r), 0);
+            rig_stats(&rig, &after);
+            double read = (double)(after.flash_read_bytes - before.flash_read_bytes);
+            double whole = (double)(after.pages_dense_bytes - before.pages_dense_bytes);
+            assert_true(read > 0 && whole > 0);
+            if (read > 1.1 * whole / divisor || (divisor < 16 && read < 0.5 * whole / divisor))
+                fail_msg("groups of %u, 1/%d: %.3f of dense", group, divisor, read / whole);
+            double predicted = 1e-6 * (double)(after.pages_predicted_sum - before.pages_predicted_sum) /
+                               (double)(after.pages_predicted - before.pages_predicted);
+            assert_int_equal(after.pages_predicted - before.pages_predicted, LAYERS * Q_HEADS);
+            assert_true(predicted > 0 && predicted <= 1);
+        }
+        rig_close(&rig);
+    }
+    scene_result_free(&r);
+    scene_free(&s);
+}
+
+// Clustered K: most of the softmax is found in an eighth of the bytes, and the estimate of the rest
+// brings the output nearer to that of dense attention.
+static void test_captures(void **state)
+{
+    (void)state;
+    struct scene s = scene_of(SCENE_CLUSTERED);
+    struct scene_result r, dense;
+    struct rig rig;
+    double captured = 0, error[2] = {0};
+    unsigned n = 0;
+    scene_result_new(&r, &s);
+    scene_result_new(&dense, &s);
+    rig_open(&rig, &base);
+    scene_write(&rig, &s, 1, 0, 1600, 0);
+    for (uint64_t pos = 1600; pos < 1616; pos++)
+        for (uint32_t l = 0; l < LAYERS; l++) {
+            struct scene_knobs knobs = {.dense = true};
+            assert_int_equal(scene_attend(&rig, &s, l, 1, pos, true, &knobs, &dense), 0);
+            for (int rest = 0; rest < 2; rest++) {
+                knobs = (struct scene_knobs){.pages = true, .audit = true, .no_rest = !rest};
+                assert_int_equal(scene_attend(&rig, &s, l, 1, pos, false, &knobs, &r), 0);
+                for (uint32_t i = 0; i < Q_HEADS * DIM; i++)
+                    error[rest] += pow((double)r.out[i] - (double)dense.out[i], 2);
+            }
+            for (uint32_t i = 0; i < Q_HEADS; i++, n++)
+                captured += (double)r.captured[i];
+        }
+    print_message("captured %.3f, error with the rest estimated %.3f of that without\n",
+                  captured / n, sqrt(error[1] / error[0]));
+    assert_true(captured / n > 0.3); // 0.125 is what choosing blindly would bring
+    assert_true(error[1] < 0.9 * error[0]);
+    rig_close(&rig);
+    scene_result_free(&r);
+    scene_result_free(&dense);
+    scene_free(&s);
+}
+
+// ---- refusals ----------------------------------------------------------------------------------
+
+static void test_refused(void **state)
+{
+    (void)state;
+    struct scene s = scene_of(SCENE_RANDOM);
+    struct scene_result r;
+    struct rig rig;
+    const struct scene_knobs wrong[] = {{.pages = true, .ratio = 1.5f},
+                                        {.pages = true, .ratio = -0.1f},
+                                        {.pages = true, .mass = 1},
+                                        {.pages = true, .mass = NAN}};
+    struct inst_msg msg = {0};
+    struct drive_plan plan;
+    struct flash_geometry g = rig_geometry(&base);
+    struct space_config c = base.config;
+    scene_result_new(&r, &s);
+    rig_open(&rig, &base);
+    scene_write(&rig, &s, 1, 0, 200, 0);
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        assert_int_equal(scene_attend(&rig, &s, 0, 1, 200, true, &wrong[i], &r), INST_EINVAL);
+        assert_non_null(strstr(rig.text, "pages"));
+    }
+    rig_close(&rig);
+    c.piece_tokens = 48;
+    assert_int_equal(drive_plan(&plan, &g, &c, 0, &msg), INST_EINVAL);
+    assert_non_null(strstr(msg.text, "pieces of 48 tokens"));
+    c.piece_tokens = 64;
+    c.group_tokens = 32;
+    msg = (struct inst_msg){0};
+    assert_int_equal(drive_plan(&plan, &g, &c, 0, &msg), INST_EINVAL);
+    assert_non_null(strstr(msg.text, "do not fit in a token group of 32"));
+    // Where the drive chooses the group, a piece is one.
+    c.group_tokens = 0;
+    assert_int_equal(drive_plan(&plan, &g, &c, 0, &msg), 0);
+    assert_int_equal(plan.group_tokens, 64);
+    // The index is promised: 1/64 of K and V in DRAM, whatever the length.
+    c.group_tokens = 64;
+    c.piece_tokens = 32;
+    uint64_t least[2];
+    for (int i = 0; i < 2; i++) {
+        c.max_tokens = i ? 1 << 20 : 1 << 10;
+        assert_int_equal(drive_plan(&plan, &g, &c, 0, &msg), 0);
+        least[i] = plan.min_dram_bytes;
+    }
+    assert_true(least[1] - least[0] > (uint64_t)LAYERS * KV_HEADS * (1 << 15) * 100);
+    scene_result_free(&r);
+    scene_free(&s);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_reference), cmocka_unit_test(test_bits),
+        cmocka_unit_test(test_dense),     cmocka_unit_test(test_bytes),
+        cmocka_unit_test(test_captures),  cmocka_unit_test(test_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

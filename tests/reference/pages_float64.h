@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// What METHOD_PAGES computes for one KV head, in double and from the words of docs/pages.md alone.
+#ifndef INST_TESTS_PAGES_FLOAT64_H
+#define INST_TESTS_PAGES_FLOAT64_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct pages_problem {
+    uint32_t head_dim, group, tokens, piece, local;
+    double scale, ratio, mass; // mass 0: the ratio alone
+    bool no_rest;
+    const double *q, *k, *v; // [group][head_dim], [tokens][head_dim]
+};
+
+struct pages_answer {
+    bool *token;      // [tokens]: read
+    double *out;      // [group][head_dim]
+    double *captured; // [group]: true share of the softmax
+};
+
+// `answer` has room.
+void pages_solve(const struct pages_problem *problem, struct pages_answer *answer);
+
+#endif
