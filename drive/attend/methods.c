@@ -2,7 +2,8 @@
 // The methods that every drive has. Another one is added here and nowhere else above attend/.
 #include "drive/attend/walk.h"
 
-static const struct method *const own_methods[] = {&method_dense, &method_sparf, &method_pages, NULL};
+static const struct method *const own_methods[] = {&method_dense, &method_sparf, &method_pages,
+                                                   NULL};
 
 void attend_methods(struct attend_env *env, const struct method *const *extra)
 {

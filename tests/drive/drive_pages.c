@@ -282,7 +282,8 @@ static void test_bytes(void **state)
             assert_true(read > 0 && whole > 0);
             if (read > 1.1 * whole / divisor || (divisor < 16 && read < 0.5 * whole / divisor))
                 fail_msg("groups of %u, 1/%d: %.3f of dense", group, divisor, read / whole);
-            double predicted = 1e-6 * (double)(after.pages_predicted_sum - before.pages_predicted_sum) /
+            double predicted = 1e-6 *
+                               (double)(after.pages_predicted_sum - before.pages_predicted_sum) /
                                (double)(after.pages_predicted - before.pages_predicted);
             assert_int_equal(after.pages_predicted - before.pages_predicted, LAYERS * Q_HEADS);
             assert_true(predicted > 0 && predicted <= 1);
