@@ -170,6 +170,31 @@ void *budget_resize(struct budget *budget, void *p, uint64_t bytes, const char *
     return other;
 }
 
+int budget_list(struct budget *budget, void **list, uint64_t *room, uint64_t used, uint64_t need,
+                uint64_t size, const char *what, struct inst_msg *msg)
+{
+    enum { LEAST = 64 };
+    if (need <= *room)
+        return 0;
+    uint64_t bytes, want[] = {max_u64(max_u64(need, *room * 2), LEAST), need};
+    if (!used) { // nothing to be kept: not both at a time
+        budget_free(budget, *list);
+        *list = NULL;
+        *room = 0;
+    }
+    for (int i = 0; i < 2; i++) {
+        void *p = checked_mul(want[i], size, &bytes)
+                      ? budget_resize(budget, *list, bytes, what, i ? msg : NULL)
+                      : NULL;
+        if (p) {
+            *list = p;
+            *room = want[i];
+            return 0;
+        }
+    }
+    return inst_fail(msg, INST_ENOMEM, "%s: too many", what);
+}
+
 void budget_free(struct budget *budget, void *p)
 {
     if (!p)

@@ -44,6 +44,10 @@ void *budget_alloc_pages(struct budget *budget, uint64_t bytes, const char *what
 // new one. When it is refused the block stays as it was. Large blocks grow without being copied.
 void *budget_resize(struct budget *budget, void *p, uint64_t bytes, const char *what,
                     struct inst_msg *msg);
+// A list that grows: room for `need` elements of `size` bytes, of which the first `used` are kept;
+// twice as much as before where there is memory for that. *room = elements.
+int budget_list(struct budget *budget, void **list, uint64_t *room, uint64_t used, uint64_t need,
+                uint64_t size, const char *what, struct inst_msg *msg);
 void budget_free(struct budget *budget, void *p); // NULL is fine
 
 #endif

@@ -2,6 +2,7 @@
 #include "base/size.h"
 #include "base/status.h"
 
+#include <stdio.h>
 #include <string.h>
 
 enum { DIGITS_MOST = 19, DECIMALS_MOST = 3 };
@@ -46,4 +47,18 @@ int size_parse(const char *text, size_t bytes, uint64_t *out)
         return INST_ERANGE;
     *out = value;
     return 0;
+}
+
+const char *size_text(uint64_t bytes, char out[SIZE_TEXT_BYTES])
+{
+    static const char units[] = "KMGTPE";
+    double value = (double)bytes;
+    int i = -1;
+    for (; value >= 1024 && i < 5; i++)
+        value /= 1024;
+    if (i < 0)
+        snprintf(out, SIZE_TEXT_BYTES, "%llu bytes", (unsigned long long)bytes);
+    else
+        snprintf(out, SIZE_TEXT_BYTES, value < 100 ? "%.1f%c" : "%.0f%c", value, units[i]);
+    return out;
 }

@@ -10,4 +10,8 @@
 // none; INST_ERANGE: it is too large.
 int size_parse(const char *text, size_t bytes, uint64_t *out);
 
+// For people: "100 bytes", "5.3M". Returns `out`.
+enum { SIZE_TEXT_BYTES = 24 };
+const char *size_text(uint64_t bytes, char out[SIZE_TEXT_BYTES]);
+
 #endif

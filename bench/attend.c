@@ -146,7 +146,7 @@ static int fill(struct attend_bench *b, struct inst_msg *msg)
     slab_bytes(o->kv_heads, CHUNK, o->head_dim, &most);
     unsigned char table[TABLE_HEADER_BYTES + TABLE_ITEM_BYTES], *data = aligned_alloc(64, most);
     int err = data ? 0 : inst_fail(msg, INST_ENOMEM, "no memory for %d tokens of K and V", CHUNK);
-    double start = measure_now();
+    double start = clock_seconds();
     struct fill f = {.b = b, .data = (uint16_t *)data};
     for (f.sequence = 0; !err && f.sequence < o->sequences; f.sequence++)
         for (f.pos = 0; !err && f.pos < o->context; f.pos += f.n)
@@ -170,7 +170,7 @@ static int fill(struct attend_bench *b, struct inst_msg *msg)
     if (!err)
         err = attend_bench_flush(b, msg);
     b->tokens = o->context;
-    b->fill_seconds = measure_now() - start;
+    b->fill_seconds = clock_seconds() - start;
     free(data);
     return err;
 }
@@ -266,7 +266,7 @@ int attend_bench_step(struct attend_bench *b, const struct attend_step *step, do
             table_put_item(b->table, s,
                            &(struct table_item){
                                .seq = s, .epoch = 1, .pos = b->tokens, .n_tokens = step->append});
-        double start = measure_now();
+        double start = clock_seconds();
         err = call(b,
                    (struct command){.opcode = OP_ATTEND,
                                     .space = 1,
@@ -282,7 +282,7 @@ int attend_bench_step(struct attend_bench *b, const struct attend_step *step, do
                                         .ticket = b->ticket,
                                         .length = (uint32_t)layout.out_bytes},
                        NULL, b->out, msg);
-        *seconds += measure_now() - start;
+        *seconds += clock_seconds() - start;
         for (uint32_t i = 0; i < o->sequences && !err; i++) {
             err = inst_status_from_nvme((uint16_t)((uint32_t *)(b->out + layout.status))[i]);
             if (err)

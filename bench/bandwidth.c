@@ -5,6 +5,7 @@
 // twice: with idle cores, and with as many reading memory as attention has threads, since where the
 // disk of a virtual machine is served by the cores that it lends, arithmetic costs disk.
 #include "bandwidth_raw.h"
+#include "base/clock.h"
 #include "measure.h"
 
 #include "drive/drive.h"
@@ -152,7 +153,7 @@ static void prepare_attend(struct bench *b)
 static double attend_bandwidth(struct bench *b, double seconds)
 {
     uint64_t before = stats(b).flash_read_bytes;
-    double start = measure_now(), end;
+    double start = clock_seconds(), end;
     uint32_t ticket = 1;
     do {
         for (uint32_t l = 0; l < b->o.layers; l++, ticket++) {
@@ -171,7 +172,7 @@ static double attend_bandwidth(struct bench *b, double seconds)
                                   .length = (uint32_t)b->layout.out_bytes},
                  NULL, b->out);
         }
-        end = measure_now();
+        end = clock_seconds();
     } while (end - start < seconds);
     return (double)(stats(b).flash_read_bytes - before) / (end - start);
 }
@@ -235,12 +236,12 @@ static void dot_item(void *arg, size_t item, unsigned worker)
 static double dot_bandwidth(struct bench *b, double seconds)
 {
     uint64_t items = b->o.bytes / (2ull * DOT_ROWS * DOT_COLS);
-    double start = measure_now(), end;
+    double start = clock_seconds(), end;
     uint64_t bytes = 0;
     do {
         pool_run(b->pool, dot_item, b, items);
         bytes += items * 2 * DOT_ROWS * DOT_COLS;
-        end = measure_now();
+        end = clock_seconds();
     } while (end - start < seconds);
     return (double)bytes / (end - start);
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bench/bandwidth_raw.h"
+#include "base/clock.h"
 
 #include <errno.h>
 #include <string.h>
@@ -37,7 +38,7 @@ static void start_read(struct reader *reader, uint64_t slot)
 // or -errno.
 static double read_for(struct reader *reader, unsigned depth, double seconds)
 {
-    double start = measure_now(), end = start;
+    double start = clock_seconds(), end = start;
     uint64_t bytes = 0;
     unsigned in_flight = depth;
     int error = 0;
@@ -54,7 +55,7 @@ static double read_for(struct reader *reader, unsigned depth, double seconds)
                 error = cqe->res < 0 ? cqe->res : -EIO;
             bytes += reader->request_bytes;
             io_uring_cqe_seen(&reader->ring, cqe);
-            end = measure_now();
+            end = clock_seconds();
             if (!error && end - start < seconds)
                 start_read(reader, slot);
             else

@@ -7,19 +7,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-double measure_now(void)
-{
-    return 1e-9 * (double)clock_ns();
-}
-
 void measure_round(struct measure *m, measure_fn *fn, void *arg, double min_seconds)
 {
     int calls = 0;
-    double start = measure_now(), end;
+    double start = clock_seconds(), end;
     do {
         fn(arg);
         calls++;
-        end = measure_now();
+        end = clock_seconds();
     } while (end - start < min_seconds);
     if (m->rounds < MEASURE_ROUNDS_MAX)
         m->seconds[m->rounds++] = (end - start) / calls;

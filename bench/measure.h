@@ -6,8 +6,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-double measure_now(void); // seconds
-
 // One contender's rounds. Contenders take turns, so a slow phase of the machine meets all of them.
 enum { MEASURE_ROUNDS_MAX = 64 };
 struct measure {

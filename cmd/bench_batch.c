@@ -9,6 +9,7 @@
 // batch is its own cost without KV, and for each sequence the attention that the smallest batch
 // measured.
 #include "bench/bandwidth_raw.h"
+#include "base/clock.h"
 #include "bench/chart.h"
 #include "bench/measure.h"
 #include "cmd/bench.h"
@@ -203,10 +204,10 @@ static int timed_steps(struct bench *b, uint32_t batch, struct measure *m,
     struct inst_msg msg = {0};
     int code = run_steps(b, batch, 1); // nobody is used to it yet
     int err = code ? 0 : inst_engine_stats(b->e, before, &msg);
-    double start = measure_now();
+    double start = clock_seconds();
     if (!code && !err)
         code = run_steps(b, batch, b->steps);
-    double seconds = measure_now() - start;
+    double seconds = clock_seconds() - start;
     if (!code && !err)
         err = inst_engine_stats(b->e, after, &msg);
     if (code || err)

@@ -7,6 +7,7 @@
 // no computing. Every turn starts by cutting it back there, which is not timed, so no round fills
 // it again. llama-bench keeps nothing between its turns and does.
 #include "bench/measure.h"
+#include "base/clock.h"
 #include "cmd/bench.h"
 #include "cmd/bench_llama.h"
 #include "cmd/engine_options.h"
@@ -107,10 +108,10 @@ static int our_turn(struct bench *b, enum test test, uint64_t depth, struct resu
     int code = settle(b, depth);
     if (!code)
         code = read_stats(b, &before);
-    double start = measure_now();
+    double start = clock_seconds();
     for (uint64_t done = step; !code && done <= n; done += step)
         code = sync_to(b, depth + done, false);
-    double seconds = measure_now() - start;
+    double seconds = clock_seconds() - start;
     if (!code)
         code = read_stats(b, &after);
     if (code)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // instinfer inspect: what a GGUF file holds, and whether it runs here with these options.
 #include "cmd/commands.h"
+#include "base/size.h"
 #include "cmd/engine_options.h"
 #include "host/engine/engine.h"
 #include "host/engine/system.h"
@@ -119,8 +120,8 @@ static void print_engine(const inst_engine *e)
 {
     char available[24], kv[24], left[24], budget[24];
     printf("here: %u CPUs, %s of memory available\n", system_cpus(),
-           plan_bytes_text(e->available, available));
-    plan_bytes_text(e->plan.kv_bytes, kv);
+           size_text(e->available, available));
+    size_text(e->plan.kv_bytes, kv);
     printf("KV of a context of %llu tokens takes %s in ", (unsigned long long)e->context, kv);
     for (uint32_t i = 0; i < e->n_places; i++) {
         const struct kv_place *place = &e->place[i];
@@ -128,9 +129,9 @@ static void print_engine(const inst_engine *e)
         if (e->where[i].kind == STORE_DIRECTORY)
             printf(" (%s, %s free)", place->type,
                    place->free_bytes == UINT64_MAX ? "unknown room"
-                                                   : plan_bytes_text(place->free_bytes, left));
+                                                   : size_text(place->free_bytes, left));
     }
-    printf("\nmemory %s, chunk %u, group %u, %u threads\n", plan_bytes_text(e->memory, budget),
+    printf("\nmemory %s, chunk %u, group %u, %u threads\n", size_text(e->memory, budget),
            e->plan.chunk, e->plan.group, e->plan.threads);
     for (size_t i = 0; i < e->n_notes; i++)
         printf("warning: %s\n", e->note[i]);

@@ -1,39 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cmd/terminal.h"
+#include "base/clock.h"
+#include "base/size.h"
 
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
-
-static double seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 double rate(double amount, double time)
 {
     return time > 0 ? amount / time : 0;
 }
 
-static const char *size_text(double bytes, char out[24])
-{
-    static const char unit[] = "BKMGTPE";
-    int i = 0;
-    for (; bytes >= 1024 && unit[i + 1]; i++)
-        bytes /= 1024;
-    snprintf(out, 24, i == 0 || bytes >= 100 ? "%.0f%c" : "%.1f%c", bytes, unit[i]);
-    return out;
-}
-
 void terminal_open(struct terminal *terminal, bool verbose)
 {
     bool tty = isatty(STDERR_FILENO);
-    *terminal = (struct terminal){.lines = tty || verbose, .bar = tty, .opened = seconds()};
+    *terminal = (struct terminal){.lines = tty || verbose, .bar = tty, .opened = clock_seconds()};
 }
 
 void terminal_first_line(const struct terminal *terminal, const struct inst_model_info *info)
@@ -43,15 +27,14 @@ void terminal_first_line(const struct terminal *terminal, const struct inst_mode
         fputs("instinfer: null drive: timing only, the text is meaningless\n", stderr);
     if (!terminal->lines)
         return;
-    char weights[24], memory[24], limit[24];
+    char weights[SIZE_TEXT_BYTES], memory[SIZE_TEXT_BYTES], limit[SIZE_TEXT_BYTES];
     fprintf(stderr,
             "%s: weights %s, memory %s, KV limit %s in %s (%s), context %llu, chunk %u, group %u, "
             "%u threads, %s%s%s\n",
-            info->name, size_text((double)info->weight_bytes, weights),
-            size_text((double)info->memory, memory), size_text((double)info->kv_limit, limit),
-            info->kv_place, info->kv_path, (unsigned long long)info->context, info->chunk,
-            info->group, info->threads, info->kernels, info->chat ? ", chat template " : "",
-            info->chat ? info->chat : "");
+            info->name, size_text(info->weight_bytes, weights), size_text(info->memory, memory),
+            size_text(info->kv_limit, limit), info->kv_place, info->kv_path,
+            (unsigned long long)info->context, info->chunk, info->group, info->threads,
+            info->kernels, info->chat ? ", chat template " : "", info->chat ? info->chat : "");
 }
 
 void terminal_progress(struct terminal *terminal, uint64_t done, uint64_t total)
@@ -59,7 +42,7 @@ void terminal_progress(struct terminal *terminal, uint64_t done, uint64_t total)
     enum { WIDTH = 30 };
     if (!terminal->bar || !total)
         return;
-    double now = seconds();
+    double now = clock_seconds();
     if (terminal->bar_start <= 0)
         terminal->bar_start = terminal->bar_last = now;
     // Prompts that are done in a moment get no bar.
@@ -96,7 +79,7 @@ void terminal_batch(struct terminal *terminal, uint64_t done, uint64_t total, ui
                     uint64_t tokens)
 {
     char left[32];
-    double time = seconds();
+    double time = clock_seconds();
     if (!terminal->bar || time - terminal->bar_last < 0.2)
         return;
     terminal->bar_last = time;
@@ -110,7 +93,7 @@ void terminal_batch(struct terminal *terminal, uint64_t done, uint64_t total, ui
 void terminal_batch_summary(const struct terminal *terminal, uint64_t now, uint64_t tokens)
 {
     char spent[32];
-    double time = seconds() - terminal->opened;
+    double time = clock_seconds() - terminal->opened;
     fprintf(stderr, "%llu lines, %llu tokens in %s, %.1f tokens/s\n", (unsigned long long)now,
             (unsigned long long)tokens, time_text(time, spent), rate((double)tokens, time));
 }
@@ -128,17 +111,18 @@ void terminal_summary(const struct terminal *terminal, const struct run_result *
     if (!terminal->lines)
         return;
     const struct inst_stats *s = &r->stats;
-    char per_token[24], peak[24];
+    char per_token[SIZE_TEXT_BYTES], peak[SIZE_TEXT_BYTES];
     double decoded = (double)s->decode_tokens;
-    fprintf(
-        stderr,
-        "prompt %llu tokens, %.1f tokens/s; generated %llu tokens, %.1f tokens/s (%s); "
-        "flash read %s per token, %.2f GB/s; WAF %.2f; peak memory %s\n",
-        (unsigned long long)r->prompt_tokens, rate((double)s->prefill_tokens, s->prefill_seconds),
-        (unsigned long long)r->generated_tokens, rate(decoded, s->decode_seconds), r->stop_reason,
-        size_text(decoded > 0 ? (double)s->decode_flash_read_bytes / decoded : 0, per_token),
-        rate((double)s->decode_flash_read_bytes, s->attention_seconds) / 1e9, s->waf,
-        size_text((double)r->peak_memory, peak));
+    uint64_t each = s->decode_tokens ? s->decode_flash_read_bytes / s->decode_tokens : 0;
+    fprintf(stderr,
+            "prompt %llu tokens, %.1f tokens/s; generated %llu tokens, %.1f tokens/s (%s); "
+            "flash read %s per token, %.2f GB/s; WAF %.2f; peak memory %s\n",
+            (unsigned long long)r->prompt_tokens,
+            rate((double)s->prefill_tokens, s->prefill_seconds),
+            (unsigned long long)r->generated_tokens, rate(decoded, s->decode_seconds),
+            r->stop_reason, size_text(each, per_token),
+            rate((double)s->decode_flash_read_bytes, s->attention_seconds) / 1e9, s->waf,
+            size_text(r->peak_memory, peak));
 }
 
 // Value of "NAME:   N kB" in /proc/self/status.
@@ -150,7 +134,7 @@ static uint64_t status_bytes(const char *text, const char *name)
 
 void meter_sample(struct meter *meter, bool now)
 {
-    double t = seconds();
+    double t = clock_seconds();
     if (!now && t - meter->last < 0.005)
         return;
     meter->last = t;

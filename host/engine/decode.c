@@ -129,14 +129,14 @@ void decode_begin(struct step *t, struct step_set *set)
 {
     if (!set->items)
         return;
-    double start = engine_seconds();
+    double start = clock_seconds();
     struct inst_msg msg = {0};
     put_table(t, set);
     int err = send(t, set, &msg);
     set->attending = !err;
     if (err)
         fail_all(t, set, err, msg.text);
-    t->e->stats.attention_seconds += engine_seconds() - start;
+    t->e->stats.attention_seconds += clock_seconds() - start;
 }
 
 static void fail_items(struct step *t, const struct step_set *set, struct inst_msg *msg)
@@ -161,7 +161,7 @@ void decode_end(struct step *t, struct step_set *set)
 {
     if (!set->attending)
         return;
-    double start = engine_seconds();
+    double start = clock_seconds();
     struct port *port = &t->e->port;
     struct port_patience patience = {0};
     struct inst_msg msg = {0};
@@ -185,5 +185,5 @@ void decode_end(struct step *t, struct step_set *set)
         if (!t->seg[i].status)
             memcpy(step_output(t, t->seg[i].row), out + t->seg[i].item * q_dim,
                    q_dim * sizeof *out);
-    t->e->stats.attention_seconds += engine_seconds() - start;
+    t->e->stats.attention_seconds += clock_seconds() - start;
 }

@@ -6,13 +6,12 @@
 #include "host/engine/loss.h"
 #include "host/engine/sized.h"
 #include "host/engine/system.h"
+#include "host/model/rope.h"
 
-#include <math.h>
 #include <stdalign.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #define INST_VERSION "0.1.0"
 
@@ -21,13 +20,6 @@ enum { TIMEOUT_MS = 60000 };
 const char *inst_version(void)
 {
     return INST_VERSION;
-}
-
-double engine_seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 static int check_options(const struct inst_options *o, struct inst_msg *msg)
@@ -88,48 +80,16 @@ static int read_names(inst_engine *e, struct inst_msg *msg)
     return e->name ? 0 : inst_fail(msg, INST_ENOMEM, "out of memory");
 }
 
-// The share of pair i that yarn leaves as trained: all of it for pairs that turn more than
-// `rope_fast` times within the original context, nothing below `rope_slow` turns.
-static double yarn_share(const struct model_config *c, size_t pair)
-{
-    const double pi = 3.14159265358979323846;
-    double base = 2 * log((double)c->rope_base), original = c->rope_original;
-    double low = floor(c->rope_dims * log(original / (2 * pi * (double)c->rope_fast)) / base);
-    double high = ceil(c->rope_dims * log(original / (2 * pi * (double)c->rope_slow)) / base);
-    low = fmax(low, 0);
-    high = fmin(high, c->rope_dims - 1);
-    double ramp = ((double)pair - low) / fmax(high - low, 0.001);
-    return 1 - fmin(fmax(ramp, 0), 1);
-}
-
 static int rope_frequencies(inst_engine *e, struct inst_msg *msg)
 {
     struct model_config *c = &e->config;
-    size_t pairs = c->rope_dims / 2;
-    const float *divisors = e->weights.rope_freqs;
-    if (!pairs)
+    if (!c->rope_dims)
         return 0;
-    if (e->weights.rope_long) // one choice for the whole context: stored keys never turn again
-        divisors = e->context > c->rope_original ? e->weights.rope_long : e->weights.rope_short;
     e->rope_freq = budget_alloc(&e->budget, plan_rope_values(c) / 2, sizeof *e->rope_freq,
                                 "rope frequencies", msg);
     if (!e->rope_freq)
         return INST_ENOMEM;
-    for (size_t i = 0; i < pairs; i++) {
-        double exponent = -2.0 * (double)i / c->rope_dims, factor = (double)c->rope_factor;
-        double freq = pow((double)c->rope_base, exponent) / (divisors ? (double)divisors[i] : 1);
-        if (c->rope_scaling == ROPE_LINEAR)
-            freq /= factor;
-        if (c->rope_scaling == ROPE_YARN) {
-            double share = yarn_share(c, i);
-            freq = freq / factor * (1 - share) + freq * share;
-        }
-        e->rope_freq[i] = freq;
-        if (c->rope_window_base > 0)
-            e->rope_freq[pairs + i] = pow((double)c->rope_window_base, exponent);
-    }
-    if (c->rope_scaling == ROPE_YARN && c->rope_factor > 1)
-        c->rope_attention *= 1 + 0.1f * logf(c->rope_factor);
+    rope_set(c, &e->weights, e->context, e->rope_freq);
     return 0;
 }
 

@@ -141,7 +141,6 @@ uint32_t engine_put_item(const struct inst_engine *e, const struct seq *q, uint6
 // Bytes of K and V of n tokens in the data of a command, padded as its regions are.
 size_t engine_slab_bytes(const struct inst_engine *e, uint64_t n);
 
-double engine_seconds(void); // monotonic
 // How many candidates the last draw had to put in order.
 size_t sampler_ranked(const inst_sampler *sampler);
 int engine_drive_stats(struct inst_engine *e, struct drive_stats *stats, struct inst_msg *msg);

@@ -10,8 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ROOM_LEAST = 64 }; // tokens beside the prompt
-
 static int check_options(const struct inst_engine *e, const int32_t *tokens, size_t n_tokens,
                          const struct inst_generation_options *o, struct inst_msg *msg)
 {
@@ -122,35 +120,15 @@ const struct inst_logprob *inst_generation_logprobs(const inst_generation *g, si
     return index < g->n_logprobs ? g->logprobs + index * *n : NULL;
 }
 
-// A list that grows to twice its size, or by one where memory is short.
-static int grow(struct inst_generation *g, void **list, size_t *room, size_t used, size_t item,
-                const char *what, struct inst_msg *msg)
-{
-    if (used < *room)
-        return 0;
-    size_t more[] = {max_u64(used, ROOM_LEAST), 1};
-    for (int i = 0; i < 2; i++) {
-        uint64_t bytes;
-        if (!checked_mul(used + more[i], item, &bytes))
-            continue;
-        void *p = budget_resize(&g->engine->budget, *list, bytes, what, i ? msg : NULL);
-        if (p) {
-            *list = p;
-            *room = used + more[i];
-            return 0;
-        }
-    }
-    return INST_ENOMEM;
-}
-
 int generation_reserve(struct inst_generation *g, struct inst_msg *msg)
 {
     size_t row = (1 + (size_t)g->options.top_logprobs) * sizeof *g->logprobs;
-    int err = grow(g, (void **)&g->tokens, &g->room, g->n_tokens, sizeof *g->tokens,
-                   "a generation's tokens", msg);
+    struct budget *budget = &g->engine->budget;
+    int err = budget_list(budget, (void **)&g->tokens, &g->room, g->n_tokens, g->n_tokens + 1,
+                          sizeof *g->tokens, "a generation's tokens", msg);
     if (!err && g->options.logprobs)
-        err = grow(g, (void **)&g->logprobs, &g->logprob_room, g->n_logprobs, row,
-                   "a generation's logprobs", msg);
+        err = budget_list(budget, (void **)&g->logprobs, &g->logprob_room, g->n_logprobs,
+                          g->n_logprobs + 1, row, "a generation's logprobs", msg);
     if (!err && !g->sampler)
         err = inst_sampler_open(&g->sampler, g->engine, &g->options.sampling, msg);
     return err ? err : reply_reserve(&g->reply, tokenizer_piece_room(g->engine->tokenizer), msg);

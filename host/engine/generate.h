@@ -12,10 +12,12 @@ struct inst_generation {
     struct inst_generation_options options;
     inst_sampler *sampler; // NULL: not yet; its own unless options.sampler
     int32_t *tokens;       // [room]: prompt, then what was drawn
-    size_t n_tokens, n_prompt, room;
+    size_t n_tokens, n_prompt;
+    uint64_t room;
     struct reply reply;
     struct inst_logprob *logprobs; // [logprob_room] rows of 1 + top_logprobs
-    size_t n_logprobs, logprob_room;
+    size_t n_logprobs;
+    uint64_t logprob_room;
     uint64_t reused;
     enum inst_finish finish, last; // last: as which it ends once its last token is computed
     int error;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "host/engine/plan.h"
 #include "base/checked.h"
+#include "base/size.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -51,20 +52,6 @@ static uint64_t add(struct sum *s, uint64_t a, uint64_t b)
 static uint64_t floats(struct sum *s, uint64_t rows, uint64_t n)
 {
     return mul(s, rows, mul(s, add(s, n, 15) / 16 * 16, sizeof(float)));
-}
-
-const char *plan_bytes_text(uint64_t bytes, char out[24])
-{
-    static const char unit[] = "BKMGTPE";
-    double value = (double)bytes;
-    int i = 0;
-    for (; value >= 1024 && unit[i + 1]; i++)
-        value /= 1024;
-    if (i == 0)
-        snprintf(out, 24, "%llu bytes", (unsigned long long)bytes);
-    else
-        snprintf(out, 24, value < 100 ? "%.1f%c" : "%.0f%c", value, unit[i]);
-    return out;
 }
 
 // One of `whole` bytes, or two of `half`.
@@ -361,13 +348,12 @@ static int refuse(struct engine_plan *p, const struct plan_input *in, struct ins
     return inst_fail(msg, INST_ENOMEM,
                      "--memory %s is too small for this model at context %llu: at least %s needed "
                      "(tables %s, buffers %s, sessions and text %s, drive %s, fixed %s)",
-                     plan_bytes_text(in->memory, have), (unsigned long long)in->context,
+                     size_text(in->memory, have), (unsigned long long)in->context,
                      // Rounded up, so that the number said is one that works.
-                     plan_bytes_text(p->needed + p->needed / 16, need),
-                     plan_bytes_text(in->tables, tables),
-                     plan_bytes_text(p->buffers + p->array, buffers),
-                     plan_bytes_text(p->sessions + p->text, text), plan_bytes_text(p->drive, drive),
-                     plan_bytes_text(p->fixed, fixed));
+                     size_text(p->needed + p->needed / 16, need), size_text(in->tables, tables),
+                     size_text(p->buffers + p->array, buffers),
+                     size_text(p->sessions + p->text, text), size_text(p->drive, drive),
+                     size_text(p->fixed, fixed));
 }
 
 // Chunks from the best to the least, with a fixed number of threads: first the largest whose
@@ -434,6 +420,6 @@ int engine_plan_drives(struct engine_plan *plan, const struct model_config *conf
     plan->needed = host + plan->drive;
     return err == INST_ENOMEM
                ? inst_fail(msg, err, "the drives that are left need %s of memory, %s are there",
-                           plan_bytes_text(plan->drive, need), plan_bytes_text(rest, rest_text))
+                           size_text(plan->drive, need), size_text(rest, rest_text))
                : err;
 }

@@ -132,7 +132,4 @@ static inline uint64_t plan_attend_align(uint64_t bytes)
     return (bytes + 63) / 64 * 64;
 }
 
-// For people: "5.3M". `out` holds 24 bytes.
-const char *plan_bytes_text(uint64_t bytes, char out[24]);
-
 #endif

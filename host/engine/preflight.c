@@ -8,6 +8,7 @@
 // room for a context that was asked for is refused too; for the context that is the model's own
 // that is a note, because most runs need a small part of it.
 #include "host/engine/engine.h"
+#include "base/size.h"
 #include "base/checked.h"
 #include "host/engine/system.h"
 
@@ -35,7 +36,7 @@ int preflight_place(struct inst_engine *e, const struct inst_options *o, struct 
     if (o->memory > e->available) {
         char asked[24], have[24];
         engine_note(e, "--memory %s: only %s are available to this process",
-                    plan_bytes_text(o->memory, asked), plan_bytes_text(e->available, have));
+                    size_text(o->memory, asked), size_text(e->available, have));
     }
     int err = 0;
     for (uint32_t i = 0; i < e->n_places && !err; i++) {
@@ -95,8 +96,8 @@ static int check_disk(struct inst_engine *e, uint32_t place, const struct inst_o
     }
     if (sum <= room)
         return 0;
-    plan_bytes_text(sum, need);
-    plan_bytes_text(room, have);
+    size_text(sum, need);
+    size_text(room, have);
     if (o->context)
         return inst_fail(msg, INST_ENOSPC,
                          "%s: KV of a context of %llu tokens takes %s, %s are free",
@@ -124,17 +125,17 @@ static int check_memory(struct inst_engine *e, struct inst_msg *msg)
         if (!checked_add(*sum, kv_bytes(e, i), sum))
             *sum = UINT64_MAX;
     }
-    plan_bytes_text(e->memory, budget);
-    plan_bytes_text(e->available, have);
+    size_text(e->memory, budget);
+    size_text(e->available, have);
     if (!checked_add(ram, directories, &both) || !checked_add(both, meant, &both))
         both = UINT64_MAX;
     if (ram && both > e->available)
         engine_note(
             e, "KV in memory, up to %s, and --memory %s are more than the %s that are available",
-            plan_bytes_text(ram, need), budget, have);
+            size_text(ram, need), budget, have);
     if (first == e->n_places)
         return 0;
-    plan_bytes_text(directories, need);
+    size_text(directories, need);
     if (both > e->available)
         return inst_fail(msg, INST_ENOSPC,
                          "%s is memory (%s): KV of a context of %llu tokens takes %s there, beside "

@@ -360,7 +360,7 @@ static bool audits(struct inst_engine *e)
 int step_run(struct inst_engine *e, struct inst_segment *segments, size_t count,
              const struct step_progress *progress, struct inst_msg *msg)
 {
-    double start = engine_seconds();
+    double start = clock_seconds();
     struct step t = {.e = e,
                      .seg = e->scratch.seg,
                      .segment_of = (uint32_t *)engine_bytes(e, BUFFER_segment_of),
@@ -387,7 +387,7 @@ int step_run(struct inst_engine *e, struct inst_segment *segments, size_t count,
     stage(&t, "logits", INST_TRACE_NO_LAYER, t.n_rows, &since);
     for (size_t i = 0; i < t.n_seg; i++)
         settle(&t, &t.seg[i]);
-    double seconds = engine_seconds() - start;
+    double seconds = clock_seconds() - start;
     account(&t, seconds, decoded, read);
     if (alone && !t.first_error)
         micro_note(&e->micro, t.n_decode, (uint32_t)t.n_sets, seconds);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Opening and closing GGUF files and answering questions about them. The checking is in
-// gguf_parse.c; here everything can be trusted.
+// Answers questions about GGUF files. The checking is in gguf_parse.c; here everything can be
+// trusted.
 #include "host/model/gguf_internal.h"
 
 #include "base/le.h"
@@ -8,15 +8,10 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "host/model/text.h"
 
@@ -33,113 +28,6 @@ uint32_t gguf_scalar_bytes(uint32_t type)
         [GGUF_U64] = 8, [GGUF_I64] = 8, [GGUF_F64] = 8,
     };
     return type < sizeof bytes ? bytes[type] : 0;
-}
-
-int gguf_load(struct gguf **out, const void *bytes, uint64_t size, const char *name,
-              struct budget *budget, struct inst_msg *msg)
-{
-    struct gguf *g = budget_alloc(budget, 1, sizeof *g, "the GGUF reader", msg);
-    *out = NULL;
-    if (!g)
-        return INST_ENOMEM;
-    g->base = bytes;
-    g->size = size;
-    g->budget = budget;
-    snprintf(g->name, sizeof g->name, "%s", name);
-    int rc = gguf_parse(g, msg);
-    if (rc) {
-        gguf_close(g);
-        return rc;
-    }
-    *out = g;
-    return 0;
-}
-
-int gguf_open_memory(struct gguf **out, const void *bytes, uint64_t size, const char *name,
-                     struct budget *budget, struct inst_msg *msg)
-{
-    uint64_t count;
-    int rc = gguf_load(out, bytes, size, name, budget, msg);
-    if (!rc)
-        rc = gguf_split_count(*out, &count, msg);
-    if (!rc && count > 1)
-        rc = gguf_fail_key(*out, gguf_find(*out, "split.count"), INST_ENOTSUP, msg,
-                           "one of %" PRIu64 " parts, and no way to the others", count);
-    if (rc) {
-        gguf_close(*out);
-        *out = NULL;
-    }
-    return rc;
-}
-
-int gguf_open_file(struct gguf **out, const char *path, struct budget *budget, struct inst_msg *msg)
-{
-    const char *slash = strrchr(path, '/'), *name = slash && slash[1] ? slash + 1 : path;
-    struct stat st;
-    *out = NULL;
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0)
-        return inst_fail(msg, errno == ENOENT ? INST_ENOENT : INST_EIO, "%s: %s", path,
-                         strerror(errno));
-    int rc = fstat(fd, &st) ? inst_fail(msg, INST_EIO, "%s: %s", path, strerror(errno)) : 0;
-    if (!rc && !S_ISREG(st.st_mode))
-        rc = inst_fail(msg, INST_EFORMAT, "%s: not a regular file", path);
-    if (!rc && !st.st_size)
-        rc = inst_fail(msg, INST_EFORMAT, "%s: header at offset 0: the file is empty", name);
-    void *map = MAP_FAILED;
-    if (!rc) {
-        map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
-        if (map == MAP_FAILED)
-            rc = inst_fail(msg, INST_EIO, "%s: cannot map: %s", path, strerror(errno));
-        else // a wish: with large pages, where the file system has them, decode reads 10 % more
-            madvise(map, (size_t)st.st_size, MADV_HUGEPAGE);
-    }
-    close(fd);
-    if (rc)
-        return rc;
-    rc = gguf_load(out, map, (uint64_t)st.st_size, name, budget, msg);
-    if (rc) {
-        munmap(map, (size_t)st.st_size);
-        return rc;
-    }
-    (*out)->map = map;
-    return 0;
-}
-
-int gguf_open(struct gguf **out, const char *path, struct budget *budget, struct inst_msg *msg)
-{
-    int rc = gguf_open_file(out, path, budget, msg);
-    if (!rc)
-        rc = gguf_open_parts(*out, path, msg);
-    if (rc) {
-        gguf_close(*out);
-        *out = NULL;
-    }
-    return rc;
-}
-
-void gguf_free_tensors(struct gguf *g)
-{
-    budget_free(g->budget, g->tensor_index.slot);
-    budget_free(g->budget, g->tensors);
-    g->tensor_index.slot = NULL;
-    g->tensors = NULL;
-}
-
-void gguf_close(struct gguf *g)
-{
-    if (!g)
-        return;
-    struct budget *budget = g->budget;
-    for (uint64_t i = 0; i < g->n_parts; i++)
-        gguf_close(g->part[i]);
-    if (g->map)
-        munmap(g->map, g->size);
-    gguf_free_tensors(g);
-    budget_free(budget, g->part);
-    budget_free(budget, g->key_index.slot);
-    budget_free(budget, g->keys);
-    budget_free(budget, g);
 }
 
 const char *gguf_name(const struct gguf *g)

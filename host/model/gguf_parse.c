@@ -134,6 +134,14 @@ static int index_new(struct gguf *g, struct gguf_index *index, uint64_t rows, st
     return 0;
 }
 
+void gguf_free_tensors(struct gguf *g)
+{
+    budget_free(g->budget, g->tensor_index.slot);
+    budget_free(g->budget, g->tensors);
+    g->tensor_index.slot = NULL;
+    g->tensors = NULL;
+}
+
 int gguf_tensor_index_new(struct gguf *g, uint64_t rows, struct inst_msg *msg)
 {
     return index_new(g, &g->tensor_index, rows, msg);

@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 static const char key_no[] = "split.no", key_count[] = "split.count",
                   key_tensors[] = "split.tensors.count";
@@ -23,9 +22,8 @@ int gguf_split_count(const struct gguf *g, uint64_t *count, struct inst_msg *msg
     return rc;
 }
 
-// Part `no` of `count` must say so, and how many tensors there are in all.
-static int check_part(const struct gguf *g, uint64_t no, uint64_t count, uint64_t *tensors,
-                      struct inst_msg *msg)
+int gguf_split_check(const struct gguf *g, uint64_t no, uint64_t count, uint64_t *tensors,
+                     struct inst_msg *msg)
 {
     uint64_t its_count, its_no = 0, its_tensors = *tensors;
     int rc = gguf_split_count(g, &its_count, msg);
@@ -85,9 +83,9 @@ static int join_tensors(struct gguf *first, struct inst_msg *msg)
 int gguf_join(struct gguf *first, struct inst_msg *msg)
 {
     uint64_t count = first->n_parts + 1, said = UINT64_MAX;
-    int rc = check_part(first, 0, count, &said, msg);
+    int rc = gguf_split_check(first, 0, count, &said, msg);
     for (uint64_t i = 0; i < first->n_parts && !rc; i++)
-        rc = check_part(first->part[i], i + 1, count, &said, msg);
+        rc = gguf_split_check(first->part[i], i + 1, count, &said, msg);
     if (!rc)
         rc = join_tensors(first, msg);
     if (!rc && said != UINT64_MAX && first->n_tensors != said)
@@ -113,40 +111,4 @@ bool gguf_part_path(const char *path, uint64_t i, char *out, size_t room)
                                  (int)(bytes - tail), path, i + 1, count)
                       : -1;
     return n > 0 && (size_t)n < room;
-}
-
-int gguf_open_parts(struct gguf *first, const char *path, struct inst_msg *msg)
-{
-    uint64_t count, unused = UINT64_MAX;
-    char suffix[64], *name;
-    int rc = gguf_split_count(first, &count, msg);
-    if (rc || count == 1)
-        return rc;
-    rc = check_part(first, 0, count, &unused, msg);
-    if (rc)
-        return rc;
-    size_t suffix_bytes =
-        (size_t)snprintf(suffix, sizeof suffix, "-00001-of-%05" PRIu64 ".gguf", count);
-    size_t bytes = strlen(path), stem = bytes - suffix_bytes;
-    if (bytes <= suffix_bytes || strcmp(path + stem, suffix))
-        return gguf_fail_key(first, gguf_find(first, key_count), INST_EFORMAT, msg,
-                             "one of %" PRIu64 " parts, but not named NAME%s", count, suffix);
-    first->part =
-        budget_alloc(first->budget, count - 1, sizeof(struct gguf *), "the GGUF parts", msg);
-    name = budget_alloc(first->budget, bytes + 1, 1, "the GGUF parts", msg);
-    if (!first->part || !name)
-        rc = INST_ENOMEM;
-    for (uint64_t i = 1; i < count && !rc; i++) {
-        gguf_part_path(path, i, name, bytes + 1);
-        if (access(name, F_OK))
-            rc = inst_fail(msg, INST_ENOENT,
-                           "%s: part %" PRIu64 " of %" PRIu64 " is missing: no file %s",
-                           first->name, i + 1, count, name);
-        else
-            rc = gguf_open_file(&first->part[i - 1], name, first->budget, msg);
-        if (!rc)
-            first->n_parts = i;
-    }
-    budget_free(first->budget, name);
-    return rc ? rc : gguf_join(first, msg);
 }

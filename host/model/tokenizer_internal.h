@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the parts of the tokenizer share: the vocabulary (tokenizer.c), its special tokens
-// (tokenizer_special.c) and the kinds of encoders, one file each (tokenizer_spm.c,
-// tokenizer_bpe.c).
+// What the parts of the tokenizer share: the vocabulary (tokenizer_vocab.c), what its tokens mean
+// by name (tokenizer_names.c), finding special ones in a text (tokenizer_special.c), the kinds of
+// encoders, one file each (tokenizer_spm.c, tokenizer_bpe.c), and what all of it is for
+// (tokenizer.c).
 #ifndef INST_HOST_MODEL_TOKENIZER_INTERNAL_H
 #define INST_HOST_MODEL_TOKENIZER_INTERNAL_H
 
@@ -75,11 +76,24 @@ static inline const char *token_text(const struct tokenizer *t, uint32_t id)
     return t->texts + t->token[id].offset;
 }
 
+// tokenizer_vocab.c
+int vocab_open(struct tokenizer *t, struct inst_msg *msg);
+void vocab_close(struct tokenizer *t); // also after an open that failed
 float token_score(const struct tokenizer *t, uint32_t id);
+// The byte that a token like <0x0A> stands for, -1 when the text is no such name.
+int vocab_byte(const char *text, uint32_t bytes);
+// An id from a key. The default stays where the key is absent or names a token that does not exist,
+// as converters do to say "none".
+int vocab_read_id(const struct tokenizer *t, const char *key, uint32_t *id, struct inst_msg *msg);
 
-// Makes room for `need` elements of `size` bytes, keeping the first `used`; grows by doubling.
-int list_reserve(struct budget *budget, void **p, uint64_t *capacity, uint64_t used, uint64_t need,
-                 uint64_t size, struct inst_msg *msg);
+// tokenizer_names.c: attributes that follow from names and keys, once bos, eos and unk are known.
+int names_mark(struct tokenizer *t, struct inst_msg *msg);
+
+static inline int list_reserve(struct budget *budget, void **p, uint64_t *capacity, uint64_t used,
+                               uint64_t need, uint64_t size, struct inst_msg *msg)
+{
+    return budget_list(budget, p, capacity, used, need, size, "tokenizing", msg);
+}
 
 struct fragments {
     struct fragment *at;

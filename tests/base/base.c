@@ -215,13 +215,25 @@ static void test_size(void **state)
     }
 }
 
+static void sizes_read_well(void **state)
+{
+    (void)state;
+    char text[SIZE_TEXT_BYTES];
+    assert_string_equal(size_text(100, text), "100 bytes");
+    assert_string_equal(size_text(1536, text), "1.5K");
+    assert_string_equal(size_text(300 << 20, text), "300M");
+    assert_string_equal(size_text(1023, text), "1023 bytes");
+    assert_string_equal(size_text((uint64_t)5 << 40, text), "5.0T");
+    assert_string_equal(size_text(UINT64_MAX, text), "16.0E");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_status),        cmocka_unit_test(test_checked),
-        cmocka_unit_test(test_little_endian), cmocka_unit_test(test_budget),
-        cmocka_unit_test(test_resize),        cmocka_unit_test(test_budget_parts),
-        cmocka_unit_test(test_size),
+        cmocka_unit_test(sizes_read_well),   cmocka_unit_test(test_status),
+        cmocka_unit_test(test_checked),      cmocka_unit_test(test_little_endian),
+        cmocka_unit_test(test_budget),       cmocka_unit_test(test_resize),
+        cmocka_unit_test(test_budget_parts), cmocka_unit_test(test_size),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -35,6 +35,15 @@ INSIDE = {
     'drive/engine': {'base', ENGINE},
     'drive/drive.h': {'base', 'kernels', COMMANDS, FLASH},
 }
+# The same inside the host: the engine stands on the model and on what computes.
+INSIDE_HOST = {
+    'host/model/': {'base', 'kernels'},
+    'host/compute/': {'base', 'kernels', 'host/model/'},
+}
+# Files of one header that call each other, each only those before it.
+CHAINS = [['host/model/gguf.c', 'host/model/gguf_parse.c', 'host/model/gguf_split.c',
+           'host/model/gguf_open.c']]
+DEFINED = re.compile(r'^(?!static\b)[a-z][\w *]*?\b\*?(\w+)\([^;{}]*\)\s*\{', re.M)
 # Methods are data to the rooms around them: only the list of those that a drive brings names them.
 # READ is a command of its own.
 METHOD = re.compile(r'&\s*method_(?!copy\b)[a-z]+\b|\bmethod_(?!copy\b)[a-z]+\s*\.')
@@ -68,6 +77,10 @@ def check(path, name, errors):
             errors.append(f'{name} includes {include}: the public header must be enough')
         if room == 'drive':
             check_inside(name, include, errors)
+        for inner, below in INSIDE_HOST.items():
+            if name.startswith(inner) and not include.startswith(inner) and target in BELOW and (
+                    not any(include.startswith(b.rstrip('/') + '/') for b in below)):
+                errors.append(f'{name} includes {include}: an arrow inside the host that points up')
         if target not in BELOW or target == room:
             continue
         if target not in BELOW[room]:
@@ -86,9 +99,22 @@ def check(path, name, errors):
         errors.append(f'{name}: no licence line')
 
 
+def check_chain(root, chain, errors):
+    """Calls among the files of a chain go back only."""
+    texts = {name: COMMENT.sub(' ', (root / name).read_text()) for name in chain
+             if (root / name).exists()}
+    for i, name in enumerate(chain):
+        for later in chain[i + 1:]:
+            for function in DEFINED.findall(texts.get(later, '')):
+                if re.search(rf'\b{function}\s*\(', texts.get(name, '')):
+                    errors.append(f'{name} calls {function}() of {later}: a circle')
+
+
 def check_tree(root):
     """What is wrong with a tree, and how many files it has."""
     errors, files = [], 0
+    for chain in CHAINS:
+        check_chain(root, chain, errors)
     for room in BELOW:
         for path in sorted((root / room).rglob('*.[ch]')):
             check(path, path.relative_to(root).as_posix(), errors)
@@ -112,6 +138,13 @@ RIGHT = {
     'drive/command.c': '#include "drive/command.h"\n#include "base/le.h"',
     'drive/engine_pool.c': '#include "drive/engine.h"\n#include "base/pool.h"',
     'link/a.c': '#include "drive/drive.h"\nlink->ops->abort(link);',
+    'host/model/a.c': '#include "host/model/b.h"\n#include "kernels/k.h"\n#include "base/b.h"',
+    'host/compute/a.c': '#include "host/compute/b.h"\n#include "host/model/b.h"',
+    'host/engine/a.c': '#include "host/model/b.h"\n#include "host/compute/b.h"\n'
+                       '#include "link/link.h"',
+    'host/model/gguf.c': 'int gguf_first(struct gguf *g)\n{\n    return g->x;\n}\n',
+    'host/model/gguf_parse.c': 'int gguf_parse(struct gguf *g,\n               int x)\n{\n'
+                               '    return gguf_first(g);\n}\nstatic int left(int x)\n{\n}\n',
     'host/a.c': '#include "drive/flash/flash.h"\n#include "link/link.h"\nx = "exit(1)";',
     'cmd/a.c': '#include "host/h.h"\nexit(1);',
     'cmd/run.c': '#include "cmd/a.h"\n#include "instinfer.h"',
@@ -141,6 +174,10 @@ WRONG = [
     ('drive/command.h', '#include "drive/drive.h"', 'up or across'),
     ('drive/engine.h', '#include "drive/ftl/space.h"', 'up or across'),
     ('drive/drive.h', '#include "drive/engine.h"', 'up or across'),
+    ('host/model/a.c', '#include "host/engine/plan.h"', 'inside the host'),
+    ('host/model/a.c', '#include "host/compute/compute.h"', 'inside the host'),
+    ('host/model/a.c', '#include "link/link.h"', 'inside the host'),
+    ('host/compute/a.c', '#include "host/engine/engine.h"', 'inside the host'),
     ('host/a.c', 'abort();', 'below cmd/'),
     ('base/a.c', '\n' * (LINES_MAX + 1), 'at most'),
     ('cmd/run.c', '#include "host/h.h"', 'public header'),
@@ -158,6 +195,10 @@ def errors_of(files):
 
 def self_test():
     failed = [f'right, but: {e}' for e in errors_of(RIGHT)]
+    circle = {'host/model/gguf.c': 'int gguf_a(void)\n{\n    return gguf_open(x);\n}\n',
+              'host/model/gguf_open.c': 'int gguf_open(struct gguf **out)\n{\n}\n'}
+    if not any('a circle' in e for e in errors_of(circle)):
+        failed.append('a circle of gguf files should be refused')
     for name, text, says in WRONG:
         errors = errors_of({name: text})
         if not any(says in e and e.startswith(name) for e in errors):

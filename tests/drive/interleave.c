@@ -7,6 +7,7 @@
 //   --commands N     of a run, instead of as many as it draws: to make a failing run short
 //   --all            goes on after a run that fails
 //   --trace          prints every command and completion
+#include "base/clock.h"
 #include "interleave_harness.h"
 #include "tests/more.h"
 
@@ -14,7 +15,6 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { RUN_SECONDS = 240 };
@@ -27,13 +27,6 @@ static void too_long(int signal)
     (void)signal;
     fprintf(stderr, "seed %" PRIu64 ": still in one step after %d s\n", seed_at_work, RUN_SECONDS);
     abort();
-}
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 static void print_counts(const struct interleave_counts *c, uint64_t first, double seconds)
@@ -58,7 +51,7 @@ int main(int argc, char **argv)
     struct interleave_counts counts = {0};
     uint64_t first = 1, seeds = 0;
     bool all = false, failed = false;
-    double seconds = 0, start = now();
+    double seconds = 0, start = clock_seconds();
     const char *seed = getenv("INTERLEAVE_SEED");
     if (seed)
         first = strtoull(seed, NULL, 0);
@@ -89,7 +82,7 @@ int main(int argc, char **argv)
     signal(SIGALRM, too_long);
     if (!seeds && !(seconds > 0))
         seeds = more() ? 1000 : THREAD_SANITIZER ? 75 : 150;
-    for (uint64_t i = 0; seeds ? i < seeds : now() - start < seconds; i++) {
+    for (uint64_t i = 0; seeds ? i < seeds : clock_seconds() - start < seconds; i++) {
         struct inst_msg msg = {0};
         options.seed = seed_at_work = first + i;
         alarm(RUN_SECONDS);
@@ -101,6 +94,6 @@ int main(int argc, char **argv)
                 return 1;
         }
     }
-    print_counts(&counts, first, now() - start);
+    print_counts(&counts, first, clock_seconds() - start);
     return failed;
 }

@@ -35,8 +35,7 @@ static int try_open(const void *options, struct inst_msg *msg)
     return err;
 }
 
-// ---- sizes
-// ---------------------------------------------------------------------------------------
+// ---- sizes -------------------------------------------------------------------------------------
 
 static void options_of_other_versions(void **state)
 {
@@ -144,8 +143,7 @@ static void results_of_other_versions(void **state)
     inst_engine_close(e);
 }
 
-// ---- what a method counts
-// ------------------------------------------------------------------------
+// ---- what a method counts ----------------------------------------------------------------------
 
 static void a_method_has_a_list(void **state)
 {
@@ -175,8 +173,7 @@ static void a_method_has_a_list(void **state)
     }
 }
 
-// ---- threads
-// -------------------------------------------------------------------------------------
+// ---- threads -----------------------------------------------------------------------------------
 
 struct caller {
     inst_engine *e;

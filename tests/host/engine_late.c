@@ -14,8 +14,7 @@ static char model[64];
 static int32_t text[TOKENS];
 static unsigned char *expected[2]; // logits of the prompt and of all tokens
 
-// ---- a drive that does not answer
-// ----------------------------------------------------------------
+// ---- a drive that does not answer --------------------------------------------------------------
 
 enum silence {
     SILENT_ONE,   // about one command; an ABORT ends it
@@ -100,7 +99,7 @@ static void hush(struct fixture *f, uint8_t opcode, unsigned after, enum silence
     silent = (struct silent){.opcode = opcode, .after = after, .how = how};
 }
 
-// ---- helpers -------------------------------------------------------------------------------------
+// ---- helpers -----------------------------------------------------------------------------------
 
 static void open_late(struct fixture *f, uint32_t limit_ms)
 {
@@ -144,8 +143,7 @@ static void expect_whole(struct fixture *f)
     expect_logits(f, 0, 1);
 }
 
-// ---- deadlines
-// -----------------------------------------------------------------------------------
+// ---- deadlines ---------------------------------------------------------------------------------
 
 static const struct {
     uint8_t opcode;
@@ -259,8 +257,7 @@ static void the_real_drive_gives_up(void **state)
     assert_true(seconds_since(start) < 300);
 }
 
-// ---- cancel
-// --------------------------------------------------------------------------------------
+// ---- cancel ------------------------------------------------------------------------------------
 
 static void *cancel_soon(void *engine)
 {

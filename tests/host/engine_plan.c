@@ -274,15 +274,6 @@ static void huge_numbers_do_not_wrap(void **state)
     assert_true(engine_plan(&p, &huge, &in, NULL) < 0);
 }
 
-static void sizes_read_well(void **state)
-{
-    (void)state;
-    char text[24];
-    assert_string_equal(plan_bytes_text(100, text), "100 bytes");
-    assert_string_equal(plan_bytes_text(1536, text), "1.5K");
-    assert_string_equal(plan_bytes_text(300 << 20, text), "300M");
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -295,7 +286,6 @@ int main(void)
         cmocka_unit_test(wishes_are_kept),
         cmocka_unit_test(short_memory_costs_threads),
         cmocka_unit_test(huge_numbers_do_not_wrap),
-        cmocka_unit_test(sizes_read_well),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The in-process link over a real drive, and link_call over any.
+#include "base/clock.h"
 #include "drive/drive.h"
 #include "link/link.h"
 #include "tests/host/fake_drive.h"
@@ -9,15 +10,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <cmocka.h>
-
-static double seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static void commands_reach_the_drive(void **state)
 {
@@ -72,9 +65,9 @@ static void commands_reach_the_drive(void **state)
     free(gone);
 
     // Waiting for nothing takes the time that was given.
-    double start = seconds();
+    double start = clock_seconds();
     assert_int_equal(link->ops->poll(link, &done, 1, 20 * 1000 * 1000), 0);
-    assert_true(seconds() - start >= 0.019);
+    assert_true(clock_seconds() - start >= 0.019);
     assert_int_equal(link->ops->poll(link, &done, 1, 0), 0);
     link_close(link);
     drive_close(drive);
