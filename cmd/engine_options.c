@@ -2,6 +2,7 @@
 #include "cmd/engine_options.h"
 #include "cmd/text.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 int failed(int code, const struct inst_msg *msg)
@@ -27,6 +28,34 @@ static int row_cache_read(struct engine_options *options, const char *command)
     return what ? fail(EXIT_USAGE, "%s: --row-cache: '%s' %s, nor off", command, text, what) : 0;
 }
 
+// --ratio, as 1/8 or 0.125, and --mass.
+static int pages_read(struct engine_options *options, bool pages, const char *command)
+{
+    struct inst_options *o = &options->engine;
+    const char *text = options->ratio;
+    if (!pages &&
+        (text || options->mass > 0 || o->pages_piece || o->pages_newest || o->pages_no_rest))
+        return fail(EXIT_USAGE,
+                    "%s: --ratio, --mass, --piece, --newest and --no-rest need --attention pages",
+                    command);
+    if (o->pages_piece & (o->pages_piece - 1))
+        return fail(EXIT_USAGE, "%s: --piece: '%u' is not a power of two", command, o->pages_piece);
+    if (options->mass >= 1)
+        return fail(EXIT_USAGE, "%s: --mass: '%g' is not less than 1", command,
+                    (double)options->mass);
+    if (text) {
+        char *end;
+        bool part = !strncmp(text, "1/", 2);
+        double value = strtod(part ? text + 2 : text, &end);
+        value = part ? 1 / value : value;
+        if (*end || end == text || !(value > 0 && value <= 1))
+            return fail(EXIT_USAGE, "%s: --ratio: '%s' is not like 1/8", command, text);
+        o->pages_ratio = value;
+    }
+    o->pages_mass = (double)options->mass;
+    return 0;
+}
+
 int engine_options_read(struct engine_options *options, const char *command)
 {
     struct inst_options *o = &options->engine;
@@ -35,16 +64,22 @@ int engine_options_read(struct engine_options *options, const char *command)
     if (o->group & (o->group - 1))
         return fail(EXIT_USAGE, "%s: --group: '%u' is not a power of two", command, o->group);
     bool sparf = o->attention && !strcmp(o->attention, "sparf");
-    if (o->attention && !sparf && strcmp(o->attention, "dense") && strcmp(o->attention, "host"))
-        return fail(EXIT_USAGE, "%s: --attention: '%s' is unknown (dense, sparf, host)", command,
-                    o->attention);
-    if (!sparf && (options->sparf.text || o->page_channels || options->audit > 0))
-        return fail(EXIT_USAGE, "%s: --sparf, --page-channels and --audit need --attention sparf",
-                    command);
+    bool pages = o->attention && !strcmp(o->attention, "pages");
+    if (o->attention && !sparf && !pages && strcmp(o->attention, "dense") &&
+        strcmp(o->attention, "host"))
+        return fail(EXIT_USAGE, "%s: --attention: '%s' is unknown (dense, sparf, pages, host)",
+                    command, o->attention);
+    if (!sparf && (options->sparf.text || o->page_channels))
+        return fail(EXIT_USAGE, "%s: --sparf and --page-channels need --attention sparf", command);
+    if (!sparf && !pages && options->audit > 0)
+        return fail(EXIT_USAGE, "%s: --audit needs --attention sparf or pages", command);
+    int wrong = pages_read(options, pages, command);
+    if (wrong)
+        return wrong;
     if (o->page_channels & (o->page_channels - 1))
         return fail(EXIT_USAGE, "%s: --page-channels: '%u' is not a power of two", command,
                     o->page_channels);
-    int wrong = sparf_option_read(&options->sparf, command);
+    wrong = sparf_option_read(&options->sparf, command);
     if (!wrong)
         wrong = row_cache_read(options, command);
     if (wrong)

@@ -12,6 +12,8 @@ struct engine_options {
     struct sparf_option sparf;
     const char *row_cache;
     float audit, drive_timeout; // in seconds
+    const char *ratio;
+    float mass;
     bool warned;
 };
 
@@ -30,104 +32,123 @@ struct engine_options {
         "--context", 'c', OPTION_U64, &(E).engine.context, 1, 4294967296.0, "N",                   \
             "tokens of context; default: the model's"                                              \
     }
-#define ENGINE_MEMORY_ROWS(E)                                                                       \
-    {"--memory",                                                                                    \
-     0,                                                                                             \
-     OPTION_SIZE,                                                                                   \
-     &(E).engine.memory,                                                                            \
-     0,                                                                                             \
-     0,                                                                                             \
-     "SIZE",                                                                                        \
-     "for everything but weights and ram: drives; default: a quarter of what is available"},        \
-        {"--kv",                                                                                    \
-         0,                                                                                         \
-         OPTION_LIST,                                                                               \
-         &(E).kv,                                                                                   \
-         0,                                                                                         \
-         0,                                                                                         \
-         "WHERE",                                                                                   \
-         "where KV lives: a directory, ram:SIZE[@RATE] or null:; default: the cache directory; "    \
-         "may be given several times: each drive gets a part of the heads"},                        \
-        {"--on-drive-loss",                                                                         \
-         0,                                                                                         \
-         OPTION_TEXT,                                                                               \
-         &(E).engine.on_drive_loss,                                                                 \
-         0,                                                                                         \
-         0,                                                                                         \
-         "WHAT",                                                                                    \
-         "of several, one gives back errors: recompute its part of KV on the others, or fail; "     \
-         "default: fail"},                                                                          \
-        {"--drive-timeout",                                                                         \
-         0,                                                                                         \
-         OPTION_F32,                                                                                \
-         &(E).drive_timeout,                                                                        \
-         0.01,                                                                                      \
-         1e6,                                                                                       \
-         "SECONDS",                                                                                 \
-         "that a command of a drive is waited for, before it has failed; default: 60"},             \
-        {"--kv-limit",                                                                              \
-         0,                                                                                         \
-         OPTION_SIZE,                                                                               \
-         &(E).engine.kv_limit,                                                                      \
-         0,                                                                                         \
-         0,                                                                                         \
-         "SIZE",                                                                                    \
-         "what KV may grow to; default: what the context needs"},                                   \
-        {"--row-cache",                                                                             \
-         0,                                                                                         \
-         OPTION_TEXT,                                                                               \
-         &(E).row_cache,                                                                            \
-         0,                                                                                         \
-         0,                                                                                         \
-         "SIZE",                                                                                    \
-         "rows of KV kept in --memory, or off; default: as many as fit"},                           \
-        {"--request-cost",                                                                          \
-         0,                                                                                         \
-         OPTION_SIZE,                                                                               \
-         &(E).engine.request_cost,                                                                  \
-         0,                                                                                         \
-         0,                                                                                         \
-         "SIZE",                                                                                    \
-         "what could be read for a request to the disk, of single pages; default: measured"},       \
-        {"--group",  0,                                                                             \
-         OPTION_U32, &(E).engine.group,                                                             \
-         16,         1024,                                                                          \
-         "T",        "tokens of a token group, a power of two; default: chosen by the drive"},      \
-        {"--attention",                                                                             \
-         0,                                                                                         \
-         OPTION_TEXT,                                                                               \
-         &(E).engine.attention,                                                                     \
-         0,                                                                                         \
-         0,                                                                                         \
-         "METHOD",                                                                                  \
-         "dense; sparf: only tokens that a few channels of K rank highest; host: the drive only "   \
-         "stores, and all of KV comes back for every token, to compare; default: dense"},           \
-        SPARF_OPTION_ROW((E).sparf),                                                                \
-        {"--page-channels",                                                                         \
-         0,                                                                                         \
-         OPTION_U32,                                                                                \
-         &(E).engine.page_channels,                                                                 \
-         1,                                                                                         \
-         16,                                                                                        \
-         "N",                                                                                       \
-         "channels of K that share a flash page, a power of two; default: chosen by the drive"},    \
-        {"--audit",  0,                                                                             \
-         OPTION_F32, &(E).audit,                                                                    \
-         0,          1,                                                                             \
-         "P",        "share of decode steps that also attend densely, to say what sparf captured"}, \
-        {"--micro-batches",                                                                         \
-         0,                                                                                         \
-         OPTION_U32,                                                                                \
-         &(E).engine.micro_batches,                                                                 \
-         1,                                                                                         \
-         2,                                                                                         \
-         "N",                                                                                       \
-         "parts of a decode step, one with the drive while the other computes; default: as is "     \
-         "faster"},                                                                                 \
-        {"--chunk", 0,     OPTION_U32, &(E).engine.chunk,                                           \
-         1,         65536, "C",        "prefill chunk in tokens; default: chosen from --memory"},   \
-    {                                                                                               \
-        "--kernels", 0, OPTION_TEXT, &(E).engine.kernels, 0, 0, "NAME", "kernel set, for tests"     \
+#define ENGINE_MEMORY_ROWS(E)                                                                      \
+    {"--memory",                                                                                   \
+     0,                                                                                            \
+     OPTION_SIZE,                                                                                  \
+     &(E).engine.memory,                                                                           \
+     0,                                                                                            \
+     0,                                                                                            \
+     "SIZE",                                                                                       \
+     "for everything but weights and ram: drives; default: a quarter of what is available"},       \
+        {"--kv",                                                                                   \
+         0,                                                                                        \
+         OPTION_LIST,                                                                              \
+         &(E).kv,                                                                                  \
+         0,                                                                                        \
+         0,                                                                                        \
+         "WHERE",                                                                                  \
+         "where KV lives: a directory, ram:SIZE[@RATE] or null:; default: the cache directory; "   \
+         "may be given several times: each drive gets a part of the heads"},                       \
+        {"--on-drive-loss",                                                                        \
+         0,                                                                                        \
+         OPTION_TEXT,                                                                              \
+         &(E).engine.on_drive_loss,                                                                \
+         0,                                                                                        \
+         0,                                                                                        \
+         "WHAT",                                                                                   \
+         "of several, one gives back errors: recompute its part of KV on the others, or fail; "    \
+         "default: fail"},                                                                         \
+        {"--drive-timeout",                                                                        \
+         0,                                                                                        \
+         OPTION_F32,                                                                               \
+         &(E).drive_timeout,                                                                       \
+         0.01,                                                                                     \
+         1e6,                                                                                      \
+         "SECONDS",                                                                                \
+         "that a command of a drive is waited for, before it has failed; default: 60"},            \
+        {"--kv-limit",                                                                             \
+         0,                                                                                        \
+         OPTION_SIZE,                                                                              \
+         &(E).engine.kv_limit,                                                                     \
+         0,                                                                                        \
+         0,                                                                                        \
+         "SIZE",                                                                                   \
+         "what KV may grow to; default: what the context needs"},                                  \
+        {"--row-cache",                                                                            \
+         0,                                                                                        \
+         OPTION_TEXT,                                                                              \
+         &(E).row_cache,                                                                           \
+         0,                                                                                        \
+         0,                                                                                        \
+         "SIZE",                                                                                   \
+         "rows of KV kept in --memory, or off; default: as many as fit"},                          \
+        {"--request-cost",                                                                         \
+         0,                                                                                        \
+         OPTION_SIZE,                                                                              \
+         &(E).engine.request_cost,                                                                 \
+         0,                                                                                        \
+         0,                                                                                        \
+         "SIZE",                                                                                   \
+         "what could be read for a request to the disk, of single pages; default: measured"},      \
+        {"--group",  0,                                                                            \
+         OPTION_U32, &(E).engine.group,                                                            \
+         16,         1024,                                                                         \
+         "T",        "tokens of a token group, a power of two; default: chosen by the drive"},     \
+        {"--attention",                                                                            \
+         0,                                                                                        \
+         OPTION_TEXT,                                                                              \
+         &(E).engine.attention,                                                                    \
+         0,                                                                                        \
+         0,                                                                                        \
+         "METHOD",                                                                                 \
+         "dense; sparf: only tokens that a few channels of K rank highest; pages: the pieces "     \
+         "that an index predicts most of the softmax for; host: the drive only "                   \
+         "stores, and all of KV comes back for every token, to compare; default: dense"},          \
+        SPARF_OPTION_ROW((E).sparf),                                                               \
+        {"--page-channels",                                                                        \
+         0,                                                                                        \
+         OPTION_U32,                                                                               \
+         &(E).engine.page_channels,                                                                \
+         1,                                                                                        \
+         16,                                                                                       \
+         "N",                                                                                      \
+         "channels of K that share a flash page, a power of two; default: chosen by the drive"},   \
+        {"--ratio",   0,                                                                           \
+         OPTION_TEXT, &(E).ratio,                                                                  \
+         0,           0,                                                                           \
+         "R",         "of pages: part of what dense reads that is read; 1/8, with --mass 1"},      \
+        {"--mass",   0,                                                                            \
+         OPTION_F32, &(E).mass,                                                                    \
+         0,          1,                                                                            \
+         "P",        "of pages: read only until this share of the softmax is predicted"},          \
+        {"--piece",  0,                                                                            \
+         OPTION_U32, &(E).engine.pages_piece,                                                      \
+         16,         64,                                                                           \
+         "N",        "of pages: tokens chosen together, a power of two; default: 32"},             \
+        {"--newest", 0,                                                                            \
+         OPTION_U32, &(E).engine.pages_newest,                                                     \
+         1,          4294967295.0,                                                                 \
+         "N",        "of pages: newest tokens that are always read; default: 64"},                 \
+        {"--no-rest", 0, OPTION_FLAG, &(E).engine.pages_no_rest,                                   \
+         0,           0, NULL,        "of pages: do not estimate what is not read"},               \
+        {"--audit",  0,                                                                            \
+         OPTION_F32, &(E).audit,                                                                   \
+         0,          1,                                                                            \
+         "P",        "share of decode steps that also attend densely, to say what was captured"},  \
+        {"--micro-batches",                                                                        \
+         0,                                                                                        \
+         OPTION_U32,                                                                               \
+         &(E).engine.micro_batches,                                                                \
+         1,                                                                                        \
+         2,                                                                                        \
+         "N",                                                                                      \
+         "parts of a decode step, one with the drive while the other computes; default: as is "    \
+         "faster"},                                                                                \
+        {"--chunk", 0,     OPTION_U32, &(E).engine.chunk,                                          \
+         1,         65536, "C",        "prefill chunk in tokens; default: chosen from --memory"},  \
+    {                                                                                              \
+        "--kernels", 0, OPTION_TEXT, &(E).engine.kernels, 0, 0, "NAME", "kernel set, for tests"    \
     }
 
 // How tokens are drawn; S is a struct inst_sampling.

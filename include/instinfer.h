@@ -63,9 +63,10 @@ struct inst_options {
     uint32_t threads;      // 0: all CPUs of the process, within its control group's quota
     uint32_t group;        // token group; 0: chosen by the drive
     uint32_t chunk;        // prefill chunk in tokens; 0: chosen from the budget
-    const char
-        *attention; // "dense" (NULL); "sparf": the best tokens by a channel index of K;
-                    // "host": dense, but the drive only stores: KV comes back for every token
+    // "dense" (NULL); "sparf": the best tokens by a channel index of K; "pages": the pieces that an
+    // index in DRAM predicts most of the softmax for; "host": dense, but the drive only stores: KV
+    // comes back for every token
+    const char *attention;
     // sparf; each 0: its default
     uint32_t sparf_channels;   // r: channels ranked by; ceil(head_dim / 8)
     uint32_t sparf_tokens;     // k as a number of tokens; by the divisor
@@ -82,6 +83,12 @@ struct inst_options {
     int64_t chat_time;         // templates that state the date: of this second since 1970; 0: now
     inst_trace_fn *trace;      // NULL, or told what time goes to, with trace_user
     void *trace_user;
+    // pages; each 0: its default
+    double pages_ratio;    // part of the bytes of dense attention that is read; 1/8, with a mass: 1
+    double pages_mass;     // read only until this share of the softmax is predicted to be captured
+    uint32_t pages_piece;  // tokens of a piece: 16, 32 or 64; 32
+    uint32_t pages_newest; // most recent tokens that are always read; 64
+    bool pages_no_rest;    // what is not read counts for nothing instead of being estimated
 };
 
 // The path of each place is opened, memory is planned, and a budget that is too small is refused

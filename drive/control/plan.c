@@ -239,14 +239,21 @@ static int plan_group(struct drive_plan *out, const struct flash_geometry *g,
 
 // Token groups that are tried where the drive chooses. A piece that is chosen alone is a request
 // alone where its K and V lie side by side: in a group of its size.
+static bool group_is_piece(const struct space_config *c)
+{
+    uint32_t piece = index_piece(c); // one that is none is refused later
+    return c->method == METHOD_PAGES && is_power_of_two(piece) && piece >= INDEX_PIECE_MIN &&
+           piece <= INDEX_PIECE_MAX;
+}
+
 static uint32_t group_most(const struct space_config *c)
 {
-    return c->method == METHOD_PAGES ? index_piece(c) : DEFAULT_GROUP_MAX;
+    return group_is_piece(c) ? index_piece(c) : DEFAULT_GROUP_MAX;
 }
 
 static uint32_t group_least(const struct space_config *c)
 {
-    return c->method == METHOD_PAGES ? index_piece(c) : GROUP_MIN;
+    return group_is_piece(c) ? index_piece(c) : GROUP_MIN;
 }
 
 int drive_plan(struct drive_plan *plan, const struct flash_geometry *g,

@@ -30,9 +30,10 @@ static int check_options(const struct inst_options *o, struct inst_msg *msg)
         return inst_fail(msg, INST_EINVAL, "KV in %zu places: at most %d", o->n_kv,
                          LINK_ARRAY_MOST);
     if (o->attention && strcmp(o->attention, "dense") && strcmp(o->attention, "sparf") &&
-        strcmp(o->attention, "host"))
+        strcmp(o->attention, "pages") && strcmp(o->attention, "host"))
         return inst_fail(msg, INST_ENOTSUP,
-                         "attention '%s' is not supported: dense, sparf or host is", o->attention);
+                         "attention '%s' is not supported: dense, sparf, pages or host is",
+                         o->attention);
     if (o->on_drive_loss && strcmp(o->on_drive_loss, "fail") &&
         strcmp(o->on_drive_loss, "recompute"))
         return inst_fail(msg, INST_EINVAL, "on the loss of a drive: '%s' is not fail or recompute",
@@ -127,6 +128,12 @@ static int choose_attention(inst_engine *e, const struct inst_options *o, struct
 {
     const struct model_config *c = &e->config;
     bool sparf = o->attention && !strcmp(o->attention, "sparf");
+    bool pages = o->attention && !strcmp(o->attention, "pages");
+    // Written so that NaN is refused.
+    if (!(o->pages_ratio >= 0 && o->pages_ratio <= 1 && o->pages_mass >= 0 && o->pages_mass < 1))
+        return inst_fail(msg, INST_EINVAL,
+                         "pages with a ratio of %g and a mass of %g: must be 0 to 1, a mass less",
+                         o->pages_ratio, o->pages_mass);
     if (o->sparf_channels > c->head_dim)
         return inst_fail(msg, INST_EINVAL, "sparf with %u channels: a head of this model has %u",
                          o->sparf_channels, c->head_dim);
@@ -135,7 +142,9 @@ static int choose_attention(inst_engine *e, const struct inst_options *o, struct
     e->host_attention = o->attention && !strcmp(o->attention, "host");
     e->attend = (struct table_header){
         .head_count = c->kv_heads,
-        .method = sparf ? METHOD_SPARF : METHOD_DENSE,
+        .method = sparf   ? METHOD_SPARF
+                  : pages ? METHOD_PAGES
+                          : METHOD_DENSE,
         .q_heads = c->heads,
         .scale = c->score_scale,
         .softcap = c->score_softcap,
@@ -143,6 +152,10 @@ static int choose_attention(inst_engine *e, const struct inst_options *o, struct
         .sparf_tokens = o->sparf_tokens,
         .sparf_divisor = o->sparf_divisor,
         .sparf_local = o->sparf_local,
+        .pages_ratio = (float)o->pages_ratio,
+        .pages_mass = fminf((float)o->pages_mass, nextafterf(1, 0)),
+        .pages_local = o->pages_newest,
+        .pages_no_rest = o->pages_no_rest,
     };
     return 0;
 }
@@ -188,6 +201,7 @@ static int make_plan(inst_engine *e, const struct inst_options *o, struct inst_m
         .chunk = (uint32_t)min_u64(o->chunk, e->context),
         .method = e->attend.method,
         .page_channels = o->page_channels,
+        .piece_tokens = o->pages_piece,
         .request_bytes = (uint32_t)min_u64(o->request_cost, UINT32_MAX),
         .rounds_x = rounds_x(e->gguf),
         .host_attention = e->host_attention,

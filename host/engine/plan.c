@@ -395,6 +395,7 @@ int engine_plan(struct engine_plan *plan, const struct model_config *config,
         .max_tokens = input->context,
         .method = input->method,
         .page_channels = input->page_channels,
+        .piece_tokens = input->piece_tokens,
     };
     plan->drives = input->drives ? input->drives : 1;
     plan->threads = input->threads ? input->threads : input->max_threads;

@@ -25,6 +25,10 @@ void draw_config(struct run *run, struct space_config *c)
         .method = below(chance, 2) ? METHOD_SPARF : METHOD_DENSE,
     };
     c->q_heads = c->kv_heads * (1 + below(chance, 3));
+    if (c->method == METHOD_DENSE && below(chance, 2)) {
+        c->method = METHOD_PAGES;
+        c->piece_tokens = 16; // of short sequences: several
+    }
     if (c->method != METHOD_SPARF)
         return;
     // A page of channels covers at least a token group.
@@ -493,7 +497,14 @@ static void draw_method(struct run *run, const struct space_config *c, struct ta
     h->q_heads = c->kv_heads * (1 + below(chance, c->q_heads / c->kv_heads));
     h->scale = 1 / sqrtf((float)c->head_dim);
     h->softcap = one_in(chance, 8) ? 5 : 0;
-    h->method = c->method == METHOD_SPARF && below(chance, 3) ? METHOD_SPARF : METHOD_DENSE;
+    h->method = c->method != METHOD_DENSE && below(chance, 3) ? c->method : METHOD_DENSE;
+    if (h->method == METHOD_PAGES) {
+        h->pages_ratio = (float)below(chance, 9) / 8;
+        h->pages_mass = one_in(chance, 3) ? 0.7f : 0;
+        h->pages_local = 1 + below(chance, 40);
+        h->pages_no_rest = one_in(chance, 4);
+        h->audit = one_in(chance, 4);
+    }
     if (h->method != METHOD_SPARF)
         return;
     h->sparf_channels = below(chance, c->head_dim + 1);

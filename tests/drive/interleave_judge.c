@@ -289,7 +289,7 @@ static void attend_item(struct run *run, const struct flight *f, uint32_t i)
     const struct model_layer *layer = s->presence == ABSENT ? &empty : &s->layers[t->layer];
     uint32_t have = model_tokens(space, layer), maybe = model_tokens_maybe(space, layer);
     e->allowed = found & ~OK;
-    if (t->header.method == METHOD_SPARF && end > most) {
+    if (t->header.method != METHOD_DENSE && end > most) {
         e->allowed |= BIT(INST_ENORESOURCE);
         return;
     }
@@ -318,7 +318,7 @@ static void attend_item(struct run *run, const struct flight *f, uint32_t i)
     uint32_t tile = e->first / 64 * 64; // reads begin there
     if (model_gone(space, layer, e->first, end))
         e->allowed =
-            (e->allowed & ~OK) | BIT(INST_ENOENT) | (t->header.method == METHOD_SPARF ? OK : 0);
+            (e->allowed & ~OK) | BIT(INST_ENOENT) | (t->header.method != METHOD_DENSE ? OK : 0);
     else if (model_gone(space, layer, tile, end))
         e->allowed |= BIT(INST_ENOENT);
     remember(run, t, i);

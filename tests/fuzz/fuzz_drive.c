@@ -47,7 +47,10 @@ static void open_target(struct target *t, uint8_t shape)
                                   .max_tokens = 128,
                                   .max_sequences = 2,
                                   .q_heads = 4,
-                                  .method = shape & 8 ? METHOD_DENSE : METHOD_SPARF,
+                                  .method = shape & 64  ? METHOD_PAGES
+                                            : shape & 8 ? METHOD_DENSE
+                                                        : METHOD_SPARF,
+                                  .piece_tokens = 16,
                                   // Channel rows of 256, 64, 32 or 16 tokens.
                                   .page_channels = 1u << "\0\2\3\4"[shape >> 4 & 3]};
     space_config_encode(payload, &config);
@@ -66,8 +69,9 @@ static void put_config(uint8_t *data, const uint8_t *p)
                                                      .max_sequences = p[4] % 4,
                                                      .max_tokens = 1ull << p[5] % 40,
                                                      .q_heads = p[6] % 20,
-                                                     .method = p[7] % 3,
-                                                     .page_channels = p[8] % 18});
+                                                     .method = p[7] % 4,
+                                                     .page_channels = p[8] % 18,
+                                                     .piece_tokens = 8u << p[3] / 4 % 5});
 }
 
 // 16 bytes choose the entry's fields from small ranges, so that most commands get past the first
@@ -93,17 +97,22 @@ static void run_record(struct target *t, const uint8_t *record, const uint8_t *p
         put_config(table, payload);
     } else if (record[7] & 1) {
         // A well-formed table whose fields the input chooses.
-        table_put_header(
-            table, &(struct table_header){.head_first = record[8] % 3,
-                                          .head_count = record[9] % 4,
-                                          .q_heads = record[10] % 9,
-                                          .scale = 1,
-                                          .method = record[11] % 4 ? METHOD_SPARF : record[11] % 16,
-                                          .sparf_channels = record[12] % 10,
-                                          .sparf_tokens = record[13] % 40,
-                                          .sparf_divisor = record[13] / 40,
-                                          .sparf_local = record[14] % 70,
-                                          .audit = record[14] / 70});
+        table_put_header(table,
+                         &(struct table_header){.head_first = record[8] % 3,
+                                                .head_count = record[9] % 4,
+                                                .q_heads = record[10] % 9,
+                                                .scale = 1,
+                                                .method = record[11] % 4 ? 1 + record[11] / 128
+                                                                         : record[11] % 16,
+                                                .sparf_channels = record[12] % 10,
+                                                .sparf_tokens = record[13] % 40,
+                                                .sparf_divisor = record[13] / 40,
+                                                .sparf_local = record[14] % 70,
+                                                .audit = record[14] / 70,
+                                                .pages_ratio = (float)(record[12] % 18) / 16,
+                                                .pages_mass = (float)(record[13] % 17) / 16,
+                                                .pages_local = record[14] % 40,
+                                                .pages_no_rest = record[15] % 2});
         for (uint32_t i = 0; i < 3 && (i + 1) * 10 <= payload_bytes; i++) {
             const uint8_t *p = payload + i * 10;
             table_put_item(table, i,
