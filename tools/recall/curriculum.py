@@ -16,8 +16,8 @@ from corpus import Key
 # What a token means for the loss: nothing, ordinary text, the first digit of
 # an answer (which needs the search), the rest of it (which continues it, up to
 # the full stop: a model that does not know that four digits are enough is
-# wrong too).
-IGNORED, TEXT, FIRST_DIGIT, REST_OF_ANSWER = range(4)
+# wrong too), what other tokens make likely but not certain.
+IGNORED, TEXT, FIRST_DIGIT, REST_OF_ANSWER, UNSURE = range(5)
 
 REPETITIVE_VALUES = 0.3  # share of values that have only two digits
 

@@ -62,8 +62,9 @@ def write(path, model):
 
 def read(path):
     """The model of a file that `write` made, with its rounded weights."""
-    model = recall.Model(recall.Config(len(vocabulary.PIECES)))
     named = {t.name: t for t in gguf.GGUFReader(path).tensors}
+    layers = sum(name.endswith(".attn_q.weight") for name in named)
+    model = recall.Model(recall.Config(len(vocabulary.PIECES), layers))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             data = numpy.array(named[name].data, dtype=numpy.float32)

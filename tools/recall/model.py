@@ -15,8 +15,8 @@ from torch import nn
 @dataclass(frozen=True)
 class Config:
     vocabulary: int
-    width: int = 256
     layers: int = 3
+    width: int = 256
     heads: int = 8
     kv_heads: int = 2
     head_dim: int = 64

@@ -7,9 +7,9 @@ A, B, C = 3.4445, -4.7750, 2.0315
 ITERATIONS = 5
 
 
-def orthogonal(matrix):
+def orthogonal(matrix, kind):
     """The nearest orthogonal matrix, roughly."""
-    x = matrix.bfloat16()
+    x = matrix.to(kind)
     tall = x.shape[0] > x.shape[1]
     if tall:
         x = x.T
@@ -21,8 +21,10 @@ def orthogonal(matrix):
 
 
 class Muon(torch.optim.Optimizer):
-    def __init__(self, parameters, lr, momentum=0.95):
+    def __init__(self, parameters, lr, kind, momentum=0.95):
+        """`kind`: the type to compute in."""
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
+        self.kind = kind
 
     @torch.no_grad()
     def step(self):
@@ -36,6 +38,8 @@ class Muon(torch.optim.Optimizer):
             state["mean"] = torch.zeros_like(parameter)
         mean = state["mean"]
         mean.lerp_(parameter.grad, 1 - momentum)
-        update = orthogonal(parameter.grad.lerp(mean, momentum))
+        update = orthogonal(
+            parameter.grad.lerp(mean, momentum), self.kind
+        )
         rows, columns = parameter.shape
         parameter.add_(update, alpha=-rate * max(1, rows / columns) ** 0.5)

@@ -10,6 +10,8 @@ import unittest
 
 import corpus
 import curriculum
+import tasks
+import tasks_curriculum
 import vocabulary
 
 
@@ -105,6 +107,79 @@ class CurriculumTest(unittest.TestCase):
             for at, kind in enumerate(kinds):
                 if kind == curriculum.FIRST_DIGIT:
                     self.assertEqual(row[at - 1], before)
+
+
+class TasksTest(unittest.TestCase):
+    def document(self, task, tokens=4000, seed=3, questions=10):
+        return tasks.make_document(task, tokens, seed, questions)
+
+    def test_text_splits_into_the_tokens_it_was_made_of(self):
+        for task, mix in tasks.MIXES.items():
+            journal = tasks.Journal.generate(300, corpus.Dice(4), mix)
+            tokens = list(journal.tokens)
+            for key, answer in journal.questions(task)[:1]:
+                tokens += [*tasks.ask(key), *answer]
+            self.assertEqual(vocabulary.split(corpus.to_text(tokens)), tokens)
+
+    def test_hop_is_two_facts_of_the_document(self):
+        made = self.document("hop")
+        for ((prompt, answer),) in made["questions"]:
+            ask = prompt.split("the ", 1)[1].removesuffix(" is")
+            attribute, thing = ask.split(" with the ")
+            said = f"The {thing} lay with the "
+            self.assertEqual(made["document"].count(said), 1)
+            other = made["document"].split(said)[1].split(".")[0]
+            fact = f"The {attribute} of the {other} is{answer}"
+            self.assertIn(fact, made["document"])
+
+    def test_vote_is_what_most_sentences_say(self):
+        made = self.document("vote")
+        self.assertTrue(made["questions"])
+        for ((prompt, answer),) in made["questions"]:
+            said = "The " + prompt.split("the ", 1)[1]
+            places = [
+                rest.split(".")[0]
+                for rest in made["document"].split(said)[1:]
+            ]
+            for place in {*places} - {answer}:
+                self.assertGreater(
+                    places.count(answer), places.count(place) + 1
+                )
+
+    def test_copy_is_in_the_document_once(self):
+        made = self.document("copy")
+        for ((prompt, answer),) in made["questions"]:
+            cue = prompt.split("Question: t")[1]
+            self.assertEqual(made["document"].count("T" + cue), 1)
+            self.assertIn("T" + cue + answer, made["document"])
+
+    def test_keys_are_four_facts(self):
+        made = self.document("keys")
+        for question in made["questions"]:
+            self.assertEqual(len(question), 4)
+            for prompt, answer in question:
+                self.assertIn(
+                    "The " + prompt.split("the ", 1)[1] + answer,
+                    made["document"],
+                )
+
+    def test_lessons_have_the_asked_shape(self):
+        for length in (128, 1024):
+            ids, classes = tasks_curriculum.batch(
+                corpus.Dice(1), 16, length, 0.5, True
+            )
+            self.assertEqual(len(ids), 16)
+            self.assertEqual({len(row) for row in ids}, {length})
+            self.assertEqual({len(row) for row in classes}, {length})
+
+    def test_votes_are_to_be_guessed(self):
+        study = tasks_curriculum.Study(corpus.Dice(2), tasks.MIXES["vote"])
+        ids, classes = study.write(1000)
+        at = vocabulary.IDS[corpus.SPACE + "the"]
+        for where, kind in enumerate(classes):
+            if kind == curriculum.UNSURE:
+                self.assertEqual(ids[where - 1], at)
+        self.assertGreater(classes.count(curriculum.UNSURE), 50)
 
 
 if __name__ == "__main__":

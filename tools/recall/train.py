@@ -2,6 +2,9 @@
 """Trains the recall model from nothing and writes it as a GGUF file.
 
     python3 tools/recall/train.py --out models/recall.gguf
+    python3 tools/recall/train.py --tasks --out tasks.gguf
+
+The second one also learns the tasks of tasks.py, in one layer more.
 """
 
 import argparse
@@ -18,6 +21,7 @@ import corpus
 import curriculum
 import gguf_writer
 import model as recall
+import tasks_curriculum
 import vocabulary
 from muon import Muon
 
@@ -30,6 +34,7 @@ class Stage:
     length: int  # tokens of a document
     steps: int
     single_word: float  # share of documents where one word tells facts apart
+    tokens: int = 8192  # of a step
 
 
 STAGES = (
@@ -39,26 +44,36 @@ STAGES = (
     Stage(1024, 120, 0.05),
     Stage(4096, 40, 0.0),
 )
-STEPS = sum(stage.steps for stage in STAGES)
+TASK_STAGES = (
+    Stage(128, 170, 0.6, 4096),
+    Stage(256, 110, 0.3, 4096),
+    Stage(512, 90, 0.15, 4096),
+    Stage(1024, 90, 0.05, 4096),
+    Stage(2048, 20, 0.0, 4096),
+)
 ATTRIBUTES_FIRST_STEPS = 140
-TOKENS_PER_STEP = 8192
 
 MATRIX_RATE = 0.012
 OTHER_RATE = 2e-3
 WARM_UP_STEPS = 20
 DECAY_FROM = 0.5  # of all steps
-TEXT_WEIGHT = 0.07
+WEIGHTS = {
+    curriculum.FIRST_DIGIT: 0.5,
+    curriculum.REST_OF_ANSWER: 0.5,
+    curriculum.TEXT: 0.07,
+    curriculum.UNSURE: 0.15,
+}
 LEAST_SCALE = 0.6
 
 
-def rate_at(step):
+def rate_at(step, steps):
     """Share of the full learning rate."""
-    left = (STEPS - step) / STEPS
+    left = (steps - step) / steps
     decay = max(0.02, min(1.0, left / (1 - DECAY_FROM)))
     return min(decay, (step + 1) / WARM_UP_STEPS)
 
 
-def make_optimizers(model):
+def make_optimizers(model, kind):
     """Muon for the matrices of the blocks, AdamW for all the rest."""
     matrices, others = [], []
     for name, parameter in model.named_parameters():
@@ -69,14 +84,28 @@ def make_optimizers(model):
     adam = torch.optim.AdamW(
         others, lr=OTHER_RATE, betas=(0.9, 0.98), weight_decay=0.0
     )
-    return ((Muon(matrices, MATRIX_RATE), MATRIX_RATE), (adam, OTHER_RATE))
+    return ((Muon(matrices, MATRIX_RATE, kind), MATRIX_RATE), (adam, OTHER_RATE))
 
 
-def make_batch(dice, stage, step):
+def faster_type():
+    """bfloat16 is several times faster where the CPU has it, and several times
+    slower where it has not."""
+    seconds = {}
+    for kind in (torch.float32, torch.bfloat16):
+        a, b = torch.ones(2048, 256, dtype=kind), torch.ones(256, 512, dtype=kind)
+        torch.mm(a, b)
+        started = time.monotonic()
+        for _ in range(4):
+            torch.mm(a, b)
+        seconds[kind] = time.monotonic() - started
+    return min(seconds, key=seconds.get)
+
+
+def make_batch(lessons, dice, stage, step):
     """Ids, the ids to predict and what each of them means for the loss."""
-    ids, classes = curriculum.batch(
+    ids, classes = lessons.batch(
         dice,
-        max(1, TOKENS_PER_STEP // stage.length),
+        max(1, stage.tokens // stage.length),
         stage.length + 1,
         stage.single_word,
         attributes_first=step < ATTRIBUTES_FIRST_STEPS,
@@ -90,34 +119,33 @@ def loss_of(logits, targets, classes):
     the few first digits, which need the search, count as much as the rest.
     """
     each = F.cross_entropy(logits, targets, reduction="none")
-    mean = {}
-    for name in ("FIRST_DIGIT", "REST_OF_ANSWER", "TEXT"):
-        chosen = each[classes == getattr(curriculum, name)]
-        mean[name] = chosen.mean() if len(chosen) else each.sum() * 0
-    return (
-        0.5 * mean["FIRST_DIGIT"]
-        + 0.5 * mean["REST_OF_ANSWER"]
-        + TEXT_WEIGHT * mean["TEXT"]
-    )
+    total = each.sum() * 0
+    for name, weight in WEIGHTS.items():
+        chosen = each[classes == name]
+        if len(chosen):
+            total = total + weight * chosen.mean()
+    return total
 
 
 class Progress:
     """Prints the loss and the share of right tokens in answers."""
 
-    def __init__(self, every=20):
-        self.every = every
+    def __init__(self, steps, every=20):
+        self.steps, self.every = steps, every
         self.started = time.monotonic()
         self.losses, self.hits, self.asked = [], 0, 0
 
     def note(self, step, stage, loss, logits, targets, classes):
-        answer = classes >= curriculum.FIRST_DIGIT
+        answer = (classes == curriculum.FIRST_DIGIT) | (
+            classes == curriculum.REST_OF_ANSWER
+        )
         self.hits += (logits.argmax(-1) == targets)[answer].sum().item()
         self.asked += answer.sum().item()
         self.losses.append(loss.item())
-        if (step + 1) % self.every and step + 1 < STEPS:
+        if (step + 1) % self.every and step + 1 < self.steps:
             return
         print(
-            f"step {step + 1}/{STEPS}, {stage.length} tokens:"
+            f"step {step + 1}/{self.steps}, {stage.length} tokens:"
             f" loss {sum(self.losses) / len(self.losses):.3f},"
             f" answers {100 * self.hits / max(1, self.asked):.1f} % right,"
             f" {time.monotonic() - self.started:.0f} s",
@@ -126,21 +154,22 @@ class Progress:
         self.losses, self.hits, self.asked = [], 0, 0
 
 
-def train(model, seed):
+def train(model, seed, lessons, stages):
     dice = corpus.Dice(seed)
-    optimizers = make_optimizers(model)
-    plan = [stage for stage in STAGES for _ in range(stage.steps)]
-    progress = Progress()
+    kind = faster_type()
+    optimizers = make_optimizers(model, kind)
+    plan = [stage for stage in stages for _ in range(stage.steps)]
+    progress = Progress(len(plan))
     for step, stage in enumerate(plan):
         for optimizer, rate in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate * rate_at(step)
-        ids, targets, classes = make_batch(dice, stage, step)
+                group["lr"] = rate * rate_at(step, len(plan))
+        ids, targets, classes = make_batch(lessons, dice, stage, step)
         wanted = classes != curriculum.IGNORED
         # Flatter attention in training leaves a margin for long documents.
         flatter = LEAST_SCALE + (1 - LEAST_SCALE) * dice.roll()
         scale = flatter / math.sqrt(model.config.head_dim)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", kind, enabled=kind != torch.float32):
             logits = model(ids, wanted, scale)
         logits = logits.float()
         targets, classes = targets[wanted], classes[wanted]
@@ -157,15 +186,22 @@ def train(model, seed):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, help="GGUF file to write")
+    parser.add_argument(
+        "--tasks", action="store_true",
+        help="learn the tasks of tasks.py, too: four layers",
+    )
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--threads", type=int, default=4)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
+    lessons, stages, layers = curriculum, STAGES, 3
+    if options.tasks:
+        lessons, stages, layers = tasks_curriculum, TASK_STAGES, 4
     with output_file.writing(options.out, "wb") as file:
-        model = recall.Model(recall.Config(len(vocabulary.PIECES)))
+        model = recall.Model(recall.Config(len(vocabulary.PIECES), layers))
         recall.initialise(model)
-        train(model, options.seed)
+        train(model, options.seed, lessons, stages)
         gguf_writer.write(file.name, model)
     print(f"wrote {options.out}")
 
