@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Decode rows of a step attend on the drive: in every layer one ATTEND appends each session's k, v
 // and attends with its q, and one COLLECT brings the outputs. KV never comes to the host. Items are
-// the rows whose sessions have not failed.
+// the rows whose sessions have not failed; on the wire they follow each other, so both ways they
+// are moved where rows have failed.
 #include "host/engine/step.h"
 #include "base/le.h"
 
@@ -12,15 +13,13 @@ void decode_divide(struct step *t)
 {
     const struct model_config *c = &t->e->config;
     struct attend_layout layout = {0};
-    unsigned char *table = engine_bytes(t->e, BUFFER_attend_table);
-    unsigned char *in = engine_bytes(t->e, BUFFER_attend_in);
-    unsigned char *out = engine_bytes(t->e, BUFFER_attend_out);
+    uint64_t table = 0, in = 0, out = 0;
     for (size_t i = 0, first = 0; i < t->n_sets; i++) {
         size_t n = (t->n_decode - first) / (t->n_sets - i);
         t->set[i] = (struct step_set){
             .first = first, .end = first + n, .table = table, .in = in, .out = out};
         first += n;
-        // What does not fit in 64 bits decode_place refuses.
+        // What does not fit in 64 bits decode_wire refuses.
         attend_layout(&layout, (uint32_t)n, c->heads, c->kv_heads, c->head_dim, true);
         table += plan_attend_align(table_bytes((uint32_t)n));
         in += plan_attend_align(layout.in_bytes);
@@ -28,73 +27,101 @@ void decode_divide(struct step *t)
     }
 }
 
-static struct step_set *set_of(struct step *t, const struct step_segment *seg)
+static unsigned char *data_in(const struct step *t, const struct step_set *set)
 {
-    struct step_set *set = t->set;
-    while ((size_t)(seg - t->seg) >= set->end)
-        set++;
-    return set;
+    return engine_bytes(t->e, BUFFER_attend_in) + set->in;
 }
 
-bool decode_place(struct step *t, struct step_set *set)
+static unsigned char *data_out(const struct step *t, const struct step_set *set)
+{
+    return engine_bytes(t->e, BUFFER_attend_out) + set->out;
+}
+
+bool decode_wire(struct step *t, struct step_set *set, struct compute_wire *wire)
 {
     const struct model_config *c = &t->e->config;
+    uint32_t n = (uint32_t)(set->end - set->first);
+    if (!attend_layout(&set->all, n, c->heads, c->kv_heads, c->head_dim, true))
+        return false;
+    *wire = (struct compute_wire){
+        .first = (uint32_t)set->first,
+        .n = n,
+        .q = engine_slice(t->e, BUFFER_attend_in, set->in + set->all.q),
+        .k = engine_slice(t->e, BUFFER_attend_in, set->in + set->all.k),
+        .v = engine_slice(t->e, BUFFER_attend_in, set->in + set->all.v),
+        .q_row = (uint64_t)c->heads * c->head_dim,
+        .kv_row = (uint64_t)c->kv_heads * c->head_dim,
+        .kv_head = c->head_dim,
+    };
+    return true;
+}
+
+struct compute_slice decode_outputs(const struct step *t, const struct step_set *set)
+{
+    return engine_slice(t->e, BUFFER_attend_out, set->out + set->all.out);
+}
+
+// Items follow each other on the wire: rows that failed leave no gap. Ascending, as each part of a
+// smaller command lies before or where it was.
+static void close_up(struct step *t, struct step_set *set)
+{
+    const struct model_config *c = &t->e->config;
+    size_t kv_bytes = 2 * (size_t)c->kv_heads * c->head_dim;
+    unsigned char *in = data_in(t, set);
     set->items = 0;
     for (size_t i = set->first; i < set->end; i++)
         if (!t->seg[i].status)
             t->seg[i].item = set->items++;
-    return !set->items || attend_layout(&set->layout, (uint32_t)set->items, c->heads, c->kv_heads,
-                                        c->head_dim, true);
-}
-
-void decode_put_row(struct step *t, struct step_segment *seg, const float *q, const float *k,
-                    const float *v)
-{
-    const struct model_config *c = &t->e->config;
-    size_t q_dim = (size_t)c->heads * c->head_dim, kv_dim = (size_t)c->kv_heads * c->head_dim;
-    const struct step_set *set = set_of(t, seg);
-    uint16_t *k16 = (uint16_t *)(set->in + set->layout.k) + seg->item * kv_dim;
-    uint16_t *v16 = (uint16_t *)(set->in + set->layout.v) + seg->item * kv_dim;
-    memcpy((float *)(set->in + set->layout.q) + seg->item * q_dim, q, q_dim * sizeof *q);
-    t->e->kernels->f32_to_f16(k16, k, kv_dim);
-    t->e->kernels->f32_to_f16(v16, v, kv_dim);
-    numbers_check(&seg->fault, 0, NUMBER_Q, q, q_dim);
-    numbers_check_f16(&seg->fault, 0, NUMBER_K, k16, k, kv_dim);
-    numbers_check_f16(&seg->fault, 0, NUMBER_V, v16, v, kv_dim);
+    attend_layout(&set->layout, (uint32_t)set->items, c->heads, c->kv_heads, c->head_dim, true);
+    const struct {
+        uint64_t from, to;
+        size_t bytes;
+    } part[] = {{set->all.q, set->layout.q, sizeof(float) * c->heads * c->head_dim},
+                {set->all.k, set->layout.k, kv_bytes},
+                {set->all.v, set->layout.v, kv_bytes}};
+    if (set->items == set->end - set->first)
+        return;
+    for (size_t p = 0; p < sizeof part / sizeof *part; p++)
+        for (size_t i = set->first; i < set->end; i++)
+            if (!t->seg[i].status)
+                memmove(in + part[p].to + t->seg[i].item * part[p].bytes,
+                        in + part[p].from + (i - set->first) * part[p].bytes, part[p].bytes);
 }
 
 static void put_table(struct step *t, const struct step_set *set)
 {
     struct table_header header = t->e->attend;
+    unsigned char *table = engine_bytes(t->e, BUFFER_attend_table) + set->table;
     header.audit = t->audit;
     if (model_layer_window(&t->e->config, set->layer))
         header.method = METHOD_DENSE; // a window is short, and its mean value is not kept
-    table_put_header(set->table, &header);
+    table_put_header(table, &header);
     for (size_t i = set->first; i < set->end; i++) {
         const struct step_segment *seg = &t->seg[i];
         if (seg->status)
             continue;
-        table_put_item(
-            set->table, (uint32_t)seg->item,
-            &(struct table_item){.seq = seg->s->seq->slot,
-                                 .epoch = seg->s->seq->epoch,
-                                 .pos = seg->pos0,
-                                 .n_tokens = 1,
-                                 .window = layer_window_start(t->e, set->layer, seg->pos0)});
+        table_put_item(table, (uint32_t)seg->item,
+                       &(struct table_item){
+                           .seq = seg->s->seq->slot,
+                           .epoch = seg->s->seq->epoch,
+                           .pos = seg->pos0,
+                           .n_tokens = 1,
+                           .window = compute_window_start(&t->e->config, set->layer, seg->pos0)});
     }
 }
 
 // Status of a row's item, once ATTEND and COLLECT have succeeded.
-static int item_status(const struct step_set *set, const struct step_segment *seg)
+static int item_status(const struct step *t, const struct step_set *set,
+                       const struct step_segment *seg)
 {
-    const unsigned char *at = set->out + set->layout.status + 4 * seg->item;
+    const unsigned char *at = data_out(t, set) + set->layout.status + 4 * seg->item;
     return inst_status_from_nvme((uint16_t)le_get32(at));
 }
 
 static bool rows_lack_room(const struct step *t, const struct step_set *set)
 {
     for (size_t i = set->first; i < set->end; i++)
-        if (!t->seg[i].status && item_status(set, &t->seg[i]) == INST_ENORESOURCE)
+        if (!t->seg[i].status && item_status(t, set, &t->seg[i]) == INST_ENORESOURCE)
             return true;
     return false;
 }
@@ -112,10 +139,11 @@ static int send(struct step *t, struct step_set *set, struct inst_msg *msg)
                               .layer = set->layer,
                               .ticket = attend.ticket,
                               .length = (uint32_t)set->layout.out_bytes};
-    int err = port_call(port, attend, set->table, set->in, NULL, msg);
+    int err = port_call(port, attend, engine_bytes(t->e, BUFFER_attend_table) + set->table,
+                        data_in(t, set), NULL, msg);
     if (err)
         return err;
-    set->collect = port_submit(port, collect, NULL, set->out, msg);
+    set->collect = port_submit(port, collect, NULL, data_out(t, set), msg);
     return set->collect < 0 ? set->collect : 0;
 }
 
@@ -127,6 +155,7 @@ static void fail_all(struct step *t, const struct step_set *set, int code, const
 
 void decode_begin(struct step *t, struct step_set *set)
 {
+    close_up(t, set);
     if (!set->items)
         return;
     double start = clock_seconds();
@@ -144,7 +173,7 @@ static void fail_items(struct step *t, const struct step_set *set, struct inst_m
     bool failed = false;
     for (size_t i = set->first; i < set->end; i++) {
         struct step_segment *seg = &t->seg[i];
-        int code = seg->status ? 0 : item_status(set, seg);
+        int code = seg->status ? 0 : item_status(t, set, seg);
         if (!code)
             continue;
         // The text that came with it is about the first item that failed.
@@ -157,10 +186,24 @@ static void fail_items(struct step *t, const struct step_set *set, struct inst_m
     }
 }
 
-void decode_end(struct step *t, struct step_set *set)
+// Outputs of items to the rows of the set, zeros to those that have failed. Descending, as an item
+// is never behind its row.
+static void spread(struct step *t, struct step_set *set)
 {
-    if (!set->attending)
-        return;
+    size_t bytes = sizeof(float) * t->e->config.heads * t->e->config.head_dim;
+    unsigned char *to = data_out(t, set) + set->all.out;
+    const unsigned char *from = data_out(t, set) + set->layout.out;
+    for (size_t i = set->end - set->first; i-- > 0;) {
+        const struct step_segment *seg = &t->seg[set->first + i];
+        if (seg->status)
+            memset(to + i * bytes, 0, bytes);
+        else if (to + i * bytes != from + seg->item * bytes)
+            memmove(to + i * bytes, from + seg->item * bytes, bytes);
+    }
+}
+
+static void collect(struct step *t, struct step_set *set)
+{
     double start = clock_seconds();
     struct port *port = &t->e->port;
     struct port_patience patience = {0};
@@ -179,11 +222,12 @@ void decode_end(struct step *t, struct step_set *set)
         fail_all(t, set, err, msg.text);
     else
         fail_items(t, set, &msg);
-    const float *out = (const float *)(set->out + set->layout.out);
-    size_t q_dim = (size_t)t->e->config.heads * t->e->config.head_dim;
-    for (size_t i = set->first; i < set->end; i++)
-        if (!t->seg[i].status)
-            memcpy(step_output(t, t->seg[i].row), out + t->seg[i].item * q_dim,
-                   q_dim * sizeof *out);
     t->e->stats.attention_seconds += clock_seconds() - start;
+}
+
+void decode_end(struct step *t, struct step_set *set)
+{
+    if (set->attending)
+        collect(t, set);
+    spread(t, set);
 }

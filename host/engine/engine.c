@@ -86,7 +86,7 @@ static int rope_frequencies(inst_engine *e, struct inst_msg *msg)
     struct model_config *c = &e->config;
     if (!c->rope_dims)
         return 0;
-    e->rope_freq = budget_alloc(&e->budget, plan_rope_values(c) / 2, sizeof *e->rope_freq,
+    e->rope_freq = budget_alloc(&e->budget, compute_rope_values(c) / 2, sizeof *e->rope_freq,
                                 "rope frequencies", msg);
     if (!e->rope_freq)
         return INST_ENOMEM;
@@ -205,6 +205,7 @@ static int make_plan(inst_engine *e, const struct inst_options *o, struct inst_m
         .request_bytes = (uint32_t)min_u64(o->request_cost, UINT32_MAX),
         .rounds_x = rounds_x(e->gguf),
         .host_attention = e->host_attention,
+        .apart = e->compute_kind->apart,
     };
     e->loss.plan = input;
     e->loss.recompute = o->on_drive_loss && !strcmp(o->on_drive_loss, "recompute");
@@ -218,16 +219,22 @@ static int make_plan(inst_engine *e, const struct inst_options *o, struct inst_m
 static int make_buffers(inst_engine *e, struct inst_msg *msg)
 {
     static const char *const names[] = {
-#define BUFFER_NAME(name, text) "buffer " #name,
+#define BUFFER_NAME(name, where, text) "buffer " #name,
         BUFFER_MAP(BUFFER_NAME)
 #undef BUFFER_NAME
     };
+    static const enum compute_place place[] = {
+#define BUFFER_PLACE(name, where, text) PLACE_##where,
+        BUFFER_MAP(BUFFER_PLACE)
+#undef BUFFER_PLACE
+    };
+    struct compute *c = e->compute;
     for (int i = 0; i < BUFFER_COUNT; i++) {
-        if (!e->plan.buffer[i])
-            continue;
-        e->buffer[i] = budget_alloc_pages(&e->budget, e->plan.buffer[i], names[i], msg);
-        if (!e->buffer[i])
-            return INST_ENOMEM;
+        int err = e->plan.buffer[i] ? c->ops->buffer_new(c, e->plan.buffer[i], place[i], names[i],
+                                                         &e->buffer[i], msg)
+                                    : 0;
+        if (err)
+            return err;
     }
     uint32_t n = e->max_sessions;
     size_t each = sizeof *e->sessions + (2 + SEQUENCES_MORE) * sizeof *e->sequence +
@@ -340,7 +347,8 @@ static int prepare(inst_engine *e, const struct inst_options *o, struct inst_msg
     return err ? err : preflight_plan(e, o, msg);
 }
 
-int engine_prepare(inst_engine **out, const struct inst_options *options, struct inst_msg *msg)
+static int prepare_with(inst_engine **out, const struct inst_options *options,
+                        const struct compute_kind *compute, struct inst_msg *msg)
 {
     // Until 0.1 is released, that is what it has.
     struct inst_options o = {0};
@@ -352,6 +360,8 @@ int engine_prepare(inst_engine **out, const struct inst_options *options, struct
     if (!e)
         return inst_fail(msg, INST_ENOMEM, "engine: out of memory");
     e->trace = (struct trace){o.trace, o.trace_user};
+    e->compute_kind = compute;
+    e->compute_limit_ns = 1000000ull * TIMEOUT_MS;
     e->drive_limit_ns = 1000000ull * (o.drive_timeout_ms ? o.drive_timeout_ms : TIMEOUT_MS);
     err = prepare(e, &o, msg);
     if (err)
@@ -403,19 +413,45 @@ void inst_engine_cancel(inst_engine *engine, bool cancel)
     atomic_store(&engine->cancel, cancel);
 }
 
+static void let_drive_work(void *user)
+{
+    struct inst_engine *e = user;
+    if (e->port.with.link)
+        port_tick(&e->port);
+}
+
+static int open_compute(struct inst_engine *e, struct inst_msg *msg)
+{
+    const struct compute_setup setup = {.plan = engine_compute_plan(&e->plan, &e->loss.plan),
+                                        .config = &e->config,
+                                        .weights = &e->weights,
+                                        .rope_freq = e->rope_freq,
+                                        .kernels = e->kernels,
+                                        .pool = e->pool,
+                                        .budget = &e->budget,
+                                        .tick = let_drive_work,
+                                        .tick_user = e};
+    return e->compute_kind->open(&e->compute, &setup, msg);
+}
+
+int engine_prepare(inst_engine **out, const struct inst_options *options, struct inst_msg *msg)
+{
+    return prepare_with(out, options, &compute_cpu, msg);
+}
+
 // Makes what was planned.
 static int start(inst_engine *e, struct link *link, struct inst_msg *msg)
 {
     // What the budget cannot see is taken from it here, and the text's share is lent to the caller.
     int err = budget_take(&e->budget, e->plan.fixed, "fixed overhead", msg);
     if (!err)
-        err = make_buffers(e, msg);
-    if (!err)
         err = pool_new(&e->pool, e->plan.threads, msg);
     if (!err)
         err = pool_reserve_scratch(e->pool, e->plan.scratch, msg);
     if (!err)
-        err = compute_cpu_open(&e->compute, e->kernels, e->pool, e->buffer[BUFFER_rounded], msg);
+        err = open_compute(e, msg);
+    if (!err)
+        err = make_buffers(e, msg);
     if (!err && !link)
         err = engine_open_drives(e, msg);
     if (!err && !(e->kv_paths = join(e, path_text)))
@@ -426,15 +462,21 @@ static int start(inst_engine *e, struct link *link, struct inst_msg *msg)
     return configure_drive(e, msg);
 }
 
-int engine_open_on(inst_engine **out, const struct inst_options *options, struct link *link,
-                   struct inst_msg *msg)
+int engine_open_with(inst_engine **out, const struct inst_options *options, struct link *link,
+                     const struct compute_kind *compute, struct inst_msg *msg)
 {
-    int err = engine_prepare(out, options, msg);
+    int err = prepare_with(out, options, compute, msg);
     if (!err && (err = start(*out, link, msg))) {
         inst_engine_close(*out);
         *out = NULL;
     }
     return err;
+}
+
+int engine_open_on(inst_engine **out, const struct inst_options *options, struct link *link,
+                   struct inst_msg *msg)
+{
+    return engine_open_with(out, options, link, &compute_cpu, msg);
 }
 
 int inst_engine_open(inst_engine **out, const struct inst_options *options, struct inst_msg *msg)
@@ -451,10 +493,14 @@ void inst_engine_close(inst_engine *e)
     if (e->sequence)
         seqs_give_up(e);
     engine_close_drives(e);
+    if (e->compute) {
+        e->compute->ops->stop(e->compute);
+        e->compute->ops->buffer_free(e->compute, e->guest_rows);
+    }
+    for (int i = 0; e->compute && i < BUFFER_COUNT; i++)
+        e->compute->ops->buffer_free(e->compute, e->buffer[i]);
     compute_close(e->compute);
     pool_free(e->pool);
-    for (int i = 0; i < BUFFER_COUNT; i++)
-        budget_free(&e->budget, e->buffer[i]);
     budget_free(&e->budget, e->scratch.seg);
     budget_free(&e->budget, e->scratch.item);
     budget_free(&e->budget, e->scratch.segment);

@@ -1,5 +1,8 @@
 set(INST_HOST_ENGINE_SOURCES
   compute/cpu.c
+  compute/cpu_attend.c
+  compute/cpu_layers.c
+  compute/fault.c
   engine/chat.c
   engine/decode.c
   engine/engine.c
@@ -7,7 +10,6 @@ set(INST_HOST_ENGINE_SOURCES
   engine/guest.c
   engine/generate.c
   engine/kv_place.c
-  engine/layers.c
   engine/loss.c
   engine/micro.c
   engine/numbers.c

@@ -25,7 +25,8 @@ struct inst_session {
     struct inst_engine *engine;
     uint32_t place; // among the engine's
     struct seq *seq;
-    float *logits; // [vocab], of the last token
+    struct compute_buffer *logits_buffer;
+    float *logits; // [vocab], of the last token, in the buffer
     bool has_logits;
     int dead;      // not 0: the drive's state is unknown, with this code
     uint64_t call; // the last one that named it
@@ -72,24 +73,29 @@ struct inst_engine {
     size_t n_notes;
     struct pool *pool;
     const struct kernels *kernels;
+    const struct compute_kind *compute_kind;
     struct compute *compute;
+    uint64_t compute_limit_ns;       // that work is waited for
+    int compute_lost;                // not 0: nothing can be computed any more, with this code
+    struct inst_msg compute_message; // and this text
     struct loss loss;
     struct trace trace;
     struct store store; // empty when the link is somebody else's
     struct port port;
-    uint64_t drive_limit_ns;    // that a command of a drive is waited for
-    atomic_bool cancel;         // from any thread: what computes fails
-    uint32_t max_items;         // of one ATTEND
-    void *buffer[BUFFER_COUNT]; // of the plan
-    char *piece;                // text of one token
-    char *arch, *name;          // for inst_model_info
-    double *rope_freq;          // angle per position of pair i; of both sets where there are two
-    uint64_t row_cache;         // bytes, as in inst_options
+    uint64_t drive_limit_ns;                     // that a command of a drive is waited for
+    atomic_bool cancel;                          // from any thread: what computes fails
+    uint32_t max_items;                          // of one ATTEND
+    struct compute_buffer *buffer[BUFFER_COUNT]; // of the plan, NULL where it has none
+    char *piece;                                 // text of one token
+    char *arch, *name;                           // for inst_model_info
+    double *rope_freq;  // angle per position of pair i; of both sets where there are two
+    uint64_t row_cache; // bytes, as in inst_options
     uint64_t memory, context, kv_limit;
-    struct table_header attend; // method and its knobs, for every ATTEND
-    double audit;               // share of decode steps
-    const struct guest *guest;  // attends in the engine's place (guest.h), or NULL
-    bool host_attention;        // the drive only stores: what decode attends comes back by READ
+    struct table_header attend;        // method and its knobs, for every ATTEND
+    double audit;                      // share of decode steps
+    const struct guest *guest;         // attends in the engine's place (guest.h), or NULL
+    struct compute_buffer *guest_rows; // q of the host's rows, and outputs of one
+    bool host_attention; // the drive only stores: what decode attends comes back by READ
     uint64_t decode_steps;
     struct micro micro;
     uint64_t drive_dram; // bytes, as the drive states
@@ -111,24 +117,29 @@ struct inst_engine {
 // As far as the plan, its notes and its refusals: nothing is made, neither on disk nor threads nor
 // buffers. Such an engine can be looked at and closed.
 int engine_prepare(inst_engine **out, const struct inst_options *options, struct inst_msg *msg);
-// Opens on somebody else's link (a test's) when `link` is not NULL.
+// Opens on somebody else's link (a test's) when `link` is not NULL; and on another kind of what
+// computes than the CPU.
 int engine_open_on(inst_engine **out, const struct inst_options *options, struct link *link,
                    struct inst_msg *msg);
+int engine_open_with(inst_engine **out, const struct inst_options *options, struct link *link,
+                     const struct compute_kind *compute, struct inst_msg *msg);
 
-static inline float *engine_f32(const struct inst_engine *e, enum buffer_id id)
-{
-    return e->buffer[id];
-}
-
+// For the host, of a buffer that is.
 static inline unsigned char *engine_bytes(const struct inst_engine *e, enum buffer_id id)
 {
-    return e->buffer[id];
+    return e->buffer[id]->host;
 }
 
-// Floats between rows of n.
-static inline size_t row_stride(uint64_t n)
+static inline struct compute_slice engine_slice(const struct inst_engine *e, enum buffer_id id,
+                                                uint64_t offset)
 {
-    return (size_t)((n + 15) / 16 * 16);
+    return (struct compute_slice){e->buffer[id], offset};
+}
+
+// Where WRITEs take their data from: the slabs, or a copy of them where they are not for the host.
+static inline enum buffer_id engine_slab_out(const struct inst_engine *e)
+{
+    return e->compute_kind->apart ? BUFFER_slab_out : BUFFER_slab;
 }
 
 // The table of a command with one item.
@@ -145,53 +156,9 @@ size_t engine_slab_bytes(const struct inst_engine *e, uint64_t n);
 size_t sampler_ranked(const inst_sampler *sampler);
 int engine_drive_stats(struct inst_engine *e, struct drive_stats *stats, struct inst_msg *msg);
 
-// layers.c: the parts of a layer that all rows of a step share. Rows are independent of each other
-// in all of them, bit for bit.
-
-// Embeddings of n tokens into rows [row, row + n) of x. Positions come after it: cosines and sines
-// into rope, or learned embeddings added to x, for rows whose positions follow each other.
-void layer_embed(struct inst_engine *e, size_t row, const int32_t *tokens, size_t n);
-void layer_positions(struct inst_engine *e, size_t row, uint64_t first, size_t n);
-
-// numbers.c: faults of q, K and V in the rows of one layer, noted by any worker. A row's number is
-// its place in its segment.
-enum number_kind { NUMBER_Q, NUMBER_K, NUMBER_V };
-struct number_fault {
-    _Atomic uint64_t first; // the least row's; UINT64_MAX = none
-};
-void numbers_clear(struct number_fault *fault);
-bool numbers_are_finite(const float *x, size_t n);
-void numbers_check(struct number_fault *fault, size_t row, enum number_kind kind, const float *x,
-                   size_t n);
-// h: the n numbers of x as fp16.
-void numbers_check_f16(struct number_fault *fault, size_t row, enum number_kind kind,
-                       const uint16_t *h, const float *x, size_t n);
-bool numbers_fault_row(const struct number_fault *fault, size_t *row); // false: none
-// INST_ERANGE, with the layer or the tensor in *msg.
-int numbers_fail(struct inst_engine *e, const struct number_fault *fault, uint32_t layer,
-                 uint64_t token, struct inst_msg *msg);
-int numbers_fail_logits(struct inst_engine *e, uint64_t token, struct inst_msg *msg);
-
-// First token that a layer's query at `position` sees.
-static inline uint64_t layer_window_start(const struct inst_engine *e, uint32_t layer,
-                                          uint64_t position)
-{
-    uint32_t window = model_layer_window(&e->config, layer);
-    return window && position >= window ? position + 1 - window : 0;
-}
-
-// Where a strip's q, k and v go: rows [first, first + n) of the step.
-typedef void layer_qkv_fn(void *arg, size_t row, const float *q, const float *k, const float *v);
-// Norm and products of rows [row, row + n) of x, rope applied; `put` takes each row, on any worker.
-void layer_qkv(struct inst_engine *e, uint32_t layer, size_t row, size_t n, layer_qkv_fn *put,
-               void *arg);
-// Of rows [row, row + n): x += attention output times attn_output, then the feed-forward block.
-// attn rows, from row 0 on, lie `attn_stride` floats apart.
-void layer_finish(struct inst_engine *e, uint32_t layer, size_t row, size_t n, const float *attn,
-                  size_t attn_stride);
-// Logits of n rows of x from row `first` on (n <= strip, which is 64 at most) into out. Bit i is
-// set where those of row first + i are not numbers.
-uint64_t layer_logits(struct inst_engine *e, size_t first, size_t n, float *out, size_t out_stride);
+// numbers.c: INST_ERANGE, with the layer or the tensor in *msg, for a fault that was told of.
+int numbers_fail(struct inst_engine *e, uint32_t fault, uint32_t layer, uint64_t token,
+                 struct inst_msg *msg);
 
 // preflight.c: before anything, once the model is known, and once the plan is.
 int preflight_place(struct inst_engine *e, const struct inst_options *o, struct inst_msg *msg);

@@ -30,7 +30,7 @@ int engine_fill(inst_session *session, const int32_t *tokens, size_t n, struct i
         return err;
     for (size_t done = 0; done < n;) {
         uint64_t count = min_u64(e->plan.chunk, n - done);
-        uint16_t *slab = (uint16_t *)engine_bytes(e, BUFFER_slab0);
+        uint16_t *slab = (uint16_t *)engine_bytes(e, engine_slab_out(e));
         struct command write = {.opcode = OP_WRITE, .count = 1};
         struct one_item table;
         write.length = engine_put_item(e, session->seq, session->seq->length, count, &table);

@@ -9,64 +9,6 @@
 #include <stdio.h>
 #include <string.h>
 
-bool numbers_are_finite(const float *x, size_t n)
-{
-    uint32_t bad = 0;
-    for (size_t i = 0; i < n; i++) { // without a branch: it is vectorised
-        uint32_t bits;
-        memcpy(&bits, &x[i], sizeof bits);
-        bad |= (bits & 0x7f800000) == 0x7f800000;
-    }
-    return !bad;
-}
-
-static bool f16_are_finite(const uint16_t *h, size_t n)
-{
-    uint16_t bad = 0;
-    for (size_t i = 0; i < n; i++)
-        bad = (uint16_t)(bad | ((h[i] & 0x7c00) == 0x7c00));
-    return !bad;
-}
-
-enum { FAULT_OVERFLOW, FAULT_NO_NUMBER };
-
-void numbers_clear(struct number_fault *fault)
-{
-    atomic_init(&fault->first, UINT64_MAX);
-}
-
-// Several workers find faults; the first row's is the one that is told.
-static void note(struct number_fault *fault, size_t row, enum number_kind kind, unsigned what)
-{
-    uint64_t found = (uint64_t)row << 3 | (unsigned)kind << 1 | what;
-    uint64_t first = atomic_load(&fault->first);
-    while (found < first && !atomic_compare_exchange_weak(&fault->first, &first, found))
-        ;
-}
-
-void numbers_check(struct number_fault *fault, size_t row, enum number_kind kind, const float *x,
-                   size_t n)
-{
-    if (!numbers_are_finite(x, n))
-        note(fault, row, kind, FAULT_NO_NUMBER);
-}
-
-void numbers_check_f16(struct number_fault *fault, size_t row, enum number_kind kind,
-                       const uint16_t *h, const float *x, size_t n)
-{
-    if (!f16_are_finite(h, n))
-        note(fault, row, kind, numbers_are_finite(x, n) ? FAULT_OVERFLOW : FAULT_NO_NUMBER);
-}
-
-bool numbers_fault_row(const struct number_fault *fault, size_t *row)
-{
-    uint64_t first = atomic_load(&fault->first);
-    *row = (size_t)(first >> 3);
-    return first != UINT64_MAX;
-}
-
-// ---- who is to blame ---------------------------------------------------------------------------
-
 enum { ROWS_AT_ONCE = 64 };
 
 struct search {
@@ -120,21 +62,17 @@ static const char *blame(struct inst_engine *e)
     return e->blame;
 }
 
-int numbers_fail(struct inst_engine *e, const struct number_fault *fault, uint32_t layer,
-                 uint64_t token, struct inst_msg *msg)
+int numbers_fail(struct inst_engine *e, uint32_t fault, uint32_t layer, uint64_t token,
+                 struct inst_msg *msg)
 {
-    static const char *const names[] = {[NUMBER_Q] = "q", [NUMBER_K] = "K", [NUMBER_V] = "V"};
-    uint64_t first = atomic_load(&fault->first);
-    const char *name = names[first >> 1 & 3];
-    if ((first & 1) == FAULT_OVERFLOW)
+    static const char *const names[] = {[FAULT_Q] = "q", [FAULT_K] = "K", [FAULT_V] = "V"};
+    unsigned long long at = token;
+    if (fault_kind(fault) == FAULT_LOGITS)
+        return inst_fail(msg, INST_ERANGE, "logits of token %llu are not numbers%s", at, blame(e));
+    const char *name = names[fault_kind(fault)];
+    if (!fault_no_number(fault))
         return inst_fail(msg, INST_ERANGE, "layer %u: %s of token %llu exceeds fp16 (65504)", layer,
-                         name, (unsigned long long)token);
+                         name, at);
     return inst_fail(msg, INST_ERANGE, "layer %u: %s of token %llu is not a number%s", layer, name,
-                     (unsigned long long)token, blame(e));
-}
-
-int numbers_fail_logits(struct inst_engine *e, uint64_t token, struct inst_msg *msg)
-{
-    return inst_fail(msg, INST_ERANGE, "logits of token %llu are not numbers%s",
-                     (unsigned long long)token, blame(e));
+                     at, blame(e));
 }

@@ -28,6 +28,7 @@ enum {
     GROUP_LEAST = 16,           // tokens, of those that are tried
     GROUP_MOST = 256,
     SLAB_ALIGN = 64, // a slab is padded to this on the wire
+    PAGE_BYTES = 4096,
 };
 
 struct sum {
@@ -71,12 +72,21 @@ static uint64_t live_tokens(struct sum *s, const struct plan_input *in)
     return min_u64(all, max_u64(least, in->memory / TOKENS_SHARE / sizeof(int32_t)));
 }
 
+struct compute_plan engine_compute_plan(const struct engine_plan *p, const struct plan_input *in)
+{
+    return (struct compute_plan){.rows = p->rows,
+                                 .own_rows = p->host_rows,
+                                 .strip = p->strip,
+                                 .slots = 1,
+                                 .rounds_x = in->rounds_x};
+}
+
 // Fills in everything that follows from threads, chunk and piece. False when it overflows.
 static bool size_buffers(struct engine_plan *p, const struct model_config *c,
                          const struct plan_input *in)
 {
     struct sum s = {false};
-    uint64_t q_dim = mul(&s, c->heads, c->head_dim), kv_dim = mul(&s, c->kv_heads, c->head_dim);
+    uint64_t kv_dim = mul(&s, c->kv_heads, c->head_dim);
     uint64_t token_bytes = mul(&s, kv_dim, 4); // K and V, fp16
     uint64_t rows = add(&s, p->chunk, in->sessions - 1);
     p->rows = (uint32_t)min_u64(rows, UINT32_MAX);
@@ -87,23 +97,22 @@ static bool size_buffers(struct engine_plan *p, const struct model_config *c,
                      : in->sessions < LOGITS_ROWS ? in->sessions
                                                   : LOGITS_ROWS;
     uint64_t *b = p->buffer;
-    b[BUFFER_x] = floats(&s, p->rows, c->width);
-    b[BUFFER_q] = floats(&s, p->rows, q_dim);
-    b[BUFFER_partials] =
-        mul(&s, mul(&s, p->host_rows, c->heads), partial_stride(c->head_dim) * sizeof(float));
-    b[BUFFER_segment_of] = mul(&s, p->rows, sizeof(uint32_t));
-    b[BUFFER_rope] = floats(&s, p->rows, plan_rope_values(c));
-    b[BUFFER_norm] = floats(&s, p->strip, c->width);
-    b[BUFFER_t1] = floats(&s, p->strip, max_u64(q_dim, c->ffn));
-    b[BUFFER_t2] = floats(&s, p->strip, max_u64(2 * kv_dim, c->ffn));
-    uint64_t widest = max_u64(max_u64(c->width, q_dim), c->ffn);
-    b[BUFFER_rounded] = in->rounds_x ? mul(&s, p->strip, 4 * rounded_floats(widest)) : 0;
+    const struct compute_plan compute = engine_compute_plan(p, in);
+    s.overflow |= !compute_cpu_bytes(c, &compute, &p->compute);
+    b[BUFFER_tokens] = mul(&s, p->rows, sizeof(int32_t));
+    b[BUFFER_positions] = mul(&s, p->rows, sizeof(uint64_t));
+    b[BUFFER_wires] = mul(&s, add(&s, in->sessions, 1), sizeof(struct compute_wire));
+    b[BUFFER_faults] = mul(&s, p->rows, sizeof(uint32_t));
     // Each segment has a slab of its own.
     uint64_t slabs = min_u64(in->sessions, p->host_rows);
-    b[BUFFER_slab0] = b[BUFFER_slab1] =
-        add(&s, mul(&s, slabs, SLAB_ALIGN), mul(&s, p->host_rows, token_bytes));
-    b[BUFFER_piece0] = b[BUFFER_piece1] = add(&s, SLAB_ALIGN, mul(&s, p->piece, token_bytes));
-    b[BUFFER_stage] = mul(&s, ATTENTION_TILE, token_bytes);
+    p->slab = add(&s, mul(&s, slabs, SLAB_ALIGN), mul(&s, p->host_rows, token_bytes));
+    p->piece_bytes = add(&s, SLAB_ALIGN, mul(&s, p->piece, token_bytes));
+    p->slab = add(&s, p->slab, PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
+    p->piece_bytes = add(&s, p->piece_bytes, PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
+    b[BUFFER_slab] = mul(&s, 2, p->slab);
+    b[BUFFER_piece] = mul(&s, 2, p->piece_bytes);
+    b[BUFFER_slab_out] = in->apart ? b[BUFFER_slab] : 0;
+    b[BUFFER_piece_in] = in->apart ? b[BUFFER_piece] : 0;
     // Of all sessions in one, or of half of them in each of two.
     struct attend_layout layout, half;
     uint32_t n_half = in->sessions / 2 + in->sessions % 2;
@@ -114,7 +123,7 @@ static bool size_buffers(struct engine_plan *p, const struct model_config *c,
     b[BUFFER_attend_in] = pair(&s, layout.in_bytes, half.in_bytes);
     b[BUFFER_attend_out] = pair(&s, layout.out_bytes, half.out_bytes);
     b[BUFFER_logits] = in->sessions == 1 ? 0 : floats(&s, p->logits_rows, c->vocab);
-    p->buffers = 0;
+    p->buffers = add(&s, p->compute, ALLOC_BYTES);
     for (int i = 0; i < BUFFER_COUNT; i++)
         p->buffers = add(&s, p->buffers, b[i] ? add(&s, b[i], ALLOC_BYTES) : 0);
 
@@ -125,7 +134,7 @@ static bool size_buffers(struct engine_plan *p, const struct model_config *c,
                       !link_array_bytes(p->drives, n_half, &p->space, &halves);
         p->array = s.overflow ? 0 : max_u64(p->array, mul(&s, 2, halves));
         // Two WRITEs and two READs whose heads cannot stay where they are.
-        uint64_t slabs_and_pieces = add(&s, b[BUFFER_slab0], b[BUFFER_piece0]);
+        uint64_t slabs_and_pieces = add(&s, p->slab, p->piece_bytes);
         if (!link_array_in_place(c->head_dim))
             p->array = add(&s, p->array, mul(&s, 2, slabs_and_pieces));
     }

@@ -15,36 +15,34 @@
 #define INST_HOST_ENGINE_PLAN_H
 
 #include "drive/drive.h"
+#include "host/compute/compute.h"
 #include "host/model/config.h"
 #include "link/link.h"
 
 // What a session has in the engine's own tables.
 enum { PLAN_SESSION_BYTES = 1024 };
 
-// X(name, what it holds). n = rows of a step, C = chunk, of which all segments of prompts in a step
-// together have no more, s = strip rows; strides are padded to 16 floats.
+// X(name, where, what it holds). n = rows of a step, C = chunk, of which all segments of prompts in
+// a step together have no more. What else computing takes is its own (host/compute). Those that a
+// drive writes or reads must be the host's: where the device's memory is not, `slab_out` and
+// `piece_in` lie between.
 #define BUFFER_MAP(X)                                                                              \
-    X(x, "residual stream, fp32 [n][width]")                                                       \
-    X(q, "queries of host rows [C][heads][head_dim], then attention outputs [n][heads][head_dim]") \
-    X(partials, "struct partial [C][heads]")                                                       \
-    X(segment_of, "the segment of each row, u32 [n]")                                              \
-    X(rope, "cosines and sines [n][plan_rope_values]")                                             \
-    X(norm, "normed input or block output [s][width]")                                             \
-    X(t1, "q or gate [s][max(heads * head_dim, ffn)]")                                             \
-    X(t2, "k and v, or up [s][max(2 * kv_heads * head_dim, ffn)]")                                 \
-    X(rounded, "x of a product as the K types take it [s][rounded_floats of the widest]")          \
-    X(slab0, "data of a layer's WRITEs: K, V of the host rows")                                    \
-    X(slab1, "the same for the next layer")                                                        \
-    X(piece0, "earlier K, V of one piece")                                                         \
-    X(piece1, "the same for the next piece")                                                       \
-    X(stage, "slab of one tile whose tokens are partly stored, partly the chunk's own")            \
-    X(attend_table, "table of an ATTEND")                                                          \
-    X(attend_in, "its data: q, k, v")                                                              \
-    X(attend_out, "what its COLLECT returns")                                                      \
-    X(logits, "logits of several rows [l][vocab]")
+    X(tokens, PINNED, "of each row, i32 [n]")                                                      \
+    X(positions, PINNED, "of each row, u64 [n]")                                                   \
+    X(wires, PINNED, "where q, K and V of a layer go [sessions + 1]")                              \
+    X(faults, PINNED, "of each row, u32 [n]")                                                      \
+    X(slab, DEVICE,                                                                                \
+      "data of a layer's WRITEs: K, V of the host rows; the same for the next layer")              \
+    X(slab_out, PINNED, "the same on its way out")                                                 \
+    X(piece, DEVICE, "earlier K, V of one piece, and of the next one")                             \
+    X(piece_in, PINNED, "the same on its way in")                                                  \
+    X(attend_table, PINNED, "table of an ATTEND")                                                  \
+    X(attend_in, PINNED, "its data: q, k, v")                                                      \
+    X(attend_out, PINNED, "what its COLLECT returns")                                              \
+    X(logits, PINNED, "logits of several rows [l][vocab]")
 
 enum buffer_id {
-#define BUFFER_ENUM(name, text) BUFFER_##name,
+#define BUFFER_ENUM(name, where, text) BUFFER_##name,
     BUFFER_MAP(BUFFER_ENUM)
 #undef BUFFER_ENUM
         BUFFER_COUNT
@@ -74,6 +72,7 @@ struct plan_input {
     uint32_t request_bytes;          // of the drives; 0: measured
     bool rounds_x;                   // some weights take x rounded
     bool host_attention;             // decode rows attend on the host, as prompts do
+    bool apart;                      // the memory of what computes is not the host's
 };
 
 // One drive of the plan.
@@ -95,6 +94,8 @@ struct engine_plan {
     uint32_t piece;                // tokens of one READ; multiple of the tile
     uint32_t logits_rows;          // rows of the logits buffer
     uint64_t buffer[BUFFER_COUNT]; // bytes
+    uint64_t slab, piece_bytes;    // of one slab and one piece
+    uint64_t compute;              // what computing takes beside them
     uint64_t scratch;              // bytes for each worker
     uint64_t fixed;                // scratch of all workers included
     uint64_t tokens;               // in the lists of all sequences together
@@ -117,15 +118,13 @@ int engine_plan(struct engine_plan *plan, const struct model_config *config,
 int engine_plan_drives(struct engine_plan *plan, const struct model_config *config,
                        const struct plan_input *input, struct inst_msg *msg);
 
+// The part of it that those who compute need.
+struct compute_plan engine_compute_plan(const struct engine_plan *plan,
+                                        const struct plan_input *input);
+
 // What one drive keeps of a sequence of so many tokens, when each is written once. False: too much.
 bool plan_flash_bytes(const struct engine_plan *plan, uint32_t drive, uint64_t tokens,
                       uint64_t *bytes);
-
-// Floats of the rope table for one position: a second set for layers whose angles are others.
-static inline uint64_t plan_rope_values(const struct model_config *config)
-{
-    return (uint64_t)config->rope_dims * (config->rope_window_base > 0 ? 2 : 1);
-}
 
 // Where the part of one micro-batch ends and the next one's begins, in bytes.
 static inline uint64_t plan_attend_align(uint64_t bytes)

@@ -2,38 +2,38 @@
 // Segments of prompts in a step. K and V are rounded to fp16 into a slab that is both the WRITE
 // payload and what the segment itself attends over, so every token sees exactly what decode would
 // see. Earlier KV comes back through READ in pieces of whole tiles, two in flight, those of the
-// next segment and layer already while this one computes. Attention walks tiles of 64 absolute
-// positions in ascending order (contract point 8); the one tile that holds stored tokens and the
-// segment's own is put together in `stage`, because a tile is the unit of rounding and must not be
-// evaluated in two parts. Work is spread by (KV head, block of queries).
+// next segment and layer already while this one computes. Where the memory of what computes is not
+// the host's, slabs and pieces are copied on their way.
 #include "host/engine/step.h"
 #include "base/checked.h"
 #include "host/engine/guest.h"
 
-#include <string.h>
-
-// Queries of a KV head that share a tile once it is turned and converted: fewer where that many
-// would leave workers without a block.
-enum { BLOCK_QUERIES = 256, BLOCK_QUERIES_LEAST = 64, BLOCKS_PER_WORKER = 4 };
-
 void prefill_place(struct step *t)
 {
-    size_t query = 0, slab = 0;
+    t->slab_bytes = 0;
     for (size_t i = t->n_decode; i < t->n_seg; i++) {
-        t->seg[i].query = query;
-        t->seg[i].slab = slab;
-        query += t->seg[i].n * t->e->config.heads;
-        slab += engine_slab_bytes(t->e, t->seg[i].n);
+        t->seg[i].slab = t->slab_bytes;
+        t->slab_bytes += engine_slab_bytes(t->e, t->seg[i].n);
     }
     t->reader = (struct step_reader){.segment = t->n_decode};
     t->writes.issued = t->writes.done = 0;
 }
 
 // K, V of a segment in the current layer.
-static uint16_t *own_slab(const struct step *t, const struct step_segment *seg)
+static struct compute_slice own_slab(const struct step *t, const struct step_segment *seg)
 {
-    enum buffer_id buffer = t->layer & 1 ? BUFFER_slab1 : BUFFER_slab0;
-    return (uint16_t *)(engine_bytes(t->e, buffer) + seg->slab);
+    return engine_slice(t->e, BUFFER_slab, (t->layer & 1) * t->e->plan.slab + seg->slab);
+}
+
+void prefill_wire(const struct step *t, const struct step_segment *seg, struct compute_wire *wire)
+{
+    uint64_t dim = t->e->config.head_dim;
+    *wire = (struct compute_wire){.first = (uint32_t)seg->row,
+                                  .n = (uint32_t)seg->n,
+                                  .k = own_slab(t, seg),
+                                  .v = compute_at(own_slab(t, seg), 2 * seg->n * dim),
+                                  .kv_row = dim,
+                                  .kv_head = 2 * seg->n * dim};
 }
 
 // ---- READ --------------------------------------------------------------------------------------
@@ -49,9 +49,16 @@ static uint64_t piece_tokens(const struct step *t, const struct step_segment *se
     return min_u64(tokens, seg->pos0 - piece * tokens);
 }
 
-static unsigned char *piece_buffer(const struct step *t, uint64_t index)
+// A piece as READ brings it, and as it is attended over.
+static struct compute_slice piece_in(const struct step *t, uint64_t index)
 {
-    return engine_bytes(t->e, index & 1 ? BUFFER_piece1 : BUFFER_piece0);
+    return engine_slice(t->e, t->e->compute_kind->apart ? BUFFER_piece_in : BUFFER_piece,
+                        (index & 1) * t->e->plan.piece_bytes);
+}
+
+static struct compute_slice piece_slab(const struct step *t, uint64_t index)
+{
+    return engine_slice(t->e, BUFFER_piece, (index & 1) * t->e->plan.piece_bytes);
 }
 
 static bool guest_attends(const struct step *t, const struct step_segment *seg)
@@ -64,7 +71,8 @@ static uint64_t first_piece(const struct step *t, const struct step_segment *seg
 {
     if (guest_attends(t, seg))
         return pieces(t, seg);
-    return min_u64(layer_window_start(t->e, layer, seg->pos0) / t->e->plan.piece, pieces(t, seg));
+    return min_u64(compute_window_start(&t->e->config, layer, seg->pos0) / t->e->plan.piece,
+                   pieces(t, seg));
 }
 
 static int issue_piece(struct step *t, const struct step_segment *seg, struct inst_msg *msg)
@@ -83,7 +91,9 @@ static int issue_piece(struct step *t, const struct step_segment *seg, struct in
     int err = port_call(port, read, table.bytes, NULL, NULL, msg);
     if (err)
         return err;
-    int handle = port_submit(port, collect, NULL, piece_buffer(t, r->issued), msg);
+    struct compute_slice in = piece_in(t, r->issued);
+    int handle =
+        port_submit(port, collect, NULL, (unsigned char *)in.buffer->host + in.offset, msg);
     if (handle < 0)
         return handle;
     r->piece_of[r->issued & 1].handle = handle;
@@ -123,9 +133,9 @@ static int piece_wait(struct step *t, struct inst_msg *msg)
     return port_wait(&t->e->port, t->reader.piece_of[t->reader.consumed & 1].handle, NULL, msg);
 }
 
-// The next piece of a segment, complete, behind what segments had asked for that failed since.
-// NULL: this one has failed.
-static const uint16_t *next_piece(struct step *t, struct step_segment *seg)
+// The next piece of a segment is there, behind what segments had asked for that failed since.
+// False: this one has failed.
+static bool next_piece(struct step *t, struct step_segment *seg)
 {
     struct step_reader *r = &t->reader;
     while (!seg->status) {
@@ -133,13 +143,13 @@ static const uint16_t *next_piece(struct step *t, struct step_segment *seg)
         bool own = &t->seg[r->piece_of[r->consumed & 1].segment] == seg;
         int err = piece_wait(t, &msg);
         if (own && !err)
-            return (const uint16_t *)piece_buffer(t, r->consumed);
+            return true;
         if (own)
             step_fail(t, seg, err, msg.text);
         r->consumed++;
         prefill_issue(t);
     }
-    return NULL;
+    return false;
 }
 
 // ---- WRITE -------------------------------------------------------------------------------------
@@ -160,9 +170,26 @@ void prefill_write_room(struct step *t, uint32_t layer)
         write_wait(t);
 }
 
+// The layer's slab to where WRITEs take it from.
+static bool slab_out(struct step *t)
+{
+    struct compute *c = t->e->compute;
+    uint64_t at = (t->layer & 1) * t->e->plan.slab;
+    if (!t->e->compute_kind->apart || t->n_seg == t->n_decode || !t->alive)
+        return t->alive;
+    return step_order(t, QUEUE_OUT, QUEUE_MAIN) &&
+           step_computes(t, c->ops->copy(c, QUEUE_OUT, engine_slice(t->e, BUFFER_slab_out, at),
+                                         engine_slice(t->e, BUFFER_slab, at), t->slab_bytes)) &&
+           step_wait(t, QUEUE_OUT);
+}
+
 void prefill_write(struct step *t)
 {
     struct step_writes *w = &t->writes;
+    if (!slab_out(t))
+        return;
+    unsigned char *out =
+        engine_bytes(t->e, engine_slab_out(t->e)) + (t->layer & 1) * t->e->plan.slab;
     for (size_t i = t->n_decode; i < t->n_seg; i++) {
         struct step_segment *seg = &t->seg[i];
         if (w->issued - w->done == STEP_WRITES)
@@ -174,7 +201,7 @@ void prefill_write(struct step *t)
         struct command write = {.opcode = OP_WRITE, .layer = t->layer, .count = 1};
         write.length = engine_put_item(t->e, seg->s->seq, seg->pos0, seg->n, &w->slot[slot].table);
         int handle =
-            port_submit(&t->e->port, write, w->slot[slot].table.bytes, own_slab(t, seg), &msg);
+            port_submit(&t->e->port, write, w->slot[slot].table.bytes, out + seg->slab, &msg);
         if (handle < 0) {
             step_fail(t, seg, handle, msg.text);
             continue;
@@ -196,231 +223,95 @@ void prefill_end(struct step *t)
 
 // ---- Attention ---------------------------------------------------------------------------------
 
-// Rows of q and partials: [kv_heads][n][group] of each segment.
-static size_t query_index(const struct step *t, const struct step_segment *seg, size_t head,
-                          size_t row)
+static bool attend(struct step *t, const struct step_segment *seg, const struct compute_run *run,
+                   unsigned flags)
 {
-    return seg->query + (head * seg->n + row) * t->group;
+    struct compute *c = t->e->compute;
+    return step_computes(t, c->ops->attend(c, 0, t->layer, (uint32_t)seg->row, (uint32_t)seg->n,
+                                           run, run != NULL, flags));
 }
 
-void prefill_put_row(struct step *t, struct step_segment *seg, size_t row, const float *q,
-                     const float *k, const float *v)
+// A piece to where it is attended over.
+static bool bring(struct step *t, uint64_t bytes)
 {
-    const struct inst_engine *e = t->e;
-    size_t dim = e->config.head_dim, group_dim = t->group * dim;
-    uint16_t *slab = own_slab(t, seg);
-    for (size_t h = 0; h < e->config.kv_heads; h++) {
-        memcpy(engine_f32(e, BUFFER_q) + query_index(t, seg, h, row) * dim, q + h * group_dim,
-               group_dim * sizeof *q);
-        uint16_t *head = slab + h * 2 * seg->n * dim;
-        e->kernels->f32_to_f16(head + row * dim, k + h * dim, dim);
-        e->kernels->f32_to_f16(head + (seg->n + row) * dim, v + h * dim, dim);
-        numbers_check_f16(&seg->fault, row, NUMBER_K, head + row * dim, k + h * dim, dim);
-        numbers_check_f16(&seg->fault, row, NUMBER_V, head + (seg->n + row) * dim, v + h * dim,
-                          dim);
-    }
-    numbers_check(&seg->fault, row, NUMBER_Q, q, e->config.kv_heads * group_dim);
+    struct compute *c = t->e->compute;
+    uint64_t index = t->reader.consumed;
+    if (!t->e->compute_kind->apart)
+        return true;
+    return step_computes(
+               t, c->ops->copy(c, QUEUE_IN, piece_slab(t, index), piece_in(t, index), bytes)) &&
+           step_order(t, QUEUE_MAIN, QUEUE_IN);
 }
 
-// One tile for a block of rows; a row sees the tokens up to its own.
-static void attend_tile(const struct step *t, const struct step_run *run, uint64_t first,
-                        size_t head, size_t row, size_t rows, void *scratch)
+// Returns the flags of what comes next.
+static unsigned attend_earlier(struct step *t, struct step_segment *seg)
 {
-    const struct inst_engine *e = t->e;
-    const struct step_segment *seg = t->at;
-    size_t dim = e->config.head_dim;
-    uint64_t tile_pos = run->pos + first;
-    struct attention_tile tile = {
-        .k = {run->slab + (head * 2 * run->slab_tokens + run->offset + first) * dim},
-        .v = {run->slab + ((head * 2 + 1) * run->slab_tokens + run->offset + first) * dim},
-        .tokens = (uint32_t)min_u64(ATTENTION_TILE, run->tokens - first),
-        .head_dim = (uint32_t)dim,
-        .scale = e->config.score_scale,
-        .softcap = e->config.score_softcap,
-    };
-    _Static_assert((int)GROUP_MAX >= (int)BLOCK_QUERIES, "a block has at most this many queries");
-    uint32_t limit[GROUP_MAX], start[GROUP_MAX];
-    bool limited = seg->pos0 + row + 1 < tile_pos + tile.tokens;
-    for (size_t i = 0; limited && i < rows * t->group; i++) {
-        uint64_t end = seg->pos0 + row + i / t->group + 1; // tokens that this query sees
-        limit[i] = end > tile_pos ? (uint32_t)min_u64(end - tile_pos, tile.tokens) : 0;
-    }
-    // The last row's window starts last.
-    bool windowed = layer_window_start(e, t->layer, seg->pos0 + row + rows - 1) > tile_pos;
-    for (size_t i = 0; windowed && i < rows * t->group; i++) {
-        uint64_t window = layer_window_start(e, t->layer, seg->pos0 + row + i / t->group);
-        start[i] = window > tile_pos ? (uint32_t)min_u64(window - tile_pos, ATTENTION_TILE) : 0;
-    }
-    tile.first = windowed ? start : NULL;
-    size_t index = query_index(t, seg, head, row);
-    e->kernels->attention_tile(
-        &tile, engine_f32(e, BUFFER_q) + index * dim, dim, rows * t->group, limited ? limit : NULL,
-        (float *)partial_at(engine_f32(e, BUFFER_partials), index, dim), 1, scratch);
-}
-
-static size_t block_rows(const struct step *t)
-{
-    const struct inst_engine *e = t->e;
-    size_t queries = BLOCK_QUERIES, all = t->at->n * t->group * e->config.kv_heads;
-    while (queries > BLOCK_QUERIES_LEAST &&
-           all / queries < (uint64_t)BLOCKS_PER_WORKER * pool_threads(e->pool))
-        queries /= 2;
-    return max_u64(queries / t->group, 1);
-}
-
-static void attend_item(void *arg, size_t item, unsigned worker)
-{
-    const struct step *t = arg;
-    const struct step_segment *seg = t->at;
-    size_t blocks = div_round_up(seg->n, block_rows(t));
-    size_t head = item / blocks, row = item % blocks * block_rows(t);
-    size_t rows = min_u64(block_rows(t), seg->n - row);
-    // What this block sees.
-    uint64_t start = layer_window_start(t->e, t->layer, seg->pos0 + row);
-    uint64_t end = seg->pos0 + row + rows;
-    for (size_t i = 0; i < t->n_runs; i++) {
-        for (uint64_t n = 0; n < t->run[i].tokens; n += ATTENTION_TILE) {
-            uint64_t pos = t->run[i].pos + n;
-            if (pos < end && pos + ATTENTION_TILE > start)
-                attend_tile(t, &t->run[i], n, head, row, rows, pool_scratch(t->e->pool, worker));
-        }
-    }
-}
-
-static void attend_runs(struct step *t)
-{
-    if (t->n_runs)
-        pool_run(t->at->n > 1 || t->e->host_attention ? t->e->pool : NULL, attend_item, t,
-                 t->e->config.kv_heads * div_round_up(t->at->n, block_rows(t)));
-    port_tick(&t->e->port);
-}
-
-// Copies tokens [from, from + n) of a slab to tokens [to, to + n) of the stage.
-static void stage_copy(const struct step *t, const uint16_t *slab, uint64_t slab_tokens,
-                       uint64_t from, uint64_t to, uint64_t n)
-{
-    size_t dim = t->e->config.head_dim;
-    uint16_t *stage = (uint16_t *)engine_bytes(t->e, BUFFER_stage);
-    // K and V of all heads follow each other, so both kinds are one loop.
-    for (uint64_t i = 0; i < 2 * (uint64_t)t->e->config.kv_heads; i++)
-        memcpy(stage + (i * ATTENTION_TILE + to) * dim, slab + (i * slab_tokens + from) * dim,
-               n * dim * sizeof *slab);
-}
-
-static void attend_earlier(struct step *t, struct step_segment *seg)
-{
+    unsigned flags = ATTEND_FIRST;
     for (uint64_t i = first_piece(t, seg, t->layer); i < pieces(t, seg); i++) {
-        const uint16_t *slab = next_piece(t, seg);
-        if (!slab)
-            return;
-        uint64_t tokens = piece_tokens(t, seg, i), tail = tokens % ATTENTION_TILE;
-        t->run[0] = (struct step_run){.slab = slab,
-                                      .slab_tokens = tokens,
-                                      .tokens = tokens - tail,
-                                      .pos = i * t->e->plan.piece};
-        t->n_runs = tokens > tail;
-        attend_runs(t);
-        if (tail)
-            stage_copy(t, slab, tokens, tokens - tail, 0, tail);
+        if (!next_piece(t, seg))
+            return flags;
+        uint64_t tokens = piece_tokens(t, seg, i);
+        const struct compute_run run = {.slab = piece_slab(t, t->reader.consumed),
+                                        .slab_tokens = tokens,
+                                        .pos = i * t->e->plan.piece,
+                                        .tokens = tokens};
+        bool there = bring(t, engine_slab_bytes(t->e, tokens)) && attend(t, seg, &run, flags) &&
+                     step_wait(t, QUEUE_MAIN);
+        flags = 0;
         t->reader.consumed++;
+        if (!there)
+            return flags;
         prefill_issue(t);
     }
+    return flags;
 }
 
-static void attend_own(struct step *t, const struct step_segment *seg)
+// Shows a segment to the guest, and takes a decode row's outputs from it: true.
+static bool ask_guest(struct step *t, const struct step_segment *seg)
 {
-    const uint16_t *slab = own_slab(t, seg);
-    uint64_t tail = seg->pos0 % ATTENTION_TILE, own = 0;
-    t->n_runs = 0;
-    if (tail) {
-        own = min_u64(ATTENTION_TILE - tail, seg->n);
-        stage_copy(t, slab, seg->n, 0, tail, own);
-        t->run[t->n_runs++] =
-            (struct step_run){.slab = (const uint16_t *)engine_bytes(t->e, BUFFER_stage),
-                              .slab_tokens = ATTENTION_TILE,
-                              .pos = seg->pos0 - tail,
-                              .tokens = tail + own};
-    }
-    if (own < seg->n)
-        t->run[t->n_runs++] = (struct step_run){.slab = slab,
-                                                .slab_tokens = seg->n,
-                                                .offset = own,
-                                                .pos = seg->pos0 + own,
-                                                .tokens = seg->n - own};
-    attend_runs(t);
-}
-
-// Shows a segment to the guest; a decode row's outputs become partials that stand for themselves.
-static void ask_guest(struct step *t, const struct step_segment *seg)
-{
-    const struct inst_engine *e = t->e;
+    struct inst_engine *e = t->e;
+    struct compute *compute = e->compute;
     const struct model_config *c = &e->config;
-    struct guest_rows rows = {.layer = t->layer,
-                              .heads = c->heads,
-                              .kv_heads = c->kv_heads,
-                              .head_dim = c->head_dim,
-                              .pos = seg->pos0,
-                              .n = seg->n,
-                              .window = model_layer_window(c, t->layer),
-                              .scale = c->score_scale,
-                              .softcap = c->score_softcap,
-                              .q = engine_f32(e, BUFFER_q) + seg->query * c->head_dim,
-                              .kv = own_slab(t, seg)};
-    if (guest_attends(t, seg)) {
-        float *partials = engine_f32(e, BUFFER_partials);
-        for (size_t q = 0; q < c->heads; q++) {
-            struct partial *p = partial_at(partials, seg->query + q, c->head_dim);
-            p->max = 0;
-            p->sum = 1;
-        }
-        struct partial *first = partial_at(partials, seg->query, c->head_dim);
-        rows.out = first->acc;
-        rows.out_stride = partial_stride(c->head_dim);
-    }
-    e->guest->attend(e->guest->user, &rows);
+    struct compute_slice q = {.buffer = e->guest_rows}, out = {.buffer = e->guest_rows};
+    out.offset = (uint64_t)e->plan.host_rows * c->heads * c->head_dim * sizeof(float);
+    uint32_t row = (uint32_t)seg->row, n = (uint32_t)seg->n;
+    const unsigned char *slab = engine_bytes(e, engine_slab_out(e)) + own_slab(t, seg).offset;
+    float *rows = e->guest_rows->host;
+    if (!step_computes(t, compute->ops->queries(compute, 0, row, n, q)) ||
+        !step_wait(t, QUEUE_MAIN))
+        return false;
+    const struct guest_rows seen = {
+        .layer = t->layer,
+        .heads = c->heads,
+        .kv_heads = c->kv_heads,
+        .head_dim = c->head_dim,
+        .pos = seg->pos0,
+        .n = n,
+        .window = model_layer_window(c, t->layer),
+        .scale = c->score_scale,
+        .softcap = c->score_softcap,
+        .q = rows,
+        .kv = (const uint16_t *)slab,
+        .out = guest_attends(t, seg) ? rows + out.offset / sizeof *rows : NULL,
+        .out_stride = c->head_dim,
+    };
+    e->guest->attend(e->guest->user, &seen);
+    return seen.out && step_computes(t, compute->ops->outputs(compute, 0, row, 1, out)) &&
+           step_wait(t, QUEUE_MAIN);
 }
 
 void prefill_attend(struct step *t)
 {
-    float *partials = engine_f32(t->e, BUFFER_partials);
-    for (size_t i = t->n_decode; i < t->n_seg; i++) {
+    for (size_t i = t->n_decode; i < t->n_seg && t->alive; i++) {
         struct step_segment *seg = &t->seg[i];
-        if (seg->status)
+        if (t->e->guest && !seg->status && ask_guest(t, seg))
             continue;
-        for (size_t q = 0; q < seg->n * t->e->config.heads; q++)
-            partial_clear(partial_at(partials, seg->query + q, t->e->config.head_dim));
-        if (t->e->guest)
-            ask_guest(t, seg);
-        if (guest_attends(t, seg))
-            continue;
-        t->at = seg;
-        attend_earlier(t, seg);
-        if (!seg->status)
-            attend_own(t, seg);
+        unsigned flags = seg->status ? ATTEND_FIRST : attend_earlier(t, seg);
+        const struct compute_run own = {
+            .slab = own_slab(t, seg), .slab_tokens = seg->n, .pos = seg->pos0, .tokens = seg->n};
+        if (seg->status) // zeros
+            attend(t, seg, NULL, ATTEND_FIRST | ATTEND_LAST);
+        else
+            attend(t, seg, &own, flags | ATTEND_LAST);
     }
-}
-
-static void output_row(void *arg, size_t index, unsigned worker)
-{
-    (void)worker;
-    const struct step *t = arg;
-    const struct model_config *c = &t->e->config;
-    float *partials = engine_f32(t->e, BUFFER_partials);
-    size_t row = t->n_decode + index;
-    const struct step_segment *seg = &t->seg[t->segment_of[row]];
-    if (seg->status)
-        return;
-    float *out = step_output(t, row);
-    for (size_t h = 0; h < c->kv_heads; h++) {
-        size_t query = query_index(t, seg, h, row - seg->row);
-        for (size_t g = 0; g < t->group; g++)
-            t->e->kernels->partial_output(partial_at(partials, query + g, c->head_dim),
-                                          out + (h * t->group + g) * c->head_dim, c->head_dim);
-    }
-}
-
-void prefill_outputs(struct step *t)
-{
-    size_t rows = t->n_rows - t->n_decode;
-    pool_run(rows > 1 ? t->e->pool : NULL, output_row, t, rows);
 }

@@ -38,8 +38,10 @@ int inst_session_open(inst_session **out, inst_engine *engine, struct inst_msg *
     if (!s)
         return inst_fail(msg, INST_ENOMEM, "session: out of memory");
     *s = (struct inst_session){.engine = engine, .place = place};
-    s->logits = budget_alloc(&engine->budget, row_stride(engine->config.vocab), sizeof *s->logits,
-                             "a session's logits", msg);
+    struct compute *compute = engine->compute;
+    if (!compute->ops->buffer_new(compute, row_stride(engine->config.vocab) * sizeof *s->logits,
+                                  PLACE_PINNED, "a session's logits", &s->logits_buffer, msg))
+        s->logits = s->logits_buffer->host;
     if (s->logits && loss_notes(engine))
         s->decoded = budget_alloc(&engine->budget, engine->context / 8 + 1, 1,
                                   "notes of a session's tokens", msg);
@@ -47,7 +49,7 @@ int inst_session_open(inst_session **out, inst_engine *engine, struct inst_msg *
     int err = all ? seq_new(engine, &s->seq, msg) : INST_ENOMEM;
     if (err) {
         budget_free(&engine->budget, s->decoded);
-        budget_free(&engine->budget, s->logits);
+        compute->ops->buffer_free(compute, s->logits_buffer);
         free(s);
         return err;
     }
@@ -64,7 +66,7 @@ void inst_session_close(inst_session *session)
     session->seq->suspect |= session->dead != 0;
     seq_release(e, session->seq);
     e->sessions[session->place] = NULL;
-    budget_free(&e->budget, session->logits);
+    e->compute->ops->buffer_free(e->compute, session->logits_buffer);
     budget_free(&e->budget, session->decoded);
     free(session);
 }

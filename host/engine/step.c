@@ -6,6 +6,7 @@
 // prompts and one decode row for each other session.
 #include "host/engine/step.h"
 #include "base/checked.h"
+#include "base/clock.h"
 #include "host/engine/loss.h"
 
 #include <string.h>
@@ -64,26 +65,68 @@ static void place(struct step *t, struct inst_segment *segments, size_t count, b
         }
         t->seg[t->n_seg] = (struct step_segment){
             .s = out->session, .out = out, .row = t->n_rows, .n = out->n_tokens, .pos0 = q->length};
-        for (size_t row = 0; row < out->n_tokens; row++)
-            t->segment_of[t->n_rows + row] = (uint32_t)t->n_seg;
         t->n_rows += out->n_tokens;
         t->n_seg++;
     }
 }
 
-// ---- A layer -----------------------------------------------------------------------------------
+// ---- Who computes ------------------------------------------------------------------------------
 
-static void put_row(void *arg, size_t row, const float *q, const float *k, const float *v)
+bool step_computes(struct step *t, int err)
 {
-    struct step *t = arg;
-    struct step_segment *seg = &t->seg[t->segment_of[row]];
-    if (seg->status)
-        return;
-    if (row < t->n_decode)
-        decode_put_row(t, seg, q, k, v);
-    else
-        prefill_put_row(t, seg, row - seg->row, q, k, v);
+    struct inst_engine *e = t->e;
+    if (!err)
+        return true;
+    if (!e->compute_lost) {
+        struct compute_point point;
+        struct inst_msg why = {0};
+        int lost = e->compute->ops->record(e->compute, QUEUE_MAIN, &point);
+        if (lost) // it says why
+            e->compute->ops->done(e->compute, point, 0, &why);
+        e->compute_lost = err;
+        inst_fail(&e->compute_message, err, "computing failed: %s",
+                  why.text[0] ? why.text : inst_status_text(err));
+    }
+    fail_all(t, e->compute_lost, e->compute_message.text);
+    return false;
 }
+
+// Waits in short turns, so that drives in this process go on meanwhile.
+bool step_wait(struct step *t, enum compute_queue queue)
+{
+    enum { TURN_NS = 200 * 1000 };
+    struct inst_engine *e = t->e;
+    const struct compute_ops *ops = e->compute->ops;
+    struct compute_point point;
+    struct inst_msg why = {0};
+    if (!step_computes(t, ops->record(e->compute, queue, &point)))
+        return false;
+    int done = ops->done(e->compute, point, 0, &why);
+    for (uint64_t start = clock_ns(); done == COMPUTE_BUSY;) {
+        if (clock_ns() - start > e->compute_limit_ns) {
+            done = inst_fail(&why, INST_ETIMEOUT, "no answer in %.3g s",
+                             1e-9 * (double)e->compute_limit_ns);
+            break;
+        }
+        port_tick(&e->port);
+        done = ops->done(e->compute, point, TURN_NS, &why);
+    }
+    if (done && !e->compute_lost) {
+        e->compute_lost = done;
+        inst_fail(&e->compute_message, done, "computing failed: %s", why.text);
+    }
+    return step_computes(t, done);
+}
+
+bool step_order(struct step *t, enum compute_queue later, enum compute_queue first)
+{
+    struct compute *c = t->e->compute;
+    struct compute_point point;
+    return step_computes(t, c->ops->record(c, first, &point)) &&
+           step_computes(t, c->ops->after(c, later, point));
+}
+
+// ---- A layer -----------------------------------------------------------------------------------
 
 // Segments behind those of a set: the next set's, or, behind the last one's rows of decode,
 // nobody's.
@@ -100,37 +143,45 @@ static size_t set_rows(const struct step *t, const struct step_set *set, size_t 
     return (end == t->n_seg ? t->n_rows : end) - set->first;
 }
 
-// Segments with numbers that are none fail; true when that leaves a gap among the items of ATTEND.
-static bool look_at_numbers(struct step *t, const struct step_set *set)
+// Where q, k and v of a set's rows go.
+static bool put_wires(struct step *t, struct step_set *set)
 {
-    bool gap = false;
-    for (size_t i = set->first; i < set_end(t, set); i++) {
-        struct step_segment *seg = &t->seg[i];
-        struct inst_msg msg = {0};
-        size_t bad;
-        if (seg->status || !numbers_fault_row(&seg->fault, &bad))
-            continue;
-        int code = numbers_fail(t->e, &seg->fault, set->layer, seg->pos0 + bad, &msg);
-        step_fail(t, seg, code, msg.text);
-        gap |= i < t->n_decode;
+    t->n_wires = 0;
+    if (set->first < set->end && !decode_wire(t, set, &t->wire[t->n_wires++])) {
+        fail_all(t, INST_EINVAL, "the step is too large");
+        return false;
     }
-    return gap;
+    for (size_t i = max_u64(t->n_decode, set->first); i < set_end(t, set); i++)
+        prefill_wire(t, &t->seg[i], &t->wire[t->n_wires++]);
+    return true;
 }
 
-// q, k and v of a set's rows to where they are needed. Items follow each other, so after a gap all
-// of them are computed again.
+// Segments with numbers that are none fail.
+static void look_at_numbers(struct step *t, const struct step_set *set)
+{
+    const uint32_t *fault = (const uint32_t *)engine_bytes(t->e, BUFFER_faults);
+    for (size_t i = set->first; i < set_end(t, set); i++) {
+        struct step_segment *seg = &t->seg[i];
+        size_t row = seg->row;
+        while (row < seg->row + seg->n && !fault[row])
+            row++;
+        if (seg->status || row == seg->row + seg->n)
+            continue;
+        struct inst_msg msg = {0};
+        int code = numbers_fail(t->e, fault[row], set->layer, seg->pos0 + row - seg->row, &msg);
+        step_fail(t, seg, code, msg.text);
+    }
+}
+
 static void put_qkv(struct step *t, struct step_set *set)
 {
+    struct compute *c = t->e->compute;
     size_t row, n = set_rows(t, set, &row);
-    do {
-        if (!decode_place(t, set)) {
-            fail_all(t, INST_EINVAL, "the step is too large");
-            return;
-        }
-        for (size_t i = set->first; i < set_end(t, set); i++)
-            numbers_clear(&t->seg[i].fault);
-        layer_qkv(t->e, set->layer, row, n, put_row, t);
-    } while (look_at_numbers(t, set) && t->alive);
+    if (put_wires(t, set) &&
+        step_computes(t, c->ops->qkv(c, 0, set->layer, (uint32_t)row, (uint32_t)n, t->wire,
+                                     t->n_wires, engine_slice(t->e, BUFFER_faults, 0))) &&
+        step_wait(t, QUEUE_MAIN))
+        look_at_numbers(t, set);
 }
 
 // A stage of the step has ended; *since becomes the start of the next one.
@@ -158,25 +209,39 @@ static void begin_layer(struct step *t, struct step_set *set, uint32_t layer)
     stage(t, "send", layer, rows, &since);
     if (last && t->n_seg > t->n_decode) {
         prefill_attend(t);
-        prefill_outputs(t);
         stage(t, "attend", layer, t->n_rows - t->n_decode, &since);
     }
 }
 
-// The rest of the layer that the set is in.
+static void ask_finish(struct step *t, const struct step_set *set)
+{
+    struct compute *c = t->e->compute;
+    size_t row, n = set_rows(t, set, &row), decoded = set->end - set->first;
+    if (!t->alive)
+        return;
+    if (decoded)
+        step_computes(
+            t, c->ops->outputs(c, 0, (uint32_t)row, (uint32_t)decoded, decode_outputs(t, set)));
+    step_computes(t, c->ops->finish(c, 0, set->layer, (uint32_t)row, (uint32_t)n));
+}
+
+// The rest of the layer that the set is in. Where there are gates it is asked for before the drive
+// has answered, and begins when its gate is opened.
 static void end_layer(struct step *t, struct step_set *set)
 {
-    const struct model_config *c = &t->e->config;
     uint64_t since = trace_begin(&t->e->trace);
+    struct compute *c = t->e->compute;
+    struct compute_point gate;
     size_t row, rows = set_rows(t, set, &row);
-    size_t stride = row_stride((uint64_t)c->heads * c->head_dim);
+    bool gated = c->ops->gate && step_computes(t, c->ops->gate(c, &gate));
+    if (gated && step_computes(t, c->ops->after(c, QUEUE_MAIN, gate)))
+        ask_finish(t, set);
     decode_end(t, set);
     stage(t, "collect", set->layer, rows, &since);
-    for (size_t i = set->first; i < set_end(t, set); i++)
-        if (t->seg[i].status)
-            memset(step_output(t, t->seg[i].row), 0, t->seg[i].n * stride * sizeof(float));
-    if (t->alive)
-        layer_finish(t->e, set->layer, row, rows, engine_f32(t->e, BUFFER_q), stride);
+    if (gated)
+        c->ops->open(c, gate);
+    else
+        ask_finish(t, set);
     stage(t, "finish", set->layer, rows, &since);
 }
 
@@ -191,6 +256,25 @@ static bool goes_on(struct step *t, const struct step_progress *progress, uint32
                         progress->total);
 }
 
+// Tokens and positions of all rows.
+static void embed(struct step *t)
+{
+    struct inst_engine *e = t->e;
+    int32_t *token = (int32_t *)engine_bytes(e, BUFFER_tokens);
+    uint64_t *position = (uint64_t *)engine_bytes(e, BUFFER_positions);
+    for (size_t i = 0; i < t->n_seg; i++) {
+        const struct step_segment *seg = &t->seg[i];
+        memcpy(token + seg->row, seg->out->tokens, seg->n * sizeof *token);
+        for (size_t row = 0; row < seg->n; row++)
+            position[seg->row + row] = seg->pos0 + row;
+    }
+    const struct compute_rows rows = {.n = (uint32_t)t->n_rows,
+                                      .own = (uint32_t)t->n_decode,
+                                      .token = token,
+                                      .position = position};
+    step_computes(t, e->compute->ops->embed(e->compute, 0, &rows));
+}
+
 // Every set ends a layer before it begins the next one; with two, one of them is always with the
 // drive meanwhile.
 static void run_layers(struct step *t, const struct step_progress *progress)
@@ -198,11 +282,7 @@ static void run_layers(struct step *t, const struct step_progress *progress)
     struct inst_engine *e = t->e;
     uint64_t since = trace_begin(&e->trace);
     prefill_issue(t);
-    for (size_t i = 0; i < t->n_seg; i++) {
-        const struct step_segment *seg = &t->seg[i];
-        layer_embed(e, seg->row, seg->out->tokens, seg->n);
-        layer_positions(e, seg->row, seg->pos0, seg->n);
-    }
+    embed(t);
     stage(t, "embed", INST_TRACE_NO_LAYER, t->n_rows, &since);
     for (uint32_t layer = 0; layer <= e->config.layers && t->alive; layer++) {
         for (size_t i = 0; i < t->n_sets; i++) {
@@ -215,7 +295,8 @@ static void run_layers(struct step *t, const struct step_progress *progress)
         }
     }
     for (size_t i = 0; i < t->n_sets; i++)
-        decode_end(t, &t->set[i]); // of a step that failed
+        if (t->set[i].attending) // of a step that failed
+            decode_end(t, &t->set[i]);
     since = trace_begin(&e->trace);
     prefill_end(t);
     stage(t, "end", INST_TRACE_NO_LAYER, t->n_rows, &since);
@@ -223,28 +304,28 @@ static void run_layers(struct step *t, const struct step_progress *progress)
 
 // ---- Logits ------------------------------------------------------------------------------------
 
-// Rows that share a pass over the output matrix; they lie at the front of x.
+// Rows that share a pass over the output matrix.
 struct wanted {
     struct step *t;
-    size_t n, most;
-    float *out; // NULL: one row, straight to its session
-    struct {
-        struct step_segment *seg;
-        size_t row; // of the segment
-    } row[64];
+    uint32_t n, most;
+    enum buffer_id out;
+    bool alone; // no room for more than one: straight to its session
+    uint32_t row[64];
+    struct step_segment *seg[64];
 };
 
-// The strip's buffer is free now; the larger of the two says how many rows fit.
+// Slabs are free now; the larger of the two says how many rows fit.
 static void wanted_begin(struct wanted *w, struct step *t)
 {
     const struct inst_engine *e = t->e;
-    enum buffer_id id =
-        e->plan.buffer[BUFFER_logits] > e->plan.buffer[BUFFER_t1] ? BUFFER_logits : BUFFER_t1;
-    uint64_t rows = e->plan.buffer[id] / sizeof(float) / row_stride(e->config.vocab);
+    enum buffer_id slab = engine_slab_out(e);
     w->t = t;
     w->n = 0;
-    w->out = rows ? engine_f32(e, id) : NULL;
-    w->most = min_u64(min_u64(max_u64(rows, 1), e->plan.strip), sizeof w->row / sizeof *w->row);
+    w->out = e->plan.buffer[BUFFER_logits] > e->plan.buffer[slab] ? BUFFER_logits : slab;
+    uint64_t rows = e->plan.buffer[w->out] / sizeof(float) / row_stride(e->config.vocab);
+    w->alone = !rows;
+    w->most =
+        (uint32_t)min_u64(min_u64(max_u64(rows, 1), e->plan.strip), sizeof w->row / sizeof *w->row);
 }
 
 // Logits of one row, to who wanted them.
@@ -260,41 +341,45 @@ static void give_logits(struct step *t, struct step_segment *seg, size_t row, co
 static void wanted_flush(struct wanted *w)
 {
     struct step *t = w->t;
+    struct compute *c = t->e->compute;
     size_t stride = row_stride(t->e->config.vocab);
-    if (!w->n)
+    uint32_t n = w->n;
+    w->n = 0;
+    if (!n)
         return;
-    float *out = w->n == 1 || !w->out ? w->row[0].seg->s->logits : w->out;
-    uint64_t bad = layer_logits(t->e, 0, w->n, out, stride);
-    for (size_t i = 0; i < w->n; i++) {
-        struct step_segment *seg = w->row[i].seg;
+    struct compute_slice out = {.buffer = n == 1 || w->alone ? w->seg[0]->s->logits_buffer
+                                                             : t->e->buffer[w->out]};
+    if (!step_computes(t, c->ops->logits(c, 0, w->row, n, out, stride,
+                                         engine_slice(t->e, BUFFER_faults, 0))) ||
+        !step_wait(t, QUEUE_MAIN))
+        return;
+    const uint32_t *fault = (const uint32_t *)engine_bytes(t->e, BUFFER_faults);
+    const float *logits = out.buffer->host;
+    for (uint32_t i = 0; i < n; i++) {
+        struct step_segment *seg = w->seg[i];
+        size_t row = w->row[i] - seg->row;
         struct inst_msg msg = {0};
         if (seg->status)
             continue;
-        if (bad >> i & 1) {
-            int code = numbers_fail_logits(t->e, seg->pos0 + w->row[i].row, &msg);
+        if (fault[i]) {
+            int code = numbers_fail(t->e, fault[i], t->layer, seg->pos0 + row, &msg);
             step_fail(t, seg, code, msg.text);
         } else {
-            give_logits(t, seg, w->row[i].row, out + i * stride);
+            give_logits(t, seg, row, logits + i * stride);
         }
     }
-    w->n = 0;
 }
 
 static void put_logits(struct step *t)
 {
     struct wanted w;
-    size_t width = row_stride(t->e->config.width);
-    float *x = engine_f32(t->e, BUFFER_x);
     wanted_begin(&w, t);
     for (size_t i = 0; i < t->n_seg; i++) {
         struct step_segment *seg = &t->seg[i];
         size_t row = seg->s->on_logits ? 0 : seg->out->logits ? seg->n - 1 : seg->n;
         for (; row < seg->n && !seg->status; row++) {
-            // Rows come in ascending order, so this is one that was dealt with.
-            if (seg->row + row != w.n)
-                memcpy(x + w.n * width, x + (seg->row + row) * width, width * sizeof *x);
-            w.row[w.n].seg = seg;
-            w.row[w.n++].row = row;
+            w.seg[w.n] = seg;
+            w.row[w.n++] = (uint32_t)(seg->row + row);
             if (w.n == w.most)
                 wanted_flush(&w);
         }
@@ -363,8 +448,7 @@ int step_run(struct inst_engine *e, struct inst_segment *segments, size_t count,
     double start = clock_seconds();
     struct step t = {.e = e,
                      .seg = e->scratch.seg,
-                     .segment_of = (uint32_t *)engine_bytes(e, BUFFER_segment_of),
-                     .group = e->config.heads / e->config.kv_heads,
+                     .wire = (struct compute_wire *)engine_bytes(e, BUFFER_wires),
                      .msg = msg};
     place(&t, segments, count, true);
     t.n_decode = t.n_seg;
@@ -376,6 +460,8 @@ int step_run(struct inst_engine *e, struct inst_segment *segments, size_t count,
     size_t decoded = 0; // rows, wherever they are attended
     for (size_t i = 0; i < t.n_seg; i++)
         decoded += is_decode(t.seg[i].out);
+    if (e->compute_lost)
+        fail_all(&t, e->compute_lost, e->compute_message.text);
     uint64_t read = decoded ? 0 : flash_read_bytes(e);
     prefill_place(&t);
     bool alone = t.n_decode == t.n_seg;

@@ -35,7 +35,7 @@ static const struct model_config wide = {
 
 static uint64_t total(const struct engine_plan *p, const struct plan_input *in)
 {
-    uint64_t sum = in->tables + p->fixed + p->text + p->sessions + p->drive;
+    uint64_t sum = in->tables + p->fixed + p->text + p->sessions + p->drive + p->compute;
     for (int i = 0; i < BUFFER_COUNT; i++)
         sum += p->buffer[i];
     return sum;

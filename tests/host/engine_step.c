@@ -276,36 +276,50 @@ static void numbers_that_are_none_fail_their_segment(void **state)
     close_engine(&f);
 }
 
-// A compute table that counts what goes through it.
-struct counting {
-    struct compute compute;
-    struct compute *inner;
-    const struct weight *output;
-    size_t products, output_rows;
-};
+// Counts what goes through the engine's table.
+static struct counting {
+    struct compute_ops ops;
+    const struct compute_ops *inner;
+    size_t parts, most_rows, logits_rows;
+} counting;
 
-static void counted_matmul(struct compute *compute, const struct product *products,
-                           size_t n_products, const float *x, size_t x_stride, size_t n_rows)
+static int counted_qkv(struct compute *compute, uint32_t slot, uint32_t layer, uint32_t first,
+                       uint32_t n, const struct compute_wire *wires, uint32_t n_wires,
+                       struct compute_slice faults)
 {
-    struct counting *c = (struct counting *)compute;
-    c->products += n_products;
-    c->output_rows += products->w == c->output ? n_rows : 0;
-    c->inner->ops->matmul(c->inner, products, n_products, x, x_stride, n_rows);
+    counting.parts++;
+    counting.most_rows = n > counting.most_rows ? n : counting.most_rows;
+    return counting.inner->qkv(compute, slot, layer, first, n, wires, n_wires, faults);
 }
 
-static const struct compute_ops counted_ops = {.matmul = counted_matmul};
-
-static void count_begin(struct counting *c, struct fixture *f)
+static int counted_finish(struct compute *compute, uint32_t slot, uint32_t layer, uint32_t first,
+                          uint32_t n)
 {
-    *c = (struct counting){.compute = {&counted_ops},
-                           .inner = f->engine->compute,
-                           .output = &f->engine->weights.output};
-    f->engine->compute = &c->compute;
+    counting.parts++;
+    return counting.inner->finish(compute, slot, layer, first, n);
 }
 
-static void count_end(struct counting *c, struct fixture *f)
+static int counted_logits(struct compute *compute, uint32_t slot, const uint32_t *row, uint32_t n,
+                          struct compute_slice out, uint64_t stride, struct compute_slice faults)
 {
-    f->engine->compute = c->inner;
+    counting.parts++;
+    counting.logits_rows += n;
+    return counting.inner->logits(compute, slot, row, n, out, stride, faults);
+}
+
+static void count_begin(struct fixture *f)
+{
+    counting = (struct counting){.inner = f->engine->compute->ops};
+    counting.ops = *counting.inner;
+    counting.ops.qkv = counted_qkv;
+    counting.ops.finish = counted_finish;
+    counting.ops.logits = counted_logits;
+    f->engine->compute->ops = &counting.ops;
+}
+
+static void count_end(struct fixture *f)
+{
+    f->engine->compute->ops = counting.inner;
 }
 
 static void a_mixture_is_one_pass_over_the_weights(void **state)
@@ -314,29 +328,30 @@ static void a_mixture_is_one_pass_over_the_weights(void **state)
     struct inst_options o = {.max_sessions = SESSIONS, .chunk = 100, .threads = 2};
     struct fixture f = {0};
     struct inst_segment segment[SESSIONS];
-    struct counting one, all;
     mixture_open(&f, segment, &o);
-    count_begin(&one, &f);
+    count_begin(&f);
     assert_int_equal(inst_step(f.engine, &segment[5], 1, NULL, NULL, &f.msg), 0);
-    count_end(&one, &f);
-    assert_true(one.products > 3 * 7);
-    assert_int_equal(one.output_rows, 1);
+    count_end(&f);
+    const size_t parts = 3 * 2 + 1; // of each layer two, and logits
+    assert_int_equal(counting.parts, parts);
+    assert_int_equal(counting.logits_rows, 1);
     segment[1].logits = false;
-    count_begin(&all, &f);
+    count_begin(&f);
     assert_int_equal(inst_step(f.engine, segment, 5, NULL, NULL, &f.msg), 0);
-    count_end(&all, &f);
-    assert_int_equal(all.products, one.products); // 43 rows are still one strip
-    assert_int_equal(all.output_rows, 4);         // only those that are sampled
+    count_end(&f);
+    assert_int_equal(counting.parts, parts);
+    assert_int_equal(counting.most_rows, 43);
+    assert_int_equal(counting.logits_rows, 4); // only those that are sampled
     // inst_sync does the same: some decode, some have prompts.
     struct inst_prefix p[4] = {{f.session[0], text[0], 3, 0, NULL},
                                {f.session[2], text[2], 80, 0, NULL},
                                {f.session[3], text[3], 66, 0, NULL},
                                {f.session[4], text[4], 120, 0, NULL}};
-    count_begin(&all, &f);
+    count_begin(&f);
     assert_int_equal(inst_sync(f.engine, p, 4, NULL, NULL, &f.msg), 0);
-    count_end(&all, &f);
-    assert_int_equal(all.products, one.products);
-    assert_int_equal(all.output_rows, 4);
+    count_end(&f);
+    assert_int_equal(counting.parts, parts);
+    assert_int_equal(counting.logits_rows, 4);
     close_engine(&f);
 }
 
