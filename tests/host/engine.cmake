@@ -15,3 +15,17 @@ target_include_directories(test_host_engine_stories SYSTEM PRIVATE ${CJSON_INCLU
 target_link_libraries(test_host_engine_stories PRIVATE ${CJSON_LIBRARY})
 inst_fast(host/engine_micro host/engine_plan host/engine_reply host/engine_sampler host/engine_system
   host/engine_numbers host/engine_preflight host/engine_sync)
+# The same tests, computed by a device that does its work later and elsewhere (compute_async.h).
+inst_rig(engine_async_rig SOURCES compute_async.c LIBS engine_rig)
+foreach(name architectures array loss generate numbers sync step share stories sparf faults cut)
+  inst_test(NAME host/engine_on_async_${name} SOURCES engine_${name}.c LIBS engine_async_rig)
+  target_compile_options(test_host_engine_on_async_${name} PRIVATE
+    -include ${CMAKE_CURRENT_SOURCE_DIR}/on_async.h)
+endforeach()
+foreach(name architectures array loss generate stories sparf cut share)
+  set_property(TEST host/engine_on_async_${name} APPEND PROPERTY LABELS more)
+endforeach()
+target_include_directories(test_host_engine_on_async_stories SYSTEM PRIVATE ${CJSON_INCLUDE})
+target_link_libraries(test_host_engine_on_async_stories PRIVATE ${CJSON_LIBRARY})
+inst_test(NAME host/engine_async SOURCES engine_async.c LIBS engine_async_rig)
+inst_fast(host/engine_async)
