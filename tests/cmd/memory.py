@@ -153,11 +153,9 @@ class Large(Memory):
 
     def test_16k_tokens_of_recall_in_8_mib(self):
         prompt = self.prompt(text_of(16000))
-        for threads in 2, 8:
-            _, stats = self.metered(RECALL, 8 * M, "-f", prompt, "-n", 20, "-c", 16384,
-                                    "-t", threads)
-            self.assertGreater(stats["stream_bytes"],
-                               stats["kv_bytes_per_token"] * (stats["prompt_tokens"] - 256))
+        _, stats = self.metered(RECALL, 8 * M, "-f", prompt, "-n", 20, "-c", 16384, "-t", 8)
+        self.assertGreater(stats["stream_bytes"],
+                           stats["kv_bytes_per_token"] * (stats["prompt_tokens"] - 256))
 
 
 class Quick(Memory):

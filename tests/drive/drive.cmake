@@ -26,7 +26,7 @@ inst_test(NAME drive/pages SOURCES drive_pages.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/sparf_faults SOURCES drive_sparf_faults.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/method SOURCES drive_method.c method_mean.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/engine SOURCES drive_engine.c LIBS ${DRIVE_LIBS})
-foreach(name attention churn sparf sparf_faults)
+foreach(name attention sparf sparf_faults)
   inst_more(drive/${name} test_drive_${name})
 endforeach()
 # Everything at once, in any order: see interleave_harness.h. Longer: test_drive_interleave --seeds N.

@@ -5,7 +5,6 @@
 //
 // churn [PAGES]: pages to program in each case (default: a quick version).
 #include "drive_harness.h"
-#include "tests/more.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -293,7 +292,7 @@ static void test_sparf(void **state)
 
 int main(int argc, char **argv)
 {
-    pages_wanted = argc > 1 ? strtoull(argv[1], NULL, 10) : more() ? 1000000 : 200000;
+    pages_wanted = argc > 1 ? strtoull(argv[1], NULL, 10) : 200000;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_one_die),
         cmocka_unit_test(test_four_dies),

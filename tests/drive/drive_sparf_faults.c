@@ -142,7 +142,7 @@ static void some_faults(const struct scene *s, const char *what, struct flash_fa
     play(&clean, s, NULL, programs, dies);
     assert_int_equal(clean.failures, 0);
     plan.count = count;
-    for (plan.after = 0;; plan.after += 1 + plan.after % (more() ? 13 : 121), runs++) {
+    for (plan.after = 0;; plan.after += 1 + plan.after % (more() ? 29 : 121), runs++) {
         plan.seed = plan.after;
         if (!play(&run, s, &plan, programs, dies))
             break;

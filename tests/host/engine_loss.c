@@ -195,7 +195,7 @@ static void link_dies(const char *method)
     for (uint32_t drives = 2; drives <= DRIVES; drives++) {
         uint64_t count[DRIVES], hash, want = undisturbed(drives, count);
         for (uint32_t drive = 0; drive < drives; drive++) {
-            uint64_t step = count[drive] / (more() ? 60 : 9) + 1;
+            uint64_t step = count[drive] / (more() ? 30 : 9) + 1;
             for (uint64_t at = drive; at < count[drive]; at += step) {
                 struct fixture f;
                 open_drives(&f, drives, "recompute");
@@ -320,7 +320,7 @@ static void flash_that_dies_anywhere(void **state)
     uint64_t count[DRIVES], hash, want = undisturbed(DRIVES, count);
     unsigned lost = 0;
     for (uint32_t drive = 0; drive < DRIVES; drive++) {
-        for (uint64_t at = 0; at < 400; at += more() ? 7 : 90) {
+        for (uint64_t at = 0; at < 400; at += more() ? 15 : 90) {
             struct fixture f;
             struct inst_stats stats;
             open_drives(&f, DRIVES, "recompute");
@@ -342,7 +342,7 @@ static void drives_that_die_one_after_the_other(void **state)
     (void)state;
     attention = NULL;
     uint64_t count[DRIVES], hash, want = undisturbed(DRIVES, count);
-    for (uint64_t second = 0; second < count[1]; second += count[1] / (more() ? 40 : 8) + 1) {
+    for (uint64_t second = 0; second < count[1]; second += count[1] / (more() ? 20 : 8) + 1) {
         struct fixture f;
         open_drives(&f, DRIVES, "recompute");
         kill_link(&f, 0, count[0] / 3);

@@ -158,7 +158,7 @@ static void any_mixture_gives_the_bits_of_each_alone(void **state)
                                  .chunk = cases[i].chunk,
                                  .micro_batches = 2 - (uint32_t)i % 3,
                                  .attention = cases[i].attention};
-        for (uint64_t seed = 0; seed < (more() ? 20 : THREAD_SANITIZER ? 1 : 2); seed++)
+        for (uint64_t seed = 0; seed < (more() ? 8 : THREAD_SANITIZER ? 1 : 2); seed++)
             walk(cases[i].kv, &o, cases[i].attention ? &sparf : &dense, seed);
     }
     truth_free(&sparf);
