@@ -28,6 +28,7 @@ void eval_context_free(struct eval_context *c);
 // X(name, whether it has no budget, text): those of the drive
 #define EVAL_DRIVE_MAP(X)                                                                          \
     X(dense, true, "all tokens")                                                                   \
+    X(pages, false, "the drive's, with the budget as its ratio")                                   \
     X(sparf, false, "the drive's, r and k by the budget; reads more than it, see docs/sparf.md")
 
 struct eval_method {

@@ -80,6 +80,8 @@ static int open_engine(struct bench *b, const struct eval_cell *cell)
         o.sparf_divisor = cell->divisor;
         o.sparf_channels = (b->info.head_dim + cell->divisor - 1) / cell->divisor;
     }
+    if (!strcmp(name, "pages"))
+        o.pages_ratio = 1.0 / cell->divisor;
     return inst_engine_open(&b->e, &o, b->r->msg);
 }
 

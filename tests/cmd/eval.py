@@ -69,13 +69,18 @@ class Eval(unittest.TestCase):
 
     def test_bytes_and_answers_by_budget(self):
         rows, _ = self.eval('-c', 1024, '-n', 4, '--each', 4, '-b', '1/4,1/16', '--svg',
-                            self.path('e.svg'), '--row-cache', '64M', '--group', 16,
+                            self.path('e.svg'), '--row-cache', '64M', '--group', 32,
                             kv='ram:64M@20G')
         for (method, budget, cache), row in rows.items():
             if method in HERE:
                 # Whole tokens; a page of Quest's at least.
                 self.assertLess(float(row['of_kv']), budget * 1.03 + 1 / 1024, (method, budget))
                 self.assertGreater(float(row['of_kv']), budget * 0.5, (method, budget))
+        # The drive's own keeps to the budget in whole pages, and has its index in DRAM. 64 tokens are
+        # always read.
+        self.assertLess(float(rows['pages', 1 / 4, 'off']['of_kv']), 1.1 / 4)
+        self.assertGreater(float(rows['pages', 1 / 4, 'off']['index_bytes']), 0)
+        self.assertEqual(float(rows['pages', 1 / 4, 'off']['right']), 1)
         # What is far away is found by those who look for it, and by nobody else.
         self.assertEqual(float(rows['oracle', 1 / 16, 'off']['right']), 1)
         self.assertLess(float(rows['window', 1 / 16, 'off']['right']), 0.5)
@@ -83,7 +88,7 @@ class Eval(unittest.TestCase):
         loss = rows['window', 1 / 16, 'off']
         self.assertAlmostEqual(float(loss['less_dense']), float(loss['right']) - 1, 5)
         # A row cache changes what is read, and nothing else.
-        for method, budget in (('dense', 1), ('sparf', 1 / 4), ('sparf', 1 / 16)):
+        for method, budget in (('dense', 1), ('sparf', 1 / 4), ('sparf', 1 / 16), ('pages', 1 / 4)):
             off, on = rows[method, budget, 'off'], rows[method, budget, 'on']
             self.assertEqual((off['right'], off['kl'], off['nll']),
                              (on['right'], on['kl'], on['nll']))
@@ -94,7 +99,7 @@ class Eval(unittest.TestCase):
         self.assertLess(float(rows['dense', 1, 'off']['of_kv']), 1.02)
         tree = xml.etree.ElementTree.parse(self.path('e.svg'))
         texts = {e.text for e in tree.iter('{http://www.w3.org/2000/svg}text')}
-        self.assertLessEqual({'recall, 1024 tokens', *HERE, 'sparf', 'dense'}, texts)
+        self.assertLessEqual({'recall, 1024 tokens', *HERE, 'sparf', 'pages', 'dense'}, texts)
 
     def test_perplexity_is_that_of_the_logits(self):
         text, npy = self.path('text.txt'), self.path('logits.npy')
