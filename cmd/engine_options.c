@@ -61,25 +61,15 @@ int engine_options_read(struct engine_options *options, const char *command)
     struct inst_options *o = &options->engine;
     if (!o->model)
         return fail(EXIT_USAGE, "%s: no model given: use -m MODEL", command);
-    if (o->group & (o->group - 1))
-        return fail(EXIT_USAGE, "%s: --group: '%u' is not a power of two", command, o->group);
     bool sparf = o->attention && !strcmp(o->attention, "sparf");
     bool pages = o->attention && !strcmp(o->attention, "pages");
-    if (o->attention && !sparf && !pages && strcmp(o->attention, "dense") &&
-        strcmp(o->attention, "host"))
-        return fail(EXIT_USAGE, "%s: --attention: '%s' is unknown (dense, sparf, pages, host)",
-                    command, o->attention);
     if (!sparf && (options->sparf.text || o->page_channels))
         return fail(EXIT_USAGE, "%s: --sparf and --page-channels need --attention sparf", command);
     if (!sparf && !pages && options->audit > 0)
         return fail(EXIT_USAGE, "%s: --audit needs --attention sparf or pages", command);
     int wrong = pages_read(options, pages, command);
-    if (wrong)
-        return wrong;
-    if (o->page_channels & (o->page_channels - 1))
-        return fail(EXIT_USAGE, "%s: --page-channels: '%u' is not a power of two", command,
-                    o->page_channels);
-    wrong = sparf_option_read(&options->sparf, command);
+    if (!wrong)
+        wrong = sparf_option_read(&options->sparf, command);
     if (!wrong)
         wrong = row_cache_read(options, command);
     if (wrong)
@@ -92,7 +82,8 @@ int engine_options_read(struct engine_options *options, const char *command)
     o->drive_timeout_ms = (uint32_t)(1000 * (double)options->drive_timeout);
     o->kv = options->kv.items;
     o->n_kv = options->kv.n;
-    return 0;
+    struct inst_msg msg = {0};
+    return inst_options_check(o, &msg) ? fail(EXIT_USAGE, "%s: %s", command, msg.text) : 0;
 }
 
 void engine_notes(const struct inst_model_info *info, size_t first)

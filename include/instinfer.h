@@ -91,6 +91,9 @@ struct inst_options {
     bool pages_no_rest;    // what is not read counts for nothing instead of being estimated
 };
 
+// What can be said of options alone, without looking at model or machine. inst_engine_open does.
+INST_API int inst_options_check(const struct inst_options *options, struct inst_msg *msg);
+
 // The path of each place is opened, memory is planned, and a budget that is too small is refused
 // here with a message that says what is needed.
 INST_API int inst_engine_open(inst_engine **out, const struct inst_options *options,

@@ -327,9 +327,7 @@ static int open_places(inst_engine *e, const struct inst_options *o, struct inst
 
 static int prepare(inst_engine *e, const struct inst_options *o, struct inst_msg *msg)
 {
-    int err = check_options(o, msg);
-    if (!err)
-        err = choose_kernels(e, o->kernels, msg);
+    int err = choose_kernels(e, o->kernels, msg);
     if (!err)
         err = open_places(e, o, msg);
     if (!err)
@@ -347,13 +345,27 @@ static int prepare(inst_engine *e, const struct inst_options *o, struct inst_msg
     return err ? err : preflight_plan(e, o, msg);
 }
 
+// Until 0.1 is released, its size is that of now.
+static int read_options(struct inst_options *out, const struct inst_options *options,
+                        struct inst_msg *msg)
+{
+    *out = (struct inst_options){0};
+    int err = options ? sized_read(out, sizeof *out, sizeof *out, options, "inst_options", msg) : 0;
+    return err ? err : check_options(out, msg);
+}
+
+int inst_options_check(const struct inst_options *options, struct inst_msg *msg)
+{
+    struct inst_options o;
+    return read_options(&o, options, msg);
+}
+
 static int prepare_with(inst_engine **out, const struct inst_options *options,
                         const struct compute_kind *compute, struct inst_msg *msg)
 {
-    // Until 0.1 is released, that is what it has.
-    struct inst_options o = {0};
+    struct inst_options o;
     *out = NULL;
-    int err = options ? sized_read(&o, sizeof o, sizeof o, options, "inst_options", msg) : 0;
+    int err = read_options(&o, options, msg);
     if (err)
         return err;
     inst_engine *e = calloc(1, sizeof *e);

@@ -62,6 +62,15 @@ static void options_of_other_versions(void **state)
     shorter.size = sizeof shorter.size;
     assert_int_equal(try_open(&shorter, &msg), INST_EINVAL);
     assert_string_equal(msg.text, "no model is named");
+    // The check alone says the same, and looks at no file.
+    struct inst_options o = small_options();
+    o.model = "/no/such/file";
+    msg.text[0] = 0;
+    assert_int_equal(inst_options_check(&o, &msg), 0);
+    o.group = 24;
+    assert_int_equal(inst_options_check(&o, &msg), INST_EINVAL);
+    assert_int_equal(try_open(&o, &(struct inst_msg){0}), INST_EINVAL);
+    assert_int_equal(inst_options_check(NULL, &(struct inst_msg){0}), INST_EINVAL);
 }
 
 static void options_of_generations_too(void **state)
