@@ -96,8 +96,8 @@ static const char *const fillers[] = {
     "when the {ship} {came} , the {person} {handled} the {tool}",
     "the {adjective} {noun} {stood} {toward} the {place}",
     "the {person} asked about the {attribute} of the {noun}",
-    "after the {weather} , the {person} {handled} the {adjective} {tool} and {went} {toward} the "
-    "{place}",
+    ("after the {weather} , the {person} {handled} the {adjective} {tool} and {went} {toward} the "
+     "{place}"),
 };
 enum { FILLERS = sizeof fillers / sizeof *fillers };
 

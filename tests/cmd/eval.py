@@ -76,8 +76,7 @@ class Eval(unittest.TestCase):
                 # Whole tokens; a page of Quest's at least.
                 self.assertLess(float(row['of_kv']), budget * 1.03 + 1 / 1024, (method, budget))
                 self.assertGreater(float(row['of_kv']), budget * 0.5, (method, budget))
-        # The drive's own keeps to the budget in whole pages, and has its index in DRAM. 64 tokens are
-        # always read.
+        # The drive's own keeps to the budget in whole pages, and has its index in DRAM.
         self.assertLess(float(rows['pages', 1 / 4, 'off']['of_kv']), 1.1 / 4)
         self.assertGreater(float(rows['pages', 1 / 4, 'off']['index_bytes']), 0)
         self.assertEqual(float(rows['pages', 1 / 4, 'off']['right']), 1)
@@ -88,7 +87,8 @@ class Eval(unittest.TestCase):
         loss = rows['window', 1 / 16, 'off']
         self.assertAlmostEqual(float(loss['less_dense']), float(loss['right']) - 1, 5)
         # A row cache changes what is read, and nothing else.
-        for method, budget in (('dense', 1), ('sparf', 1 / 4), ('sparf', 1 / 16), ('pages', 1 / 4)):
+        for method, budget in (('dense', 1), ('sparf', 1 / 4), ('sparf', 1 / 16),
+                               ('pages', 1 / 4)):
             off, on = rows[method, budget, 'off'], rows[method, budget, 'on']
             self.assertEqual((off['right'], off['kl'], off['nll']),
                              (on['right'], on['kl'], on['nll']))
