@@ -260,6 +260,8 @@ static bool goes_on(struct step *t, const struct step_progress *progress, uint32
 static void embed(struct step *t)
 {
     struct inst_engine *e = t->e;
+    if (!t->alive)
+        return; // what a lost device may still read stays as it is
     int32_t *token = (int32_t *)engine_bytes(e, BUFFER_tokens);
     uint64_t *position = (uint64_t *)engine_bytes(e, BUFFER_positions);
     for (size_t i = 0; i < t->n_seg; i++) {
@@ -297,6 +299,8 @@ static void run_layers(struct step *t, const struct step_progress *progress)
     for (size_t i = 0; i < t->n_sets; i++)
         if (t->set[i].attending) // of a step that failed
             decode_end(t, &t->set[i]);
+    if (!e->compute_lost)
+        step_wait(t, QUEUE_MAIN); // what the next step writes to is not read any more
     since = trace_begin(&e->trace);
     prefill_end(t);
     stage(t, "end", INST_TRACE_NO_LAYER, t->n_rows, &since);
