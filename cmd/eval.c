@@ -16,7 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { TEXT_TASK = EVAL_TASKS, BUDGETS_MOST = 16, DIVISOR_MOST = 4096 };
+enum { TEXT_TASK = EVAL_TASKS, BUDGETS_MOST = 16, DIVISOR_MOST = 4096, CONTEXT_MOST = 1 << 24 };
 
 static const char *const task_names[] = {
 #define NAME(name, text) #name,
@@ -425,7 +425,7 @@ int command_eval(int argc, char **argv)
          "recall, keys, hop, vote or copy; may be given several times; default: recall"},
         {"--text", 0, OPTION_INPUT, &v.text, 0, 0, "FILE",
          "the next tokens of a text: perplexity, and KL to dense"},
-        {"--context", 'c', OPTION_NUMBERS, &v.contexts, 64, 4294967295.0, "N,...",
+        {"--context", 'c', OPTION_NUMBERS, &v.contexts, 64, CONTEXT_MOST, "N,...",
          "tokens of a context; default 4096"},
         {"--questions", 'n', OPTION_U32, &v.questions, 1, 1000000, "N",
          "of a task, in all; default 200"},

@@ -157,6 +157,7 @@ class Eval(unittest.TestCase):
                 ((*ok, '-b', '1/0'), 2, b"'1/0' is not like"),
                 ((*ok, '-b', '1/8,'), 2, b"'1/8,' is not like"),
                 ((*ok, '-c', '63'), 2, b'out of range'),
+                ((*ok, '-c', '16777217'), 2, b'out of range'),
                 ((*ok, '--text', short, '-c', 100, '--decode', 9), 1, b'a context of 100 needs'),
                 ((*ok, '--text', short, '-c', 64), 2, b'too many'),
                 ((*ok, '--row-cache', 'lots'), 2, b"'lots'"),
