@@ -337,6 +337,14 @@ static void pages_end(struct unit *unit)
     sparf_end(unit);
 }
 
+// A drive that is closed does not wait for units under way.
+static void pages_close(struct method_state *s)
+{
+    for (uint32_t i = 0; s->units && i < s->size.units; i++)
+        index_let_go(s->space, &s->units[i].index);
+    sparf_close(s);
+}
+
 static void pages_stats(const struct method_state *s, struct drive_stats *stats)
 {
     uint64_t page = s->space->flash->geometry.page_bytes;
@@ -356,7 +364,7 @@ const struct method method_pages = {
     .use = USE_CHOICE,
     .plan = sparf_plan,
     .open = sparf_open,
-    .close = sparf_close,
+    .close = pages_close,
     .check = pages_check,
     .check_item = sparf_check_item,
     .bundle = sparf_bundle,

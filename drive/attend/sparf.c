@@ -4,6 +4,7 @@
 #include "drive/attend/sparf.h"
 #include "base/checked.h"
 #include "drive/attend/select.h"
+#include "drive/ftl/index.h"
 
 #include <string.h>
 
@@ -14,7 +15,6 @@ enum {
     PIECES_MIN = 2,
     PIECES_LEVEL = 8,  // doubled by every level
     SPAN_TOKENS = 256, // of a piece, where there is DRAM for it
-    HELD_BYTES = 4096, // nodes of the part of an index that a unit holds
 };
 
 // ---- sizes -------------------------------------------------------------------------------------
@@ -63,6 +63,7 @@ static int sparf_size(struct sparf_size *s, const struct flash_geometry *g,
         return inst_fail(msg, INST_EINVAL, "CONFIG: %s over %llu tokens, %u query heads",
                          name_of(c), (unsigned long long)c->max_tokens, c->q_heads);
     s->rest = c->method == METHOD_PAGES;
+    s->held = s->rest ? index_hold_bytes(c) : 0;
     s->head_floats = s->rest ? pages_floats(c, s->tokens, s->group) : (s->group + 1ull) * s->tokens;
     s->scratch = s->rest ? max_u64(sparf_scratch(dim), pages_scratch(dim)) : sparf_scratch(dim);
     uint64_t units = div_round_up(c->kv_heads, s->bundle) * max_u64(c->max_sequences, 1);
@@ -98,7 +99,7 @@ int sparf_plan(struct method_plan *plan, const struct flash_geometry *geometry,
     plan->frames = s.piece_pages + s.piece_rows;
     plan->scratch = s.scratch;
     plan->bytes = sizeof(struct method_state) +
-                  s.units * (sizeof(struct sparf_unit) + s.unit_bytes + HELD_BYTES + 4096 + 64) +
+                  s.units * (sizeof(struct sparf_unit) + s.unit_bytes + s.held + 4096 + 64) +
                   pieces_bytes(s.pieces, s.piece_rows, s.piece_pages) +
                   s.pieces * s.partial_floats * sizeof(float) + 3 * (4096 + 64);
     return 0;

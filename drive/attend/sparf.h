@@ -65,6 +65,7 @@ struct sparf_size {
     uint64_t head_floats;    // of scores
     size_t scratch;          // of each worker
     bool rest;               // there are estimates
+    uint64_t held;           // bytes of a unit's part of the index, pages only
     uint32_t units;          // under way
     uint32_t pieces;         // under way, of all units
     uint32_t span;           // tokens of one, at most

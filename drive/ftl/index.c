@@ -226,6 +226,13 @@ static void index_kind(struct map_kind *kind, const struct space_config *c, stru
         kind->leaf_entries *= 2;
 }
 
+uint64_t index_hold_bytes(const struct space_config *c)
+{
+    struct map_kind kind;
+    index_kind(&kind, c, NULL);
+    return map_bytes(&kind, 1) + 4096;
+}
+
 static void index_choose(struct space_config *c, const struct flash_geometry *g)
 {
     (void)g;

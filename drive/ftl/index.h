@@ -29,6 +29,8 @@ enum {
 uint32_t index_piece(const struct space_config *config);
 // Bytes of a summary.
 uint64_t index_bytes(uint32_t head_dim);
+// Bytes that a hold may take: a leaf of the map of its own, and a path to it.
+uint64_t index_hold_bytes(const struct space_config *config);
 // Holds the summaries of a layer's first `pieces` pieces, whatever becomes of the sequence: the map
 // is filled in, which was empty. Workers may look at them until they are let go.
 int index_hold(const struct space *space, const struct layer_state *layer, uint64_t pieces,
