@@ -22,7 +22,7 @@ foreach(name architectures array loss generate numbers sync step share stories s
   target_compile_options(test_host_engine_on_async_${name} PRIVATE
     -include ${CMAKE_CURRENT_SOURCE_DIR}/on_async.h)
 endforeach()
-foreach(name architectures array loss generate stories sparf cut share)
+foreach(name architectures array loss generate sync stories sparf faults cut share)
   set_property(TEST host/engine_on_async_${name} APPEND PROPERTY LABELS more)
 endforeach()
 target_include_directories(test_host_engine_on_async_stories SYSTEM PRIVATE ${CJSON_INCLUDE})
