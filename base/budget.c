@@ -15,6 +15,30 @@ struct header {
 
 enum { SMALL_ALIGN = 64, PAGE_ALIGN = 4096, MAP_FROM = 64 * 1024 };
 
+// The leak sanitizer looks for pointers to blocks in its own heap, unless it is told of a mapping.
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/lsan_interface.h>
+static void mapping_is(void *base, uint64_t bytes)
+{
+    __lsan_register_root_region(base, bytes);
+}
+static void mapping_was(void *base, uint64_t bytes)
+{
+    __lsan_unregister_root_region(base, bytes);
+}
+#else
+static void mapping_is(void *base, uint64_t bytes)
+{
+    (void)base;
+    (void)bytes;
+}
+static void mapping_was(void *base, uint64_t bytes)
+{
+    (void)base;
+    (void)bytes;
+}
+#endif
+
 void budget_init(struct budget *budget, uint64_t limit_bytes)
 {
     *budget = (struct budget){.limit = limit_bytes};
@@ -101,6 +125,8 @@ static void *alloc_aligned(struct budget *budget, uint64_t bytes, size_t align, 
                   (unsigned long long)total);
         return NULL;
     }
+    if (mapped)
+        mapping_is(base, total);
     uintptr_t user =
         ((uintptr_t)base + sizeof(struct header) + align - 1) & ~(uintptr_t)(align - 1);
     struct header *header = (struct header *)user - 1;
@@ -139,7 +165,9 @@ static void *resize_mapped(struct budget *budget, struct header header, uint64_t
     uint64_t more = total > header.bytes ? total - header.bytes : 0;
     if (more && budget_take(budget, more, what, msg))
         return NULL;
+    mapping_was(header.base, header.bytes);
     char *base = mremap(header.base, header.bytes, total, MREMAP_MAYMOVE);
+    mapping_is(base == MAP_FAILED ? header.base : base, base == MAP_FAILED ? header.bytes : total);
     if (base == MAP_FAILED) {
         budget_give(budget, more);
         inst_fail(msg, INST_ENOMEM, "%s: the system refused %llu bytes", what,
@@ -200,9 +228,11 @@ void budget_free(struct budget *budget, void *p)
     if (!p)
         return;
     struct header header = *((struct header *)p - 1);
-    if (header.mapped)
+    if (header.mapped) {
+        mapping_was(header.base, header.bytes);
         munmap(header.base, header.bytes);
-    else
+    } else {
         free(header.base);
+    }
     budget_give(budget, header.bytes);
 }

@@ -181,6 +181,9 @@ static const char *store(const struct option *o, const char *text, char why[96])
 
 static void print_help(const struct options *options)
 {
+    // All of it at once, at the end: of a write before that nobody would know why it failed.
+    static char whole[32 * 1024];
+    setvbuf(stdout, whole, _IOFBF, sizeof whole);
     printf("usage: instinfer %s [options]%s%s\n%s\n", options->command,
            options->operands ? " " : "", options->operands ? options->operands : "",
            options->about);

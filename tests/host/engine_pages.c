@@ -34,6 +34,12 @@ static uint64_t decode(const struct inst_options *base, const char *const *kv, s
             hash = (hash ^ bytes[b]) * 1099511628211u;
     }
     assert_int_equal(inst_engine_stats(f.engine, stats, NULL), 0);
+    // The engine's list ends with it.
+    static struct inst_counter kept[64];
+    assert_true(stats->n_method <= sizeof kept / sizeof *kept);
+    for (size_t i = 0; i < stats->n_method; i++)
+        kept[i] = stats->method[i];
+    stats->method = kept;
     close_engine(&f);
     return hash;
 }
