@@ -150,7 +150,7 @@ static void any_mixture_gives_the_bits_of_each_alone(void **state)
     assert_memory_not_equal(truth_at(&dense, 4, N), truth_at(&sparf, 4, N),
                             dense.vocab * sizeof(float));
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        if (THREAD_SANITIZER && cases[i].threads == 1)
+        if (THREAD_SANITIZER && i != 1 && i != 4) // a file, two threads, both methods
             continue;
         struct inst_options o = {.max_sessions = SESSIONS,
                                  .group = cases[i].group,
