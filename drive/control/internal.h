@@ -158,7 +158,6 @@ int ticket_free(struct drive *drive, const struct request *request); // INST_EEX
 // A job for the ticket that the request names.
 int ticket_take(struct drive *drive, const struct request *request, struct space *space,
                 const struct table_header *header, const struct job_size *size, struct job **out);
-void ticket_give(struct drive *drive, struct job *job);
 uint64_t tickets_shrink(struct drive *drive);     // memory that free jobs keep; returns how much
 uint64_t tickets_kept(const struct drive *drive); // that it would give
 void ticket_done(struct drive *drive, struct job *job); // the job has ended

@@ -37,7 +37,7 @@ static void drop_memory(struct drive *drive, struct job *job)
 
 // Memory stays with a job that is free, for the next one; what goes beyond the reservation does
 // not.
-void ticket_give(struct drive *drive, struct job *job)
+static void ticket_give(struct drive *drive, struct job *job)
 {
     job->state = JOB_FREE;
     if (drive->tickets.used > drive->tickets.reserved)

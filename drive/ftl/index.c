@@ -172,8 +172,9 @@ static void first_keys(const struct kernels *kernels, float *keys, const float *
     }
 }
 
-void index_summarise(uint8_t *summary, const uint16_t *k, const uint16_t *v, uint32_t n,
-                     uint32_t head_dim, float *scratch)
+// Makes a summary of n tokens, rows of head_dim; scratch: 2 n head_dim floats.
+static void index_summarise(uint8_t *summary, const uint16_t *k, const uint16_t *v, uint32_t n,
+                            uint32_t head_dim, float *scratch)
 {
     const struct kernels *kernels = kernels_best();
     float *x = scratch, *keys = scratch + n * head_dim, sizes[INDEX_KEYS], distance;

@@ -55,8 +55,5 @@ static inline const uint8_t *index_codes(const uint8_t *summary, uint32_t head_d
 }
 // The turned mean of V.
 void index_value(const uint8_t *summary, uint32_t head_dim, float *out);
-// Makes a summary of n tokens, rows of head_dim; scratch: 2 n head_dim floats.
-void index_summarise(uint8_t *summary, const uint16_t *k, const uint16_t *v, uint32_t n,
-                     uint32_t head_dim, float *scratch);
 
 #endif

@@ -170,9 +170,6 @@ void space_program_failed(struct space *space, struct frame *frame);
 bool space_retry(struct space *space); // true when something moved
 // A row of the sequence did not get to flash; the first one is remembered.
 void sequence_lost(struct sequence *sequence, int status, const struct page_identity *row);
-// The same for all sequences that share the row at `place`.
-void space_lost(struct space *space, struct place place, int status,
-                const struct page_identity *row);
 // The answer to commands on a sequence that lost a row.
 int sequence_refuse(const struct sequence *sequence, struct inst_msg *msg);
 

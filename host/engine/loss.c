@@ -94,7 +94,8 @@ static void keep_counts(struct inst_engine *e)
 
 // ---- giving a drive up -------------------------------------------------------------------------
 
-bool loss_pending(const struct inst_engine *e)
+// Some drive has lost something, and what is left can be used without it.
+static bool loss_pending(const struct inst_engine *e)
 {
     return e->loss.recompute && !e->loss.busy && e->store.n > 1 &&
            link_array_failed(e->store.link) != 0;
@@ -207,7 +208,9 @@ static int restore_all(struct inst_engine *e, const struct step_progress *progre
     return err == INST_ECANCELLED ? err : 0;
 }
 
-int loss_recover(struct inst_engine *e, const struct step_progress *progress, struct inst_msg *msg)
+// Gives such drives up. Sessions have what they had, or are dead. Not within a step.
+static int loss_recover(struct inst_engine *e, const struct step_progress *progress,
+                        struct inst_msg *msg)
 {
     struct loss *l = &e->loss;
     struct step_progress still = {.fn = progress->fn,

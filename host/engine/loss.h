@@ -5,11 +5,6 @@
 
 #include "host/engine/engine.h"
 
-// Some drive has lost something, and what is left can be used without it.
-bool loss_pending(const struct inst_engine *e);
-// Gives such drives up. Sessions have what they had, or are dead. Not within a step.
-int loss_recover(struct inst_engine *e, const struct step_progress *progress, struct inst_msg *msg);
-
 // step_run, session_cut and engine_drive_stats, done again after a loss.
 int loss_step(struct inst_engine *e, struct inst_segment *segments, size_t count,
               const struct step_progress *progress, struct inst_msg *msg);

@@ -63,7 +63,7 @@ struct step_set {
 struct step {
     struct inst_engine *e;
     struct step_segment *seg;
-    size_t n_seg, n_decode, n_rows, n_logits;
+    size_t n_seg, n_decode, n_rows;
     size_t alive;
     uint32_t layer;
     struct compute_wire *wire; // of the layer, [n_wires]
