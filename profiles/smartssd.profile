@@ -1,0 +1,33 @@
+instinfer profile 1
+# Samsung SmartSSD, first generation, 3.84 TB: an NVMe SSD and an FPGA (Kintex KU15P, 4 GB of DRAM)
+# behind one PCIe 3.0 x4 switch. All that the FPGA reads comes through the SSD's own port, which is
+# no faster than the drive's: the case in which HILOS (ASPLOS 2026) says that one drive alone gains
+# nothing. Sources: product brief ("brief"); Samsung's V-NAND of the fifth generation, July 2018
+# ("V5").
+
+[flash]
+channels = 8            # assumed
+bus = 1.4 GB/s          # V5: 1.4 Gbit/s per pin, 8 bits
+page = 16 KiB           # assumed
+dies = 8                # 3.84 TB and spares of 512 Gbit dies are 64, over 8 flash channels
+planes = 2              # assumed
+pages_per_block = 1024  # assumed: 16 MiB
+size = 3.84 TB          # brief
+read = 50 us            # V5
+program = 500 us        # V5
+erase = 3.8 ms          # assumed: MQSim's sample configuration
+command = 200 ns        # assumed
+registers = 2           # assumed
+suspends = 4            # assumed
+suspend = 20 us         # assumed
+port = 3.3 GB/s         # brief: sequential read up to 3,300 MB/s, over PCIe 3.0 x4
+
+[wear]
+endurance = 3000        # assumed
+bad_blocks = 0.2 %      # assumed
+grown_bad = 0.5 %       # assumed
+spare_blocks = 2 %      # assumed
+retries_fresh = 0       # assumed
+retries_worn = 0.0047   # assumed: as for InstCSD
+retries_aged = 1        # assumed: data as old as `retention` is read twice
+retention = 30 days     # assumed
