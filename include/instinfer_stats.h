@@ -65,7 +65,8 @@ struct inst_drive_stats {
     const char *place; // in the order of inst_options.kv; the engine's
     uint64_t flash_read_bytes, flash_program_bytes, stream_bytes, cache_hit_bytes;
 };
-// Of the first n drives; `size` is that of one.
+// Of the first n drives, as they were when inst_engine_stats was last called (the first time, if it
+// never was): they add up to what that told. `size` is that of one.
 INST_API int inst_engine_drives_sized(inst_engine *engine, struct inst_drive_stats *drives,
                                       size_t n, size_t size, struct inst_msg *msg);
 static inline int inst_engine_drives(inst_engine *engine, struct inst_drive_stats *drives, size_t n,

@@ -112,6 +112,8 @@ struct inst_engine {
     struct inst_stats stats;                // what the drive does not count
     struct inst_counter counter[STAT_ROWS]; // of the method, for whoever asked last
     uint64_t prefill_read_bytes;            // flash read while prefilling
+    struct drive_stats counted;             // by all drives, as inst_engine_stats last told
+    bool has_counted;
 };
 
 // As far as the plan, its notes and its refusals: nothing is made, neither on disk nor threads nor

@@ -90,6 +90,7 @@ static void keep_counts(struct inst_engine *e)
     link_array_merge(stats, e->store.n, e->config.kv_heads, &all);
     loss_add_counts(&all, &l->before);
     l->before = all;
+    e->has_counted = false; // other drives now
 }
 
 // ---- giving a drive up -------------------------------------------------------------------------
