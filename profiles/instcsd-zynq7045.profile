@@ -8,8 +8,9 @@ instinfer profile 1
 channels = 8            # the paper
 bus = 1.4 GB/s          # the paper; 8 bits of V5
 page = 4 KiB            # the paper: 16 tokens of a head of width 128
-dies = 8                # of a flash channel; assumed: with 4 planes the least usual number of
-planes = 4              # planes that keep 1.4 GB/s busy (1.4 GB/s * 50 us / 4 KiB = 17.1)
+dies = 32               # of a flash channel, assumed: 16 of two planes that read independently;
+                        # 18 keep 1.4 GB/s busy (1.4 GB/s * 50 us / 4 KiB = 17.1)
+planes = 1              # see dies
 pages_per_block = 256   # assumed: 1 MiB
 size = 2 TB             # the paper: endurance of 4 drives of 2 TB
 read = 50 us            # V5: "read signals 50 us"

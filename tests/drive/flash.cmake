@@ -3,6 +3,8 @@ foreach(test flash_conformance flash_ram flash_file flash_probe flash_wrappers)
   inst_test(NAME drive/${test} SOURCES ${test}.c flash_harness.c
             LIBS inst_drive inst_kernels inst_base)
 endforeach()
+inst_test(NAME drive/nand_profile SOURCES nand_profile.c LIBS inst_drive inst_kernels inst_base)
+inst_test(NAME drive/nand_time SOURCES nand_time.c LIBS inst_drive inst_kernels inst_base)
 
 # The same conformance over a system that moves less than it was asked to.
 inst_test(NAME drive/flash_short SOURCES flash_conformance.c flash_short.c flash_harness.c
@@ -15,4 +17,4 @@ if("HAVE_LIBURING" IN_LIST INST_FLASH_DEFINITIONS)
   target_compile_definitions(test_drive_flash_file PRIVATE HAVE_LIBURING)
   target_link_options(test_drive_flash_file PRIVATE -Wl,--wrap=io_uring_submit)
 endif()
-inst_fast(drive/flash_ram drive/flash_file drive/flash_wrappers)
+inst_fast(drive/nand_profile drive/nand_time drive/flash_ram drive/flash_file drive/flash_wrappers)
