@@ -12,11 +12,20 @@
 #include "host/engine/engine.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-enum { TEXT_TASK = EVAL_TASKS, BUDGETS_MOST = 16, DIVISOR_MOST = 4096, CONTEXT_MOST = 1 << 24 };
+enum {
+    TEXT_TASK = EVAL_TASKS,
+    BUDGETS_MOST = 16,
+    DIVISOR_MOST = 4096,
+    CONTEXT_MOST = 1 << 24,
+    WORKERS_MOST = 64
+};
+
+static const uint64_t WORKER_BYTES = 128 << 20; // of memory, for a context at a time
 
 static const char *const task_names[] = {
 #define NAME(name, text) #name,
@@ -28,12 +37,13 @@ struct eval {
     struct engine_options engine;
     struct option_list tasks, methods;
     struct option_numbers contexts;
-    const char *budgets, *text, *row_cache;
+    const char *budgets, *masses, *text, *row_cache;
     uint32_t questions, each, decoded, seed;
     struct output_file csv, svg;
 
     uint32_t task[EVAL_TASKS + 1], divisor[BUDGETS_MOST];
-    size_t n_tasks, n_divisors;
+    double mass[BUDGETS_MOST];
+    size_t n_tasks, n_divisors, n_masses;
     struct eval_cell *cells;
     size_t n_cells;
     struct eval_block *blocks;
@@ -43,8 +53,20 @@ struct eval {
     int32_t *text_tokens;
     size_t n_text;
     bool bar;
-    size_t answered, answers; // of a block
-    const char *task_name;
+    uint32_t workers; // contexts at a time
+};
+
+// The contexts of a block, handed out in order to threads that answer what is asked.
+struct work {
+    struct eval *v;
+    struct eval_block *block;
+    uint32_t task;
+    size_t windows;           // of a text
+    struct eval_result *each; // [contexts][cells]
+    struct inst_options engine;
+    pthread_mutex_t lock; // of what follows, and of the asker
+    size_t contexts, asked, answered, room;
+    int code;
 };
 
 // ---- Contexts and questions, in tokens ---------------------------------------------------------
@@ -210,45 +232,98 @@ static int read_text(struct eval *v)
 
 static void answered(void *user, size_t asks)
 {
-    struct eval *v = user;
-    v->answered += asks;
-    if (v->bar)
-        fprintf(stderr, "\r%s: %zu/%zu answers\033[K", v->task_name, v->answered, v->answers);
+    struct work *w = user;
+    pthread_mutex_lock(&w->lock);
+    w->answered += asks;
+    if (w->v->bar)
+        fprintf(stderr, "\r%s: %zu/%zu answers\033[K", w->block->task, w->answered,
+                w->v->n_cells * (w->task == TEXT_TASK ? w->windows : w->v->questions));
+    pthread_mutex_unlock(&w->lock);
+}
+
+// The next context; *number says which. False: there is none.
+static bool next_context(struct work *w, struct eval_context *c, size_t *number)
+{
+    struct eval *v = w->v;
+    bool text = w->task == TEXT_TASK;
+    size_t wanted = text ? w->windows : v->questions;
+    if (w->code || w->asked >= wanted || w->contexts == w->room)
+        return false;
+    size_t left = wanted - w->asked;
+    *number = w->contexts++;
+    w->code = text ? make_window(v, c, w->block->tokens, *number, w->windows)
+                   : make_context(v, c, (enum eval_task)w->task, w->block->tokens, *number,
+                                  left < v->each ? left : v->each);
+    w->asked += c->n_asks;
+    // A task that has nothing to ask about in one context has nothing in others.
+    return !w->code && c->n_asks;
+}
+
+static void *answer_contexts(void *user)
+{
+    struct work *w = user;
+    struct eval *v = w->v;
+    for (;;) {
+        struct inst_msg msg = {0};
+        struct eval_runner runner = {
+            .options = w->engine, .info = &v->info, .answered = answered, .user = w, .msg = &msg};
+        struct eval_context c = {0};
+        size_t number;
+        pthread_mutex_lock(&w->lock);
+        bool more = next_context(w, &c, &number);
+        pthread_mutex_unlock(&w->lock);
+        int err =
+            more ? eval_run(&runner, &c, v->cells, v->n_cells, w->each + number * v->n_cells) : 0;
+        eval_context_free(&c);
+        if (!more)
+            return NULL;
+        pthread_mutex_lock(&w->lock);
+        if (err && !w->code)
+            w->code = failed(err, &msg);
+        pthread_mutex_unlock(&w->lock);
+    }
+}
+
+static void answer_all(struct work *w)
+{
+    pthread_t thread[WORKERS_MOST];
+    uint32_t n = 0;
+    while (n + 1 < w->v->workers && !pthread_create(&thread[n], NULL, answer_contexts, w))
+        n++;
+    answer_contexts(w);
+    for (uint32_t i = 0; i < n; i++)
+        pthread_join(thread[i], NULL);
 }
 
 static int run_block(struct eval *v, struct eval_block *block, uint32_t task)
 {
-    struct inst_msg msg = {0};
-    struct eval_runner runner = {.options = v->engine.engine,
-                                 .info = &v->info,
-                                 .answered = answered,
-                                 .user = v,
-                                 .msg = &msg};
-    size_t documents = (v->questions + v->each - 1) / v->each;
+    struct work w = {.v = v,
+                     .block = block,
+                     .task = task,
+                     .windows = (v->questions + v->each - 1) / v->each,
+                     .engine = v->engine.engine,
+                     .lock = PTHREAD_MUTEX_INITIALIZER,
+                     .room = v->questions};
+    w.engine.threads = v->info.threads / v->workers;
+    w.engine.memory = v->info.memory / v->workers;
+    w.each = calloc(w.room, v->n_cells * sizeof *w.each);
     block->results = calloc(v->n_cells, sizeof *block->results);
-    if (!block->results)
-        return out_of_memory();
-    v->task_name = block->task;
-    v->answered = 0;
-    v->answers = (task == TEXT_TASK ? documents : v->questions) * v->n_cells;
-    int code = 0;
-    for (size_t i = 0; i < documents && !code; i++) {
-        struct eval_context c = {0};
-        size_t left = v->questions - i * v->each, n = left < v->each ? left : v->each;
-        code = task == TEXT_TASK ? make_window(v, &c, block->tokens, i, documents)
-                                 : make_context(v, &c, (enum eval_task)task, block->tokens, i, n);
-        if (!code && c.n_asks) {
-            int err = eval_run(&runner, &c, v->cells, v->n_cells, block->results);
-            code = err ? failed(err, &msg) : 0;
-        }
-        eval_context_free(&c);
+    if (!block->results || !w.each)
+        w.code = out_of_memory();
+    else
+        answer_all(&w);
+    for (size_t i = 0; w.each && i < w.contexts * v->n_cells; i++) {
+        if (!w.code && !eval_result_add(&block->results[i % v->n_cells], &w.each[i]))
+            w.code = out_of_memory();
+        free(w.each[i].answers);
     }
+    free(w.each);
     if (v->bar)
         fputs("\r\033[K", stderr);
-    if (!code && !block->results[0].n)
-        code = fail(EXIT_FAILED, "%s: contexts of %llu tokens have nothing to ask about",
-                    block->task, (unsigned long long)block->tokens);
-    return code;
+    if (!w.code && !block->results[0].n)
+        w.code = fail(EXIT_FAILED, "%s: contexts of %llu tokens have nothing to ask about",
+                      block->task, (unsigned long long)block->tokens);
+    return w.code;
 }
 
 // ---- Options -----------------------------------------------------------------------------------
@@ -291,11 +366,35 @@ static int read_budgets(struct eval *v)
     }
 }
 
+static int read_masses(struct eval *v)
+{
+    for (const char *p = v->masses; p;) {
+        char *end;
+        double mass = strtod(p, &end);
+        if (end == p || !(mass > 0 && mass < 1) || (*end && *end != ',') ||
+            v->n_masses == BUDGETS_MOST)
+            return fail(EXIT_USAGE, "eval: --mass: '%s' is not like 0.9,0.95 (less than 1)",
+                        v->masses);
+        v->mass[v->n_masses++] = mass;
+        p = *end ? end + 1 : NULL;
+    }
+    return 0;
+}
+
 static void add_cells(struct eval *v, const struct eval_method *m, bool cached)
 {
-    for (size_t i = 0; i < (m->whole ? 1 : v->n_divisors); i++)
-        v->cells[v->n_cells++] = (struct eval_cell){
-            .method = m, .divisor = m->whole ? 1 : v->divisor[i], .cached = cached};
+    struct eval_cell cell = {.method = m, .divisor = 1, .cached = cached};
+    if (m->whole)
+        v->cells[v->n_cells++] = cell;
+    for (size_t i = 0; i < v->n_divisors && !m->whole; i++) {
+        cell.divisor = v->divisor[i];
+        v->cells[v->n_cells++] = cell;
+    }
+    cell.divisor = 1;
+    for (size_t i = 0; i < v->n_masses && m->adapts; i++) {
+        cell.mass = v->mass[i];
+        v->cells[v->n_cells++] = cell;
+    }
 }
 
 static int read_methods(struct eval *v)
@@ -318,7 +417,7 @@ static int read_methods(struct eval *v)
     }
     if (!v->methods.n)
         n = eval_methods_all(chosen);
-    v->cells = calloc(2 * n * BUDGETS_MOST, sizeof *v->cells);
+    v->cells = calloc(4 * n * BUDGETS_MOST, sizeof *v->cells);
     if (!v->cells)
         return out_of_memory();
     for (size_t i = 0; i < n; i++)
@@ -338,6 +437,13 @@ static int open_asker(struct eval *v)
     if (err)
         return failed(err, &msg);
     inst_engine_info(v->asker, &v->info);
+    // A context for each thread, as far as memory reaches.
+    uint64_t most = v->info.memory / WORKER_BYTES;
+    most = most < WORKERS_MOST ? most : WORKERS_MOST;
+    most = most < v->info.threads ? most : v->info.threads;
+    uint64_t contexts = (v->questions + v->each - 1) / v->each;
+    most = most < contexts ? most : contexts;
+    v->workers = most ? (uint32_t)most : 1;
     return 0;
 }
 
@@ -350,6 +456,8 @@ static int prepare(struct eval *v, const struct options *options)
     int code = read_tasks(v);
     if (!code)
         code = read_budgets(v);
+    if (!code)
+        code = read_masses(v);
     if (!code)
         code = read_methods(v);
     if (!code && v->row_cache)
@@ -439,13 +547,16 @@ int command_eval(int argc, char **argv)
          "beside dense; may be given several times; default: all (docs/eval.md)"},
         {"--budget", 'b', OPTION_TEXT, &v.budgets, 0, 0, "1/N,...",
          "share of the bytes that dense attention reads; default 1/8"},
+        {"--mass", 0, OPTION_TEXT, &v.masses, 0, 0, "P,...",
+         "of pages, too: as many bytes as are predicted to hold this share of the softmax"},
         {"--row-cache", 0, OPTION_TEXT, &v.row_cache, 0, 0, "SIZE",
          "a second table, of the drive's methods with a row cache; the first is without"},
         {"Output", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
         {"--csv", 0, OPTION_OUTPUT, &v.csv, 0, 0, "FILE", "the table as numbers"},
         {"--svg", 0, OPTION_OUTPUT, &v.svg, 0, 0, "FILE", "accuracy and KL over bytes read"},
         ENGINE_MODEL_ROWS(v.engine),
-        {"--threads", 't', OPTION_U32, &o->threads, 1, 1024, "N", "default: all CPUs"},
+        {"--threads", 't', OPTION_U32, &o->threads, 1, 1024, "N",
+         "contexts at a time, where there are as many; default: all CPUs"},
         {"--memory", 0, OPTION_SIZE, &o->memory, 0, 0, "SIZE",
          "for everything but weights, ram: drives and what is asked; default: a quarter of what is "
          "available"},

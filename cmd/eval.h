@@ -7,6 +7,8 @@
 #include "cmd/eval_here.h"
 #include "instinfer.h"
 
+#include <stdbool.h>
+
 // A context and what is asked behind it, in tokens.
 struct eval_ask {
     int32_t *tokens; // the question and its answer
@@ -25,16 +27,17 @@ struct eval_context {
 };
 void eval_context_free(struct eval_context *c);
 
-// X(name, whether it has no budget, text): those of the drive
+// X(name, whether it has no budget, whether it takes a mass, text): those of the drive
 #define EVAL_DRIVE_MAP(X)                                                                          \
-    X(dense, true, "all tokens")                                                                   \
-    X(pages, false, "the drive's, with the budget as its ratio")                                   \
-    X(sparf, false, "the drive's, r and k by the budget; reads more than it, see docs/sparf.md")
+    X(dense, true, false, "all tokens")                                                            \
+    X(pages, false, true, "the drive's, with the budget as its ratio")                             \
+    X(sparf, false, false, "the drive's, r and k by the budget; reads more, see docs/sparf.md")
 
 struct eval_method {
     const char *name, *text;
-    bool whole; // has no budget
-    bool here;  // not the drive's: answered by eval_here.h, as `id`
+    bool whole;  // has no budget
+    bool adapts; // takes a mass in place of a budget
+    bool here;   // not the drive's: answered by eval_here.h, as `id`
     enum eval_here_method id;
 };
 const struct eval_method *eval_method_find(const char *name); // NULL: none of that name
@@ -46,6 +49,7 @@ size_t eval_methods_all(const struct eval_method *out[EVAL_METHODS_MOST]); // ho
 struct eval_cell {
     const struct eval_method *method;
     uint32_t divisor; // the budget is 1/divisor
+    double mass;      // not 0: no budget, but this share of the softmax
     bool cached;      // with the row cache of the options, else without
 };
 
@@ -59,15 +63,20 @@ struct eval_answer {
 struct eval_result {
     struct eval_answer *answers;
     size_t n, room;
-    uint64_t tokens;      // decoded
-    double read, nominal; // bytes: read for them, and of all KV that was behind them
-    double index;         // bytes of DRAM, the most
+    uint64_t tokens; // decoded
+    // Bytes: read for them, in whole pages; the same by the method's own account, which for those
+    // of the drive is no other; of all KV that was behind them
+    double read, counted, all;
+    double index; // bytes of DRAM, the most
 };
 
+// Appends what another context gave. False: out of memory.
+bool eval_result_add(struct eval_result *to, const struct eval_result *more);
+
 struct eval_runner {
-    struct inst_options options;        // of every engine, less what belongs to a cell
-    const struct inst_model_info *info; // of its model
-    void (*answered)(void *user, size_t asks);
+    struct inst_options options;               // of every engine, less what belongs to a cell
+    const struct inst_model_info *info;        // of its model
+    void (*answered)(void *user, size_t asks); // so many of one cell
     void *user;
     struct inst_msg *msg;
 };

@@ -1,498 +1,304 @@
 // SPDX-License-Identifier: Apache-2.0
-// K lies by channel and V by token, both as floats of what the drive holds in fp16. A method marks
-// tokens for one KV head; attention over the marked ones is the same for all. Bytes are counted in
-// tokens of a KV head, K and V together: that is what dense attention reads of each.
-#include "cmd/eval_here.h"
+// Holds K and V of a context and of what several sessions have behind it, in fp16 as the drive
+// does, and attends to what a method has marked (eval_choose.c), by the drive's own kernels. Bytes
+// are counted in tokens of a KV head, K and V together: that is what dense attention reads of each.
+#include "cmd/eval_choose.h"
 #include "base/status.h"
-#include "kernels/kernels.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { SINKS = 4, QUEST_PAGE = 16, GROUP_MOST = 256 };
-
-// Of one layer and KV head.
-struct store {
-    float *k;            // [head_dim][room]
-    float *v;            // [room][head_dim]
-    float *sums, *now;   // h2o, [room]: mass that came to a token, after the context and since
-    unsigned char *kept; // h2o, [room]
-};
-
-struct eval_here {
-    struct eval_here_shape shape;
-    size_t room, group;
-    struct guest guest;
-    enum eval_here_method method;
-    uint32_t divisor;
-    uint64_t context;
-    struct store *stores; // [layers][kv_heads]
-    float *scores;        // [group][room]
-    float *ranks, *spare; // [room]
-    unsigned char *marked;
-    double tokens; // read, of one KV head
-};
-
-// One query group.
-struct task {
-    struct eval_here *h;
-    struct store *s;
-    const float *q;  // [group][head_dim]
-    size_t from, to; // tokens that it sees
-    float scale, softcap;
-    float *alpha; // sparq, [group]; NULL: the marked tokens stand for all
-};
+enum { GROUP_MOST = 256, SCORED_MOST = 32, ALIGNED = 64 };
 
 // ---- Arithmetic --------------------------------------------------------------------------------
 
-// Scores of tokens [from, to) by some channels; all where `channels` is NULL.
-static void score(const struct task *t, const float *q, const uint32_t *channels, size_t n,
-                  float scale, float *out)
+void eval_score(const struct eval_choice *c, const float *q, size_t n,
+                const struct eval_channels *some, const uint64_t *only)
 {
-    memset(out + t->from, 0, (t->to - t->from) * sizeof *out);
+    struct eval_here *h = c->h;
+    size_t dim = h->shape.head_dim, width = some ? some->n : dim;
+    const uint16_t *channel[KERNEL_HEAD_DIM_MAX];
     for (size_t i = 0; i < n; i++) {
-        size_t c = channels ? channels[i] : i;
-        const float *k = t->s->k + c * t->h->room;
-        float x = q[c] * scale;
-        for (size_t p = t->from; p < t->to; p++)
-            out[p] += x * k[p];
+        float factor = some ? c->scale * some->factor[i] : c->scale;
+        for (size_t k = 0; k < width; k++)
+            h->q[i * width + k] = q[i * dim + (some ? some->channel[k] : k)] * factor;
     }
-    for (size_t p = t->from; t->softcap > 0 && p < t->to; p++)
-        out[p] = t->softcap * tanhf(out[p] / t->softcap);
+    for (size_t tile = 0; tile * ATTENTION_TILE < c->to; tile++) {
+        if (only && !only[tile])
+            continue;
+        const uint16_t *k = eval_tile(c, tile);
+        for (size_t i = 0; i < width; i++)
+            channel[i] = k + (some ? some->channel[i] : i) * ATTENTION_TILE;
+        h->kernels->channel_scores(channel, width, ATTENTION_TILE, h->q, width, n,
+                                   h->scores + tile * ATTENTION_TILE, h->room);
+    }
+    for (size_t i = 0; c->softcap > 0 && i < n; i++)
+        h->kernels->softcap(h->scores + i * h->room, c->softcap, c->to);
 }
 
-// In place, over [from, to).
-static void softmax(float *x, size_t from, size_t to)
+void eval_softmax(const struct eval_here *h, float *x, size_t n)
 {
-    float most = -INFINITY;
-    double sum = 0;
-    for (size_t p = from; p < to; p++)
-        most = fmaxf(most, x[p]);
-    for (size_t p = from; p < to; p++) {
-        x[p] = expf(x[p] - most);
-        sum += (double)x[p];
-    }
-    float inverse = (float)(1 / sum);
-    for (size_t p = from; p < to; p++)
-        x[p] *= inverse;
+    float sum = h->kernels->exp_sum(x, n, h->kernels->max(x, n));
+    h->kernels->scale(x, 1 / sum, n);
 }
-
-// Softmax of the scores of each query of the group, and the sum over the group in ranks.
-static void rank_by_mass(const struct task *t)
-{
-    struct eval_here *h = t->h;
-    memset(h->ranks + t->from, 0, (t->to - t->from) * sizeof *h->ranks);
-    for (size_t g = 0; g < h->group; g++) {
-        float *x = h->scores + g * h->room;
-        score(t, t->q + g * h->shape.head_dim, NULL, h->shape.head_dim, t->scale, x);
-        softmax(x, t->from, t->to);
-        for (size_t p = t->from; p < t->to; p++)
-            h->ranks[p] += x[p];
-    }
-}
-
-// The k-th largest of x[0..n), which is put in another order.
-static float kth(float *x, size_t n, size_t k)
-{
-    size_t low = 0, high = n;
-    while (high - low > 1) {
-        float pivot = x[low + (high - low - 1) / 2]; // not the last: both sides get some
-        size_t i = low, j = high - 1;
-        for (;;) {
-            while (x[i] > pivot)
-                i++;
-            while (x[j] < pivot)
-                j--;
-            if (i >= j)
-                break;
-            float swap = x[i];
-            x[i++] = x[j];
-            x[j--] = swap;
-        }
-        size_t middle = i == j ? i + 1 : i;
-        if (k <= middle)
-            high = middle;
-        else
-            low = middle;
-    }
-    return x[low];
-}
-
-// Marks the k largest of ranks[from, to); of equal ones, the earlier.
-static void mark_best(struct eval_here *h, const float *ranks, size_t from, size_t to, size_t k)
-{
-    if (k >= to - from) {
-        memset(h->marked + from, 1, to - from);
-        return;
-    }
-    if (!k)
-        return;
-    memcpy(h->spare, ranks + from, (to - from) * sizeof *h->spare);
-    float least = kth(h->spare, to - from, k);
-    for (size_t p = from; p < to; p++)
-        if (ranks[p] > least) {
-            h->marked[p] = 1;
-            k--;
-        }
-    for (size_t p = from; p < to && k; p++)
-        if (ranks[p] == least) {
-            h->marked[p] = 1;
-            k--;
-        }
-}
-
-// ---- Methods: mark tokens, and count what marking them has read, in tokens
-// -----------------------
-
-static size_t share(size_t tokens, uint32_t divisor)
-{
-    return (tokens + divisor - 1) / divisor;
-}
-
-static void mark_newest(const struct task *t, size_t n)
-{
-    size_t seen = t->to - t->from;
-    n = n < seen ? n : seen;
-    memset(t->h->marked + t->to - n, 1, n);
-}
-
-static double choose_window(const struct task *t)
-{
-    mark_newest(t, share(t->to - t->from, t->h->divisor));
-    return 0;
-}
-
-static double choose_streaming(const struct task *t)
-{
-    size_t n = share(t->to - t->from, t->h->divisor), sinks = n > SINKS ? SINKS : n - 1;
-    memset(t->h->marked + t->from, 1, sinks);
-    mark_newest(t, n - sinks);
-    return 0;
-}
-
-static double choose_oracle(const struct task *t)
-{
-    rank_by_mass(t);
-    mark_best(t->h, t->h->ranks, t->from, t->to, share(t->to - t->from, t->h->divisor));
-    return 0;
-}
-
-// As docs/sparf.md, with the newest token always among the chosen. Half of the bytes rank.
-static double choose_sparq(const struct task *t)
-{
-    struct eval_here *h = t->h;
-    size_t dim = h->shape.head_dim, r = dim / h->divisor ? dim / h->divisor : 1;
-    size_t seen = t->to - t->from;
-    double ranking = (double)(seen * r) / (double)(2 * dim);
-    double left = (double)seen / h->divisor - ranking;
-    float size[1024];
-    uint32_t channels[1024];
-    for (size_t c = 0; c < dim; c++) {
-        size[c] = 0;
-        for (size_t g = 0; g < h->group; g++)
-            size[c] += fabsf(t->q[g * dim + c]);
-    }
-    for (size_t i = 0; i < r; i++) {
-        size_t best = 0;
-        for (size_t c = 1; c < dim; c++)
-            best = size[c] > size[best] ? c : best;
-        size[best] = -1;
-        channels[i] = (uint32_t)best;
-    }
-    memset(h->ranks + t->from, 0, seen * sizeof *h->ranks);
-    for (size_t g = 0; g < h->group; g++) {
-        const float *q = t->q + g * dim;
-        float *x = h->scores + g * h->room;
-        double some = 0, all = 0;
-        for (size_t c = 0; c < dim; c++)
-            all += (double)fabsf(q[c]);
-        for (size_t i = 0; i < r; i++)
-            some += (double)fabsf(q[channels[i]]);
-        score(t, q, channels, r, t->scale * (float)(some > 0 ? sqrt(all / some) : 1), x);
-        softmax(x, t->from, t->to);
-        for (size_t p = t->from; p < t->to; p++)
-            h->ranks[p] += x[p];
-    }
-    mark_newest(t, 1);
-    size_t k = left > 1 ? (size_t)left : 1;
-    mark_best(h, h->ranks, t->from, t->to - 1, k - 1);
-    for (size_t g = 0; g < h->group; g++) {
-        double alpha = 0;
-        for (size_t p = t->from; p < t->to; p++)
-            alpha += h->marked[p] ? (double)h->scores[g * h->room + p] : 0;
-        t->alpha[g] = (float)alpha;
-    }
-    return ranking;
-}
-
-// Bounds of the scores of a page, for each query, in x[page].
-static void quest_bounds(const struct task *t, size_t page, size_t pages)
-{
-    struct eval_here *h = t->h;
-    size_t dim = h->shape.head_dim;
-    for (size_t g = 0; g < h->group; g++)
-        memset(h->scores + g * h->room, 0, pages * sizeof *h->scores);
-    for (size_t c = 0; c < dim; c++) {
-        const float *k = t->s->k + c * h->room;
-        for (size_t i = 0; i < pages; i++) {
-            size_t p = t->from + i * page, end = p + page < t->to ? p + page : t->to;
-            float least = k[p], most = k[p];
-            for (p++; p < end; p++) {
-                least = k[p] < least ? k[p] : least;
-                most = k[p] > most ? k[p] : most;
-            }
-            for (size_t g = 0; g < h->group; g++) {
-                float q = t->q[g * dim + c] * t->scale;
-                h->scores[g * h->room + i] += q * (q < 0 ? least : most);
-            }
-        }
-    }
-}
-
-// A page is ranked by the softmax of its bounds, summed over the group. The newest page is always
-// read. Pages are as long as the budget of the summaries demands: half of it at most.
-static double choose_quest(const struct task *t)
-{
-    struct eval_here *h = t->h;
-    size_t seen = t->to - t->from;
-    size_t page = 2 * (size_t)h->divisor > QUEST_PAGE ? 2 * (size_t)h->divisor : QUEST_PAGE;
-    size_t pages = (seen + page - 1) / page;
-    double left = (double)seen / h->divisor - (double)pages;
-    size_t n = left > (double)page ? (size_t)(left / (double)page) : 1;
-    quest_bounds(t, page, pages);
-    memset(h->ranks, 0, pages * sizeof *h->ranks);
-    for (size_t g = 0; g < h->group; g++) {
-        float *x = h->scores + g * h->room;
-        softmax(x, 0, pages);
-        for (size_t i = 0; i < pages; i++)
-            h->ranks[i] += x[i];
-    }
-    // Pages are marked in front of `marked`, then each mark becomes its tokens, from the end.
-    mark_best(h, h->ranks, 0, pages - 1, n - 1);
-    h->marked[pages - 1] = 1;
-    for (size_t i = pages; i-- > 0;) {
-        size_t p = t->from + i * page, end = p + page < t->to ? p + page : t->to;
-        unsigned char mark = h->marked[i];
-        h->marked[i] = 0;
-        memset(h->marked + p, mark, end - p);
-    }
-    return (double)pages;
-}
-
-// What is dropped never comes back: its mass would be that of the tokens left, so it only grows.
-static double choose_h2o(const struct task *t)
-{
-    struct eval_here *h = t->h;
-    struct store *s = t->s;
-    size_t k = share(h->context, h->divisor), heavy = k / 2, recent = k - heavy;
-    size_t own = t->to - 1;
-    if (own == h->context) { // a new question
-        memcpy(s->now, s->sums, own * sizeof *s->now);
-        memset(s->kept, 1, own);
-    }
-    s->kept[own] = 1;
-    s->now[own] = 0;
-    mark_newest(t, recent);
-    if (t->to > recent) {
-        size_t old = t->to - recent;
-        for (size_t p = 0; p < old; p++)
-            h->ranks[p] = s->kept[p] ? s->now[p] : -1;
-        mark_best(h, h->ranks, 0, old, heavy);
-    }
-    for (size_t p = 0; p < t->to; p++)
-        s->kept[p] = h->marked[p] = h->marked[p] && s->kept[p];
-    return 0;
-}
-
-static double (*const choose[])(const struct task *t) = {
-#define CHOOSE(name, text) choose_##name,
-    EVAL_HERE_MAP(CHOOSE)
-#undef CHOOSE
-};
 
 // ---- Attention ---------------------------------------------------------------------------------
 
-// The marked tokens, moved together: how many; their places in `place`.
-static size_t gather(const struct eval_here *h, size_t from, size_t to, uint32_t *place)
+// Pages of 4 KiB that hold marked tokens, where K and V of a token lie together, and tokens of a
+// KV head one behind the other.
+static void count_marked(const struct eval_choice *c)
 {
-    size_t n = 0;
-    for (size_t p = from; p < to; p++)
-        if (h->marked[p])
-            place[n++] = (uint32_t)p;
-    return n;
-}
-
-static void add_mean(const struct task *t, float alpha, float *out)
-{
-    size_t dim = t->h->shape.head_dim, n = t->to - t->from;
-    double mean[1024] = {0};
-    for (size_t p = t->from; p < t->to; p++)
-        for (size_t d = 0; d < dim; d++)
-            mean[d] += (double)t->s->v[p * dim + d];
-    for (size_t d = 0; d < dim; d++)
-        out[d] = alpha * out[d] + (1 - alpha) * (float)(mean[d] / (double)n);
-}
-
-static void attend(const struct task *t, const uint32_t *place, size_t n, float *out, size_t stride)
-{
-    struct eval_here *h = t->h;
-    struct store *s = t->s;
-    size_t dim = h->shape.head_dim;
-    for (size_t g = 0; g < h->group; g++) {
-        float *x = h->spare, *o = out + g * stride;
-        memset(x, 0, n * sizeof *x);
-        for (size_t c = 0; c < dim; c++) {
-            const float *k = s->k + c * h->room;
-            float q = t->q[g * dim + c] * t->scale;
-            for (size_t i = 0; i < n; i++)
-                x[i] += q * k[place[i]];
+    struct eval_here *h = c->h;
+    size_t bytes = 2 * h->shape.head_dim * sizeof(uint16_t), next = 0, pages = 0, tokens = 0;
+    for (size_t tile = 0; tile * 64 < c->to; tile++) {
+        tokens += (size_t)__builtin_popcountll(h->marks[tile]);
+        for (uint64_t m = h->marks[tile]; m; m &= m - 1) {
+            size_t at = (tile * 64 + (size_t)__builtin_ctzll(m)) * bytes;
+            size_t first = at / EVAL_PAGE, end = (at + bytes - 1) / EVAL_PAGE + 1;
+            first = first > next ? first : next;
+            pages += end > first ? end - first : 0;
+            next = end;
         }
-        for (size_t i = 0; t->softcap > 0 && i < n; i++)
-            x[i] = t->softcap * tanhf(x[i] / t->softcap);
-        softmax(x, 0, n);
-        memset(o, 0, dim * sizeof *o);
-        for (size_t i = 0; i < n; i++)
-            for (size_t d = 0; d < dim; d++)
-                o[d] += x[i] * s->v[place[i] * dim + d];
-        for (size_t i = 0; s->now && i < n; i++)
-            s->now[place[i]] += x[i];
-        if (t->alpha)
-            add_mean(t, t->alpha[g], o);
+    }
+    h->tokens += (double)tokens;
+    h->pages += (double)pages;
+}
+
+static void add_mean(const struct eval_choice *c, float alpha, float *out)
+{
+    const struct eval_here *h = c->h;
+    size_t dim = h->shape.head_dim;
+    for (size_t d = 0; d < dim; d++) {
+        double sum = c->s->v_sum[d];
+        for (size_t p = h->shape.context; p < c->to; p++) {
+            const uint16_t *v = eval_tile(c, p / 64) + (ATTENTION_TILE + p % 64) * dim;
+            sum += (double)kernel_f16_to_f32(v[d]);
+        }
+        out[d] = alpha * out[d] + (1 - alpha) * (float)(sum / (double)c->to);
     }
 }
 
-static void answer(struct task *t, bool windowed, float *out, size_t stride, uint32_t *place)
+static void attend(const struct eval_choice *c, float *out, size_t stride)
 {
-    struct eval_here *h = t->h;
+    struct eval_here *h = c->h;
+    size_t dim = h->shape.head_dim;
+    int fold = 0;
+    for (size_t tile = 0; tile * 64 < c->to; tile++) {
+        const uint16_t *k = eval_tile(c, tile);
+        const struct attention_tile t = {.k = {k},
+                                         .v = {k + dim * ATTENTION_TILE},
+                                         .part_tokens = ATTENTION_TILE,
+                                         .tokens = ATTENTION_TILE,
+                                         .head_dim = (uint32_t)dim,
+                                         .scale = c->scale,
+                                         .softcap = c->softcap,
+                                         .chosen = h->marks[tile]};
+        if (!t.chosen)
+            continue;
+        h->kernels->attention_tile(&t, c->q, dim, h->group, NULL, h->partials, fold, h->scratch);
+        fold = 1;
+    }
+    for (size_t g = 0; g < h->group; g++) {
+        h->kernels->partial_output(partial_at(h->partials, g, dim), out + g * stride, dim);
+        if (c->alpha)
+            add_mean(c, c->alpha[g], out + g * stride);
+    }
+}
+
+static void answer(struct eval_choice *c, uint32_t window, float *out, size_t stride)
+{
+    struct eval_here *h = c->h;
     float alpha[GROUP_MOST];
-    double ranking = 0;
-    t->alpha = NULL;
-    memset(h->marked, 0, t->to);
-    if (windowed || h->divisor == 1) { // a window is short: nobody chooses in it
-        memset(h->marked + t->from, 1, t->to - t->from);
+    c->alpha = NULL;
+    memset(h->marks, 0, h->tiles * sizeof *h->marks);
+    if (window || h->divisor == 1) { // a window is short: nobody chooses in it
+        eval_mark_all(h->marks, window && c->to > window ? c->to - window : 0, c->to);
     } else {
-        t->alpha = h->method == EVAL_HERE_sparq ? alpha : NULL;
-        ranking = choose[h->method](t);
+        c->alpha = h->method == EVAL_HERE_sparq ? alpha : NULL;
+        eval_choose(c);
     }
-    size_t n = gather(h, t->from, t->to, place);
-    h->tokens += (double)n + ranking;
-    attend(t, place, n, out, stride);
+    count_marked(c);
+    attend(c, out, stride);
+    if (!window && h->divisor > 1)
+        eval_choose_after(c);
 }
 
-// Mass that the rows of a prompt give to the tokens before them.
-static void note_mass(struct task *t, const struct guest_rows *rows, size_t kv_head)
+// ---- Rows --------------------------------------------------------------------------------------
+
+// Mass that the rows of a context give to the tokens before them.
+static void note_mass(struct eval_choice *c, const struct guest_rows *rows, size_t kv_head)
 {
-    struct eval_here *h = t->h;
-    size_t group_dim = h->group * h->shape.head_dim;
-    for (size_t row = 0; row < rows->n; row++) {
-        t->q = rows->q + (kv_head * rows->n + row) * group_dim;
-        t->to = rows->pos + row + 1;
-        t->from = rows->window && t->to > rows->window ? t->to - rows->window : 0;
-        t->s->sums[t->to - 1] = 0;
-        rank_by_mass(t);
-        for (size_t p = t->from; p < t->to; p++)
-            t->s->sums[p] += h->ranks[p];
+    struct eval_here *h = c->h;
+    const float *q = rows->q + kv_head * rows->n * h->group * h->shape.head_dim;
+    size_t most = h->rows / h->group;
+    for (size_t row = 0; row < rows->n; row += most) {
+        size_t n = rows->n - row < most ? rows->n - row : most;
+        c->to = rows->pos + row + n;
+        eval_score(c, q + row * h->group * h->shape.head_dim, n * h->group, NULL, NULL);
+        for (size_t i = 0; i < n * h->group; i++) {
+            size_t seen = rows->pos + row + i / h->group + 1;
+            eval_softmax(h, h->scores + i * h->room, seen);
+            h->kernels->add(c->s->sums, h->scores + i * h->room, seen);
+        }
     }
 }
 
-static void keep(const struct eval_here *h, struct store *s, const struct guest_rows *rows,
-                 size_t kv_head)
+static void keep(struct eval_choice *c, const struct guest_rows *rows, size_t kv_head)
 {
+    struct eval_here *h = c->h;
     size_t dim = h->shape.head_dim;
     const uint16_t *k = rows->kv + kv_head * 2 * rows->n * dim, *v = k + rows->n * dim;
-    for (size_t row = 0; row < rows->n; row++)
-        for (size_t d = 0; d < dim; d++) {
-            s->k[d * h->room + rows->pos + row] = kernel_f16_to_f32(k[row * dim + d]);
-            s->v[(rows->pos + row) * dim + d] = kernel_f16_to_f32(v[row * dim + d]);
-        }
+    for (size_t row = 0; row < rows->n; row++) {
+        size_t p = rows->pos + row;
+        uint16_t *tile = (uint16_t *)eval_tile(c, p / 64);
+        for (size_t d = 0; d < dim; d++)
+            tile[d * ATTENTION_TILE + p % 64] = k[row * dim + d];
+        memcpy(tile + (ATTENTION_TILE + p % 64) * dim, v + row * dim, dim * sizeof *v);
+    }
+}
+
+// A session begins where the context ends.
+static void begin(struct eval_choice *c)
+{
+    struct eval_here *h = c->h;
+    size_t words = eval_tile_words(h), context = h->shape.context;
+    memcpy(c->tail->tiles, c->s->tiles + h->context_tiles * words, words * sizeof(uint16_t));
+    if (!h->shape.sums)
+        return;
+    memcpy(c->tail->now, c->s->sums, context * sizeof *c->tail->now);
+    memset(c->tail->kept, 0, h->tiles * sizeof *c->tail->kept);
+    eval_mark_all(c->tail->kept, 0, context);
 }
 
 static void on_rows(void *user, const struct guest_rows *rows)
 {
     struct eval_here *h = user;
     for (size_t head = 0; head < h->shape.kv_heads; head++) {
-        struct store *s = &h->stores[rows->layer * h->shape.kv_heads + head];
-        struct task t = {.h = h, .s = s, .scale = rows->scale, .softcap = rows->softcap};
-        keep(h, s, rows, head);
+        struct eval_store *s = &h->stores[rows->layer * h->shape.kv_heads + head];
+        struct eval_tail end = {.tiles = s->tiles + h->context_tiles * eval_tile_words(h)};
+        struct eval_choice c = {.h = h,
+                                .s = s,
+                                .tail = rows->session ? &s->tail[rows->session - 1] : &end,
+                                .scale = rows->scale,
+                                .softcap = rows->softcap};
+        if (rows->session && rows->pos == h->shape.context)
+            begin(&c);
+        keep(&c, rows, head);
         if (!rows->out) {
-            if (h->shape.sums)
-                note_mass(&t, rows, head);
+            if (h->shape.sums && !rows->window)
+                note_mass(&c, rows, head);
             continue;
         }
-        t.q = rows->q + head * h->group * h->shape.head_dim;
-        t.to = rows->pos + 1;
-        t.from = rows->window && t.to > rows->window ? t.to - rows->window : 0;
-        answer(&t, rows->window, rows->out + head * h->group * rows->out_stride, rows->out_stride,
-               (uint32_t *)h->ranks);
+        c.q = rows->q + head * h->group * h->shape.head_dim;
+        c.to = rows->pos + 1;
+        answer(&c, rows->window, rows->out + head * h->group * rows->out_stride, rows->out_stride);
     }
 }
 
 // ---- Open, close -------------------------------------------------------------------------------
 
-static bool open_store(const struct eval_here *h, struct store *s)
+static bool open_tail(const struct eval_here *h, struct eval_tail *t)
 {
-    s->k = calloc(h->room, h->shape.head_dim * sizeof *s->k);
-    s->v = calloc(h->room, h->shape.head_dim * sizeof *s->v);
-    if (!s->k || !s->v)
-        return false;
-    if (!h->shape.sums)
-        return true;
-    s->sums = calloc(h->room, sizeof *s->sums);
-    s->now = calloc(h->room, sizeof *s->now);
-    s->kept = calloc(h->room, 1);
-    return s->sums && s->now && s->kept;
+    t->tiles = calloc(h->tiles - h->context_tiles, eval_tile_words(h) * sizeof *t->tiles);
+    if (!t->tiles || !h->shape.sums)
+        return t->tiles;
+    t->now = calloc(h->room, sizeof *t->now);
+    t->kept = calloc(h->tiles, sizeof *t->kept);
+    return t->now && t->kept;
+}
+
+static bool open_store(const struct eval_here *h, struct eval_store *s)
+{
+    s->tiles = calloc(h->context_tiles + 1, eval_tile_words(h) * sizeof *s->tiles);
+    s->v_sum = calloc(h->shape.head_dim, sizeof *s->v_sum);
+    s->tail = calloc(h->shape.lines, sizeof *s->tail);
+    s->sums = h->shape.sums ? calloc(h->room, sizeof *s->sums) : NULL;
+    bool ok = s->tiles && s->v_sum && s->tail && (s->sums || !h->shape.sums);
+    for (size_t i = 0; i < h->shape.lines && ok; i++)
+        ok = open_tail(h, &s->tail[i]);
+    return ok;
+}
+
+static bool open_scratch(struct eval_here *h)
+{
+    size_t dim = h->shape.head_dim;
+    h->rows = h->group > SCORED_MOST ? h->group : SCORED_MOST / h->group * h->group;
+    h->scores = calloc(h->room, h->rows * sizeof *h->scores);
+    h->q = calloc(h->rows, 2 * dim * sizeof *h->q);
+    h->ranks = calloc(h->room, sizeof *h->ranks);
+    h->spare = calloc(h->room, sizeof *h->spare);
+    h->marks = calloc(h->tiles, sizeof *h->marks);
+    h->picks = calloc(h->tiles, sizeof *h->picks);
+    h->late_pages = calloc(h->room, 2 * dim * sizeof *h->late_pages / 16);
+    h->partials = aligned_alloc(ALIGNED, h->group * partial_stride(dim) * sizeof *h->partials);
+    h->scratch = aligned_alloc(ALIGNED, KERNEL_SCRATCH_BYTES);
+    return h->scores && h->q && h->ranks && h->spare && h->marks && h->picks && h->late_pages &&
+           h->partials && h->scratch;
 }
 
 int eval_here_open(struct eval_here **out, const struct eval_here_shape *shape,
                    struct inst_msg *msg)
 {
     *out = NULL;
-    if (shape->head_dim > 1024 || shape->heads / shape->kv_heads > GROUP_MOST)
+    if (shape->head_dim > KERNEL_HEAD_DIM_MAX || shape->heads / shape->kv_heads > GROUP_MOST)
         return inst_fail(msg, INST_EINVAL, "heads of %u channels, %u for each KV head: too many",
                          shape->head_dim, shape->heads / shape->kv_heads);
     struct eval_here *h = calloc(1, sizeof *h);
     if (!h)
         return inst_fail(msg, INST_ENOMEM, "out of memory");
     h->shape = *shape;
-    h->room = (size_t)shape->tokens;
+    h->kernels = kernels_best();
+    h->context_tiles = (size_t)shape->context / ATTENTION_TILE;
+    h->tiles = (size_t)(shape->context + shape->longest) / ATTENTION_TILE + 1;
+    h->room = h->tiles * ATTENTION_TILE;
     h->group = shape->heads / shape->kv_heads;
     h->divisor = 1;
     h->guest = (struct guest){.attend = on_rows, .user = h};
     size_t n = (size_t)shape->layers * shape->kv_heads;
     h->stores = calloc(n, sizeof *h->stores);
-    h->scores = calloc(h->room, h->group * sizeof *h->scores);
-    h->ranks = calloc(h->room, sizeof *h->ranks);
-    h->spare = calloc(h->room, sizeof *h->spare);
-    h->marked = calloc(h->room, 1);
-    bool ok = h->stores && h->scores && h->ranks && h->spare && h->marked;
+    bool ok = open_scratch(h) && h->stores;
     for (size_t i = 0; i < n && ok; i++)
         ok = open_store(h, &h->stores[i]);
     if (!ok) {
         eval_here_close(h);
         return inst_fail(msg, INST_ENOMEM, "no memory for K and V of %llu tokens",
-                         (unsigned long long)shape->tokens);
+                         (unsigned long long)shape->context);
     }
     *out = h;
     return 0;
+}
+
+static void close_store(const struct eval_here *h, struct eval_store *s)
+{
+    for (size_t i = 0; s->tail && i < h->shape.lines; i++) {
+        free(s->tail[i].tiles);
+        free(s->tail[i].now);
+        free(s->tail[i].kept);
+    }
+    free(s->tail);
+    free(s->tiles);
+    free(s->v_sum);
+    free(s->sums);
+    free(s->pages);
 }
 
 void eval_here_close(struct eval_here *h)
 {
     if (!h)
         return;
-    for (size_t i = 0; h->stores && i < (size_t)h->shape.layers * h->shape.kv_heads; i++) {
-        free(h->stores[i].k);
-        free(h->stores[i].v);
-        free(h->stores[i].sums);
-        free(h->stores[i].now);
-        free(h->stores[i].kept);
-    }
+    for (size_t i = 0; h->stores && i < (size_t)h->shape.layers * h->shape.kv_heads; i++)
+        close_store(h, &h->stores[i]);
     free(h->stores);
     free(h->scores);
+    free(h->q);
     free(h->ranks);
     free(h->spare);
-    free(h->marked);
+    free(h->marks);
+    free(h->picks);
+    free(h->late_pages);
+    free(h->partials);
+    free(h->scratch);
     free(h);
 }
 
@@ -501,13 +307,13 @@ const struct guest *eval_here_guest(struct eval_here *h)
     return &h->guest;
 }
 
-void eval_here_set(struct eval_here *h, enum eval_here_method method, uint32_t divisor,
-                   uint64_t context)
+int eval_here_set(struct eval_here *h, enum eval_here_method method, uint32_t divisor,
+                  struct inst_msg *msg)
 {
     h->method = method;
     h->divisor = divisor;
-    h->context = context;
-    h->tokens = 0;
+    h->tokens = h->pages = 0;
+    return eval_choose_prepare(h) ? 0 : inst_fail(msg, INST_ENOMEM, "out of memory");
 }
 
 double eval_here_bytes(const struct eval_here *h)
@@ -515,13 +321,19 @@ double eval_here_bytes(const struct eval_here *h)
     return h->tokens * 2 * h->shape.head_dim * sizeof(uint16_t);
 }
 
+double eval_here_page_bytes(const struct eval_here *h)
+{
+    return h->pages * EVAL_PAGE;
+}
+
 double eval_here_index(const struct eval_here *h)
 {
     double heads = (double)h->shape.layers * h->shape.kv_heads;
+    double kept = ceil((double)h->shape.context / h->divisor);
     if (h->divisor == 1)
         return 0;
     if (h->method == EVAL_HERE_h2o) // the mass of each token that is kept
-        return heads * (double)share(h->context, h->divisor) * sizeof(float);
+        return heads * kept * sizeof(float);
     if (h->method == EVAL_HERE_sparq) // the mean of V
         return heads * h->shape.head_dim * sizeof(float);
     return 0;

@@ -14,13 +14,20 @@ static void budget_text(const struct eval_cell *cell, char out[BUDGET_TEXT])
 {
     if (cell->method->whole)
         strcpy(out, "");
+    else if (cell->mass > 0)
+        snprintf(out, BUDGET_TEXT, "mass %.4g", cell->mass);
     else
         snprintf(out, BUDGET_TEXT, "1/%u", cell->divisor);
 }
 
 static double share_read(const struct eval_result *r)
 {
-    return r->nominal > 0 ? r->read / r->nominal : 0;
+    return r->all > 0 ? r->read / r->all : 0;
+}
+
+static double share_counted(const struct eval_result *r)
+{
+    return r->all > 0 ? r->counted / r->all : 0;
 }
 
 static double bytes_per_token(const struct eval_result *r)
@@ -41,10 +48,11 @@ static void print_row(const struct eval_cell *cell, const struct eval_result *r,
         snprintf(kl, sizeof kl, "%.2g ± %.1g", far.mean, far.error);
     }
     // "±" has two bytes and takes one place.
-    printf("| %-9s | %6s | %5zu | %5.1f ± %-4.1f | %*s | %*s | %8.4g | %8.1f | %6.3f | %7.1f |\n",
+    printf("| %-9s | %9s | %5zu | %5.1f ± %-4.1f | %*s | %*s | %8.4g | %8.1f | %6.3f | %7.3f | "
+           "%7.1f |\n",
            cell->method->name, budget, r->n, 100 * score.mean, 100 * score.error, *gain ? 13 : 12,
            gain, *kl ? 18 : 17, kl, exp(eval_mean_of(r, EVAL_NLL, NULL).mean),
-           bytes_per_token(r) / 1e3, share_read(r), r->index / 1e3);
+           bytes_per_token(r) / 1e3, share_read(r), share_counted(r), r->index / 1e3);
 }
 
 void eval_show_table(const struct eval_block *block, const struct eval_cell *cells, size_t n_cells,
@@ -52,10 +60,10 @@ void eval_show_table(const struct eval_block *block, const struct eval_cell *cel
 {
     printf("\n%s, %llu tokens, row cache %s\n\n", block->task, (unsigned long long)block->tokens,
            cached ? "on" : "off");
-    printf("| %-9s | %6s | %5s | %12s | %12s | %17s | %8s | %8s | %6s | %7s |\n"
-           "|---|---|---|---|---|---|---|---|---|---|\n",
+    printf("| %-9s | %9s | %5s | %12s | %12s | %17s | %8s | %8s | %6s | %7s | %7s |\n"
+           "|---|---|---|---|---|---|---|---|---|---|---|\n",
            "method", "budget", "n", "right %", "less dense", "KL to dense", "ppl", "kB/token",
-           "of KV", "DRAM kB");
+           "of KV", "counted", "DRAM kB");
     for (size_t i = 0; i < n_cells; i++)
         if (cells[i].cached == cached)
             print_row(&cells[i], &block->results[i], &block->results[0]);
@@ -64,9 +72,10 @@ void eval_show_table(const struct eval_block *block, const struct eval_cell *cel
 
 void eval_show_head(FILE *csv)
 {
-    fputs("task,tokens,method,budget,row_cache,n,right,right_error,less_dense,less_dense_error,kl,"
-          "kl_error,nll,nll_error,bytes_per_token,of_kv,index_bytes\n",
-          csv);
+    fputs(
+        "task,tokens,method,budget,mass,row_cache,n,right,right_error,less_dense,less_dense_error,"
+        "kl,kl_error,nll,nll_error,bytes_per_token,of_kv,counted_of_kv,index_bytes\n",
+        csv);
 }
 
 void eval_show_csv(FILE *csv, const struct eval_block *block, const struct eval_cell *cells,
@@ -77,12 +86,13 @@ void eval_show_csv(FILE *csv, const struct eval_block *block, const struct eval_
         struct eval_mean m[] = {eval_mean_of(r, EVAL_SCORE, NULL),
                                 eval_mean_of(r, EVAL_GAIN, block->results),
                                 eval_mean_of(r, EVAL_KL, NULL), eval_mean_of(r, EVAL_NLL, NULL)};
-        fprintf(csv, "%s,%llu,%s,%.6g,%s,%zu", block->task, (unsigned long long)block->tokens,
-                cells[i].method->name, 1.0 / cells[i].divisor, cells[i].cached ? "on" : "off",
-                r->n);
+        fprintf(csv, "%s,%llu,%s,%.6g,%.6g,%s,%zu", block->task, (unsigned long long)block->tokens,
+                cells[i].method->name, 1.0 / cells[i].divisor, cells[i].mass,
+                cells[i].cached ? "on" : "off", r->n);
         for (size_t k = 0; k < sizeof m / sizeof *m; k++)
             fprintf(csv, ",%.6g,%.3g", m[k].mean, m[k].error);
-        fprintf(csv, ",%.6g,%.6g,%.6g\n", bytes_per_token(r), share_read(r), r->index);
+        fprintf(csv, ",%.6g,%.6g,%.6g,%.6g\n", bytes_per_token(r), share_read(r), share_counted(r),
+                r->index);
     }
     fflush(csv);
 }
@@ -96,7 +106,12 @@ struct picture {
     struct chart *charts;
 };
 
-// One line for each run of cells of one method.
+static const char *line_name(const struct eval_cell *cell)
+{
+    return cell->mass > 0 ? "by mass" : cell->method->name;
+}
+
+// One line for each run of cells of one method, and for its masses.
 static size_t fill(struct picture *p, size_t at, const struct eval_block *block,
                    const struct eval_cell *cells, size_t n_cells, bool kl)
 {
@@ -106,9 +121,9 @@ static size_t fill(struct picture *p, size_t at, const struct eval_block *block,
         const struct eval_result *r = &block->results[i];
         if (cells[i].cached || (kl && !i))
             continue;
-        if (!n || strcmp(series[n - 1].name, cells[i].method->name))
+        if (!n || strcmp(series[n - 1].name, line_name(&cells[i])))
             series[n++] = (struct chart_series){
-                .name = cells[i].method->name, .x = p->x + at + i, .y = p->y + at + i};
+                .name = line_name(&cells[i]), .x = p->x + at + i, .y = p->y + at + i};
         p->x[at + i] = share_read(r);
         p->y[at + i] =
             kl ? eval_mean_of(r, EVAL_KL, NULL).mean : 100 * eval_mean_of(r, EVAL_SCORE, NULL).mean;

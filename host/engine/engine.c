@@ -137,9 +137,6 @@ static int choose_attention(inst_engine *e, const struct inst_options *o, struct
     if (o->sparf_channels > c->head_dim)
         return inst_fail(msg, INST_EINVAL, "sparf with %u channels: a head of this model has %u",
                          o->sparf_channels, c->head_dim);
-    e->audit = o->audit;
-    e->micro.asked = o->micro_batches;
-    e->host_attention = o->attention && !strcmp(o->attention, "host");
     e->attend = (struct table_header){
         .head_count = c->kv_heads,
         .method = sparf   ? METHOD_SPARF
@@ -158,6 +155,18 @@ static int choose_attention(inst_engine *e, const struct inst_options *o, struct
         .pages_no_rest = o->pages_no_rest,
     };
     return 0;
+}
+
+int engine_attend_as(struct inst_engine *e, const struct inst_options *o, struct inst_msg *msg)
+{
+    struct table_header before = e->attend;
+    int err = choose_attention(e, o, msg);
+    if (!err && e->attend.method != METHOD_DENSE && e->attend.method != e->loss.plan.method)
+        err = inst_fail(msg, INST_EINVAL, "the drive was not prepared for attention \"%s\"",
+                        o->attention);
+    if (err)
+        e->attend = before;
+    return err;
 }
 
 static bool rounds_x(const struct gguf *gguf)
@@ -339,6 +348,9 @@ static int prepare(inst_engine *e, const struct inst_options *o, struct inst_msg
     if (err)
         return err;
     preflight_model(e, o);
+    e->audit = o->audit;
+    e->micro.asked = o->micro_batches;
+    e->host_attention = o->attention && !strcmp(o->attention, "host");
     err = choose_attention(e, o, msg);
     if (!err)
         err = make_plan(e, o, msg);

@@ -126,6 +126,11 @@ int engine_open_on(inst_engine **out, const struct inst_options *options, struct
 int engine_open_with(inst_engine **out, const struct inst_options *options, struct link *link,
                      const struct compute_kind *compute, struct inst_msg *msg);
 
+// From the next step on with another method's knobs, or densely: what `attention` names has to be
+// what the engine was opened with, or dense.
+int engine_attend_as(struct inst_engine *e, const struct inst_options *options,
+                     struct inst_msg *msg);
+
 // For the host, of a buffer that is.
 static inline unsigned char *engine_bytes(const struct inst_engine *e, enum buffer_id id)
 {

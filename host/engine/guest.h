@@ -10,6 +10,7 @@
 
 // Rows of one segment in one layer; rope is applied.
 struct guest_rows {
+    uint32_t session; // its place among the engine's
     uint32_t layer, heads, kv_heads, head_dim;
     uint64_t pos; // of the first
     size_t n;

@@ -281,6 +281,7 @@ static bool ask_guest(struct step *t, const struct step_segment *seg)
         !step_wait(t, QUEUE_MAIN))
         return false;
     const struct guest_rows seen = {
+        .session = seg->s->place,
         .layer = t->layer,
         .heads = c->heads,
         .kv_heads = c->kv_heads,

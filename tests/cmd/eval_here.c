@@ -14,8 +14,8 @@
 // after those
 #include <cmocka.h>
 
-enum { HEADS = 6, KV = 2, GROUP = HEADS / KV, DIM = 16, CONTEXT = 203, DECODED = 7 };
-enum { TOKENS = CONTEXT + DECODED };
+enum { HEADS = 6, KV = 2, GROUP = HEADS / KV, DIM = 24, CONTEXT = 203, DECODED = 7 };
+enum { TOKENS = CONTEXT + DECODED, LINES = 2 };
 
 static double q[TOKENS][HEADS][DIM], k[TOKENS][KV][DIM], v[TOKENS][KV][DIM];
 
@@ -174,6 +174,18 @@ static double define_quest(size_t t, size_t kv, size_t div, bool *chosen)
     return (double)pages;
 }
 
+static void define_pieces(size_t t, size_t kv, size_t size, size_t many, bool *chosen)
+{
+    double sum[TOKENS] = {0}, piece[TOKENS] = {0};
+    bool piece_chosen[TOKENS] = {0};
+    mass(t, kv, NULL, sum);
+    for (size_t p = 0; p <= t; p++)
+        piece[p / size] += sum[p];
+    best(piece, t / size + 1, many < size ? 1 : many / size, piece_chosen);
+    for (size_t p = 0; p <= t; p++)
+        chosen[p] = piece_chosen[p / size];
+}
+
 // All steps from the context's end to t.
 static void define_h2o(size_t t, size_t kv, size_t div, bool *chosen)
 {
@@ -221,6 +233,10 @@ static double define(enum eval_here_method method, size_t t, size_t kv, size_t d
         mass(t, kv, NULL, sum);
         best(sum, n, many, chosen);
         return 0;
+    case EVAL_HERE_oracle16:
+    case EVAL_HERE_oracle32:
+        define_pieces(t, kv, method == EVAL_HERE_oracle16 ? 16 : 32, many, chosen);
+        return 0;
     default:
         for (size_t p = 0; p < n; p++) {
             size_t sinks = method == EVAL_HERE_window ? 0 : many > 4 ? 4 : many - 1;
@@ -249,12 +265,13 @@ static void output(size_t t, size_t kv, size_t g, const bool *chosen, double alp
 
 // ---- What is tested ----------------------------------------------------------------------------
 
-// Shows tokens [pos, pos + n); out: of a decode row.
-static void show(struct eval_here *h, size_t pos, size_t n, float *out)
+// Shows tokens [pos, pos + n) of a session; out: of a decode row.
+static void show(struct eval_here *h, uint32_t session, size_t pos, size_t n, float *out)
 {
     static float queries[CONTEXT * HEADS * DIM];
     static uint16_t kv[CONTEXT * KV * DIM * 2];
-    struct guest_rows rows = {.heads = HEADS,
+    struct guest_rows rows = {.session = session,
+                              .heads = HEADS,
                               .kv_heads = KV,
                               .head_dim = DIM,
                               .pos = pos,
@@ -284,25 +301,51 @@ static struct eval_here *open_behind_context(void)
                                     .heads = HEADS,
                                     .kv_heads = KV,
                                     .head_dim = DIM,
-                                    .tokens = TOKENS,
+                                    .context = CONTEXT,
+                                    .longest = DECODED,
+                                    .lines = LINES,
                                     .sums = true};
     assert_int_equal(eval_here_open(&h, &shape, NULL), 0);
-    show(h, 0, 70, NULL);
-    show(h, 70, CONTEXT - 70, NULL);
+    show(h, 0, 0, 70, NULL);
+    show(h, 0, 70, CONTEXT - 70, NULL);
     return h;
 }
 
-static void check_row(struct eval_here *h, enum eval_here_method method, size_t t, size_t div,
-                      double *tokens)
+// Pages of 4 KiB with a byte of a chosen token, and those that ranking reads.
+static size_t pages_of(enum eval_here_method method, size_t n, size_t div, const bool *chosen)
+{
+    bool page[TOKENS * 4 * DIM / 4096 + 1] = {0};
+    size_t bytes = 0, count = 0, quest_page = 2 * div > 16 ? 2 * div : 16;
+    for (size_t p = 0; p < n; p++)
+        for (size_t i = 0; i < 4 * DIM && chosen[p]; i++)
+            page[(p * 4 * DIM + i) / 4096] = true;
+    for (size_t i = 0; i < sizeof page; i++)
+        count += page[i];
+    if (div == 1)
+        return count;
+    if (method == EVAL_HERE_quest)
+        bytes = up(up(n, quest_page) * 4 * DIM, 4096);
+    if (method == EVAL_HERE_sparq)
+        bytes = (DIM / div ? DIM / div : 1) * up(2 * n, 4096);
+    return count + bytes;
+}
+
+struct seen {
+    double tokens, pages;
+};
+
+static void check_row(struct eval_here *h, uint32_t session, enum eval_here_method method, size_t t,
+                      size_t div, struct seen *seen)
 {
     static float out[HEADS][DIM + 16];
-    show(h, t, 1, &out[0][0]);
+    show(h, session, t, 1, &out[0][0]);
     for (size_t kv = 0; kv < KV; kv++) {
         bool chosen[TOKENS];
         double alpha[GROUP], want[DIM];
-        *tokens += define(method, t, kv, div, chosen, alpha);
+        seen->tokens += define(method, t, kv, div, chosen, alpha);
+        seen->pages += (double)pages_of(method, t + 1, div, chosen);
         for (size_t p = 0; p <= t; p++)
-            *tokens += chosen[p];
+            seen->tokens += chosen[p];
         for (size_t g = 0; g < GROUP; g++) {
             output(t, kv, g, chosen, alpha[g], want);
             for (size_t d = 0; d < DIM; d++)
@@ -321,25 +364,33 @@ static void test_as_defined(void **state)
     struct eval_here *h = open_behind_context();
     for (size_t m = 0; m <= EVAL_HERE_window; m++)
         for (size_t i = 0; i < sizeof divisors / sizeof *divisors; i++) {
-            double tokens = 0;
-            eval_here_set(h, (enum eval_here_method)m, divisors[i], CONTEXT);
+            struct seen seen = {0};
+            assert_int_equal(eval_here_set(h, (enum eval_here_method)m, divisors[i], NULL), 0);
             for (size_t t = CONTEXT; t < TOKENS; t++)
-                check_row(h, (enum eval_here_method)m, t, divisors[i], &tokens);
-            assert_true(fabs(eval_here_bytes(h) - tokens * 2 * DIM * 2) < 1e-3);
+                check_row(h, 1, (enum eval_here_method)m, t, divisors[i], &seen);
+            assert_true(fabs(eval_here_bytes(h) - seen.tokens * 2 * DIM * 2) < 1e-3);
+            assert_true(fabs(eval_here_page_bytes(h) - seen.pages * 4096) < 1e-3);
         }
     eval_here_close(h);
 }
 
-// A question leaves nothing behind that another one would see.
+// Questions leave nothing behind that another one would see, neither one after another nor side by
+// side.
 static void test_questions_do_not_meet(void **state)
 {
     (void)state;
     struct eval_here *h = open_behind_context();
-    double tokens = 0;
-    eval_here_set(h, EVAL_HERE_h2o, 8, CONTEXT);
+    struct seen seen = {0};
+    assert_int_equal(eval_here_set(h, EVAL_HERE_h2o, 8, NULL), 0);
     for (int question = 0; question < 2; question++)
         for (size_t t = CONTEXT; t < TOKENS; t++)
-            check_row(h, EVAL_HERE_h2o, t, 8, &tokens);
+            check_row(h, 1, EVAL_HERE_h2o, t, 8, &seen);
+    for (size_t t = CONTEXT; t < TOKENS + 2; t++)
+        for (uint32_t session = 1; session <= LINES; session++) {
+            size_t at = t - 2 * (session - 1); // the second one is two tokens behind
+            if (at >= CONTEXT && at < TOKENS)
+                check_row(h, session, EVAL_HERE_h2o, at, 8, &seen);
+        }
     eval_here_close(h);
 }
 
@@ -351,7 +402,8 @@ static void test_window_of_the_layer(void **state)
     struct eval_here *h = open_behind_context();
     for (size_t m = 0; m <= EVAL_HERE_window; m++) {
         struct guest windowed = *eval_here_guest(h);
-        struct guest_rows rows = {.heads = HEADS,
+        struct guest_rows rows = {.session = 1,
+                                  .heads = HEADS,
                                   .kv_heads = KV,
                                   .head_dim = DIM,
                                   .pos = CONTEXT,
@@ -371,7 +423,7 @@ static void test_window_of_the_layer(void **state)
             }
         rows.q = queries;
         rows.kv = kv;
-        eval_here_set(h, (enum eval_here_method)m, 4, CONTEXT);
+        assert_int_equal(eval_here_set(h, (enum eval_here_method)m, 4, NULL), 0);
         windowed.attend(windowed.user, &rows);
         for (size_t head = 0; head < HEADS; head++) {
             bool chosen[TOKENS] = {0};
