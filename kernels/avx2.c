@@ -20,6 +20,7 @@ enum {
     // From this many queries on, converting a tile to fp32 first pays. Converting for every four of
     // them hides behind the products.
     MANY_QUERIES = 64,
+    MANY_BLOCK_QUERIES = 16, // of K and V in blocks
     // Accumulators of a panel of fp32.
     PANEL_QUERIES = 6,
     PANEL_VECTORS = 2,
@@ -107,6 +108,13 @@ OP vn vn_bf16(const void *p)
 OP vn vn_i8(const void *p)
 {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p)));
+}
+// (byte >> shift) & 15
+OP vn vn_nibbles(const void *p, int shift)
+{
+    __m256i v = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p));
+    v = shift ? _mm256_srli_epi32(v, 4) : _mm256_and_si256(v, _mm256_set1_epi32(15));
+    return _mm256_cvtepi32_ps(v);
 }
 // Bits move in from the neighbouring byte: the caller masks.
 OP bytes16 bytes_shr(bytes16 v, int n)

@@ -21,6 +21,7 @@ enum {
     BLOCK_JR = 4, // rows of a block type that share x
     // From this many queries on, converting a tile to fp32 first pays.
     MANY_QUERIES = 16,
+    MANY_BLOCK_QUERIES = 8, // of K and V in blocks
     // Accumulators of a panel of fp32.
     PANEL_QUERIES = 6,
     PANEL_VECTORS = 4,
@@ -108,6 +109,13 @@ OP vn vn_bf16(const void *p)
 OP vn vn_i8(const void *p)
 {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p)));
+}
+// (byte >> shift) & 15
+OP vn vn_nibbles(const void *p, int shift)
+{
+    const vn numbers = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __m512i v = _mm512_cvtepu8_epi32(_mm_loadu_si128(p));
+    return _mm512_permutexvar_ps(shift ? _mm512_srli_epi32(v, 4) : v, numbers);
 }
 // Bits move in from the neighbouring byte: the caller masks.
 OP bytes16 bytes_shr(bytes16 v, int n)

@@ -5,14 +5,17 @@
 // Both products of a tile, scores and weighted V, are chains (kernels.h): one row after the other
 // of the second factor, a channel of K or the V of a token, is multiplied with one number of each
 // query. So a block of accumulators, queries x vectors of columns, takes each vector of K or V once
-// for all of its queries. Few queries take K and V as they are stored. Many take them from panels
-// of fp32, made once for all.
+// for all of its queries. Few queries take K and V as they are stored, in blocks (kv.h) or not:
+// what a block holds is one scale times a code, exactly, so that such a tile gives the bits of one
+// of fp16. Many take them from panels of fp32, made once for all.
 
 enum {
     // Queries whose scores are held at once, where the scratch memory allows it.
     QUERY_BLOCK = 48,
     // Queries that share one pass over K and V as they are stored.
     FEW_QUERIES = 4,
+    TAIL_BYTES = 2 * KV_BLOCK,
+    SCALES_MAX = KERNEL_HEAD_DIM_MAX / KV_BLOCK * ATTENTION_TILE, // of K or of V of a tile
 };
 
 // ---- partials ----------------------------------------------------------------------------------
@@ -124,41 +127,92 @@ enum source {
     KEYS,   // K as it is stored: rows are channels, columns are tokens
     VALUES, // V as it is stored: rows are tokens, columns are channels
     PANELS, // either as fp32: [16 columns][row][16]
+    // In blocks.
+    KEYS8,
+    KEYS4,
+    VALUES8,
+    VALUES4,
 };
 
 struct factor {
-    const uint16_t *key[ATTENTION_PARTS];  // KEYS: row 0 of 16 columns
-    size_t key_stride;                     // elements from row to row
-    const uint16_t *value[ATTENTION_TILE]; // VALUES: rows
-    const float *panel;                    // PANELS
+    const uint8_t *key[ATTENTION_PARTS];  // KEYS: row 0 of 16 columns
+    size_t key_stride;                    // bytes from row to row of codes
+    const uint8_t *value[ATTENTION_TILE]; // VALUES: rows
+    // In blocks: fp32 scales and, of Q4, what comes to them: scale * -zero. Of K [block][token],
+    // of V the token's own, [block].
+    const float *key_scale, *key_zero;
+    uint32_t value_block[ATTENTION_TILE]; // where the scales of a row begin
+    const float *value_scale, *value_zero;
+    const float *panel; // PANELS
     size_t panel_rows;
 };
 
-// Vector v of a row. at[v] + offset: where it lies (not VALUES).
-INLINE vn chain_load(const enum source source, const struct factor *b, const void *const *at,
-                     size_t offset, size_t v, size_t column, size_t row)
+INLINE int of_keys(const enum source source)
 {
-    if (source == KEYS)
-        return vn_f16((const uint16_t *)at[v] + offset);
+    return source == KEYS || source == KEYS8 || source == KEYS4;
+}
+
+INLINE int of_values(const enum source source)
+{
+    return source == VALUES || source == VALUES8 || source == VALUES4;
+}
+
+// Half bytes that a number takes.
+INLINE size_t halves_of(const enum source source)
+{
+    return source == KEYS4 || source == VALUES4 ? 1 : source == KEYS8 || source == VALUES8 ? 2 : 4;
+}
+
+// Where the code of channel c lies in V of Q4; a vector of them may begin at multiples of VN.
+INLINE size_t value4_at(size_t c)
+{
+    return c / KV_BLOCK * KERNEL_LANES + c % KERNEL_LANES;
+}
+
+// Vector v of a row. at[v]: where column v * VN of row 0 lies (not VALUES). `odd`, of half bytes
+// alone: KEYS4, the row's number is odd; VALUES4, of vectors that fill less than a block, they lie
+// in its second half.
+INLINE vn chain_load(const enum source source, const struct factor *b, const void *const *at,
+                     size_t v, size_t column, size_t row, const int odd)
+{
+    const size_t c = column + v * VN;
+    const uint8_t *p;
+    const float *s, *m;
+    if (source == PANELS)
+        return vn_load((const float *)at[v] + row * KERNEL_LANES);
+    if (of_keys(source)) {
+        p = (const uint8_t *)at[v] + (source == KEYS4 ? row / 2 : row) * b->key_stride;
+        s = b->key_scale + row / KV_BLOCK * ATTENTION_TILE + c;
+        m = b->key_zero + row / KV_BLOCK * ATTENTION_TILE + c;
+        return source == KEYS    ? vn_f16(p)
+               : source == KEYS8 ? vn_mul(vn_i8(p), vn_load(s))
+                                 : vn_fma(vn_nibbles(p, odd ? 4 : 0), vn_load(s), vn_load(m));
+    }
+    p = b->value[row];
     if (source == VALUES)
-        return vn_f16(b->value[row] + column + v * VN);
-    return vn_load((const float *)at[v] + offset);
+        return vn_f16(p + 2 * c);
+    s = b->value_scale + b->value_block[row] + c / KV_BLOCK;
+    if (source == VALUES8)
+        return vn_mul(vn_i8(p + c), vn_set1(*s));
+    m = b->value_zero + b->value_block[row] + c / KV_BLOCK;
+    const int high = (v * VN / KERNEL_LANES + (size_t)odd) % 2;
+    return vn_fma(vn_nibbles(p + value4_at(c), high ? 4 : 0), vn_set1(*s), vn_set1(*m));
 }
 
 // One row for nq queries: acc[i * nv + v] = fma(a[i], vector v of the row, .). The fewer ones of
 // the two factors stay in registers meanwhile.
 INLINE void chain_step(const enum source source, const size_t nq, const size_t nv,
-                       const struct factor *b, const void *const *at, size_t offset, size_t column,
-                       size_t row, const float *a, size_t a_stride, vn *acc)
+                       const struct factor *b, const void *const *at, size_t column, size_t row,
+                       const int odd, const float *a, size_t a_stride, vn *acc)
 {
     vn hold[8];
     UNROLL
     for (size_t i = 0; i < (nq < nv ? nq : nv); i++)
         hold[i] = nq < nv ? vn_set1(a[i * a_stride + row])
-                          : chain_load(source, b, at, offset, i, column, row);
+                          : chain_load(source, b, at, i, column, row, odd);
     UNROLL
     for (size_t v = 0; nq < nv && v < nv; v++) {
-        vn x = chain_load(source, b, at, offset, v, column, row);
+        vn x = chain_load(source, b, at, v, column, row, odd);
         UNROLL
         for (size_t i = 0; i < nq; i++)
             acc[i * nv + v] = vn_fma(hold[i], x, acc[i * nv + v]);
@@ -172,6 +226,35 @@ INLINE void chain_step(const enum source source, const size_t nq, const size_t n
     }
 }
 
+// chain_block's rows.
+INLINE void chain_rows(const enum source source, const size_t nq, const size_t nv,
+                       const struct factor *b, const void *const *at, size_t column, const int high,
+                       size_t row, size_t end, const float *a, size_t a_stride, vn *acc,
+                       const void *ahead)
+{
+    enum { LINE = 64 };
+    const size_t rows = source == PANELS ? 2 : 4;
+    const size_t fetched = nv * VN * rows * halves_of(source) / 2; // bytes
+    for (; row + rows <= end; row += rows) {
+        if (source != PANELS && ahead) {
+            UNROLL
+            for (size_t line = 0; line < (fetched + LINE - 1) / LINE; line++)
+                prefetch(ahead, line * LINE);
+            ahead = (const void *)((uintptr_t)ahead + fetched);
+        }
+        UNROLL
+        for (size_t i = 0; i < rows; i++)
+            chain_step(source, nq, nv, b, at, column, row + i,
+                       source == KEYS4 ? (int)(i % 2) : high, a, a_stride, acc);
+    }
+    for (; row < end; row += 2) { // rows of K begin at 0
+        chain_step(source, nq, nv, b, at, column, row, high, a, a_stride, acc);
+        if (row + 1 < end)
+            chain_step(source, nq, nv, b, at, column, row + 1, source == KEYS4 ? 1 : high, a,
+                       a_stride, acc);
+    }
+}
+
 // out[i * out_stride + c] = chain over rows [r0, r1) of a[i * a_stride + row] and column c of b,
 // for nq queries and nv vectors of columns from `column` on; it goes on from what is there unless
 // r0 is 0. While rows are read, as many bytes of what lies `ahead` are prefetched.
@@ -179,16 +262,13 @@ INLINE void chain_block(const enum source source, const size_t nq, const size_t 
                         const struct factor *b, size_t column, const float *a, size_t a_stride,
                         size_t r0, size_t r1, float *out, size_t out_stride, const void *ahead)
 {
-    enum { LINE = 64 };
-    const size_t rows = source == PANELS ? 2 : 4;
-    const size_t step = source == KEYS ? b->key_stride : KERNEL_LANES;
     vn acc[24];
     const void *at[8];
     UNROLL
     for (size_t v = 0; v < nv; v++) {
         const size_t c = column + v * VN, part = c / KERNEL_LANES, lane = c % KERNEL_LANES;
-        if (source == KEYS)
-            at[v] = b->key[part] + lane;
+        if (of_keys(source))
+            at[v] = b->key[part] + (source == KEYS ? 2 * lane : lane);
         else if (source == PANELS)
             at[v] = b->panel + part * b->panel_rows * KERNEL_LANES + lane;
     }
@@ -197,20 +277,10 @@ INLINE void chain_block(const enum source source, const size_t nq, const size_t 
         UNROLL
     for (size_t v = 0; v < nv; v++)
         acc[i * nv + v] = r0 ? vn_load(out + i * out_stride + v * VN) : vn_set1(0);
-    size_t row = r0, offset = r0 * step;
-    for (; row + rows <= r1; row += rows, offset += rows * step) {
-        if (source != PANELS && ahead) {
-            UNROLL
-            for (size_t line = 0; line < nv * VN * 2 * rows / LINE; line++)
-                prefetch(ahead, line * LINE);
-            ahead = (const void *)((uintptr_t)ahead + nv * VN * 2 * rows);
-        }
-        UNROLL
-        for (size_t i = 0; i < rows; i++)
-            chain_step(source, nq, nv, b, at, offset + i * step, column, row + i, a, a_stride, acc);
-    }
-    for (; row < r1; row++, offset += step)
-        chain_step(source, nq, nv, b, at, offset, column, row, a, a_stride, acc);
+    if (source == VALUES4 && nv * VN < KV_BLOCK && column % KV_BLOCK >= KERNEL_LANES)
+        chain_rows(source, nq, nv, b, at, column, 1, r0, r1, a, a_stride, acc, ahead);
+    else
+        chain_rows(source, nq, nv, b, at, column, 0, r0, r1, a, a_stride, acc, ahead);
     UNROLL
     for (size_t i = 0; i < nq; i++)
         UNROLL
@@ -222,7 +292,9 @@ INLINE void chain_block(const enum source source, const size_t nq, const size_t 
 INLINE size_t most_vectors(const enum source source, const size_t nq)
 {
     const size_t all = ATTENTION_TILE / VN;
-    return source == KEYS && FEW_VECTORS(nq) > all ? all : FEW_VECTORS(nq);
+    if (source == VALUES4 && FEW_VECTORS(nq) == 3)
+        return 2; // so that a row of them begins in one half of the bytes
+    return of_keys(source) && FEW_VECTORS(nq) > all ? all : FEW_VECTORS(nq);
 }
 
 // chain_block with nv, which few_vectors gave, as a constant.
@@ -263,13 +335,14 @@ struct tile_work {
     const struct attention_tile *tile;
     struct factor key, value;
     struct factor tail; // VALUES: the last channels, filled up, where they are less than a vector
+    float *scales;      // in blocks
     uint32_t there;     // bit i: of 16 i and the 15 tokens behind it some take part
     size_t block;       // queries that are worked on at once
     float *scores;      // [block][ATTENTION_TILE]
     float *partials;    // [block], for fold
     float *key_panel, *value_panel;
-    uint16_t *tails; // [ATTENTION_TILE][KERNEL_LANES]
-    int fetch;       // is memory worth prefetching?
+    uint8_t *tails; // [ATTENTION_TILE][TAIL_BYTES]
+    int fetch;      // is memory worth prefetching?
 };
 
 // How many vectors of columns come next where `left` remain: accumulators enough to hide the
@@ -282,16 +355,16 @@ INLINE size_t few_vectors(const size_t most, size_t left)
 }
 
 // Scores of nq queries with the first `columns` tokens.
-INLINE void key_queries(const size_t nq, const struct tile_work *w, size_t columns, const float *q,
-                        size_t q_stride, float *scores, int fetch)
+INLINE void key_queries(const size_t nq, const enum source source, const struct tile_work *w,
+                        size_t columns, const float *q, size_t q_stride, float *scores, int fetch)
 {
     const size_t dim = w->tile->head_dim;
     for (size_t c = 0, nv; c < columns; c += nv * VN) {
-        nv = few_vectors(most_vectors(KEYS, nq), (columns - c) / VN);
+        nv = few_vectors(most_vectors(source, nq), (columns - c) / VN);
         const void *ahead = fetch ? w->value.value[c] : NULL;
         const size_t first = c / KERNEL_LANES, last = (c + nv * VN - 1) / KERNEL_LANES;
         if (w->there >> first & ((2u << (last - first)) - 1))
-            FOR_VECTORS(nq, nv, KEYS, &w->key, c, q, q_stride, 0, dim, scores + c, ATTENTION_TILE,
+            FOR_VECTORS(nq, nv, source, &w->key, c, q, q_stride, 0, dim, scores + c, ATTENTION_TILE,
                         ahead);
     }
 }
@@ -300,37 +373,49 @@ INLINE void key_queries(const size_t nq, const struct tile_work *w, size_t colum
 INLINE const void *next_key(const struct attention_tile *tile, size_t column)
 {
     const struct attention_tile *next = tile->next;
-    size_t at = column * ATTENTION_TILE;
-    size_t part = (next->part_tokens ? next->part_tokens : ATTENTION_TILE) * tile->head_dim;
-    return next->k[at / part] + at % part;
+    size_t tokens = next->part_tokens ? next->part_tokens : ATTENTION_TILE;
+    size_t part = tokens * kv_value_codes(tile->type, tile->head_dim);
+    size_t at = column * part * (ATTENTION_TILE / tokens) / tile->head_dim;
+    return (const uint8_t *)next->k[at / part] + at % part;
 }
 
 // V of tokens [t0, t1) weighted by nq rows of s.
-INLINE void value_queries(const size_t nq, const struct tile_work *w, const float *s, size_t t0,
-                          size_t t1, float *acc, size_t stride, int fetch)
+INLINE void value_queries(const size_t nq, const enum source source, const struct tile_work *w,
+                          const float *s, size_t t0, size_t t1, float *acc, size_t stride,
+                          int fetch)
 {
     const size_t dim = w->tile->head_dim;
     size_t c = 0;
     for (size_t nv; c + VN <= dim; c += nv * VN) {
-        nv = few_vectors(most_vectors(VALUES, nq), (dim - c) / VN);
-        FOR_VECTORS(nq, nv, VALUES, &w->value, c, s, ATTENTION_TILE, t0, t1, acc + c, stride,
+        nv = few_vectors(most_vectors(source, nq), (dim - c) / VN);
+        FOR_VECTORS(nq, nv, source, &w->value, c, s, ATTENTION_TILE, t0, t1, acc + c, stride,
                     fetch ? next_key(w->tile, c) : NULL);
     }
-    for (size_t lane = 0; c + lane < dim; lane += VN)
-        chain_block(VALUES, nq, 1, &w->tail, lane, s, ATTENTION_TILE, t0, t1, acc + c + lane,
+    if (c < dim) // of tails that begin where c does in its block
+        chain_block(source, nq, 1, &w->tail, c % KV_BLOCK, s, ATTENTION_TILE, t0, t1, acc + c,
                     stride, NULL);
 }
 
 static void key_any(size_t nq, const struct tile_work *w, size_t columns, const float *q,
                     size_t q_stride, float *scores, int fetch)
 {
-    FOR_FEW(nq, key_queries, w, columns, q, q_stride, scores, fetch)
+    if (w->tile->type == KV_F16)
+        FOR_FEW(nq, key_queries, KEYS, w, columns, q, q_stride, scores, fetch)
+    else if (w->tile->type == KV_Q8)
+        FOR_FEW(nq, key_queries, KEYS8, w, columns, q, q_stride, scores, fetch)
+    else
+        FOR_FEW(nq, key_queries, KEYS4, w, columns, q, q_stride, scores, fetch)
 }
 
 static void value_any(size_t nq, const struct tile_work *w, const float *s, size_t t0, size_t t1,
                       float *acc, size_t stride, int fetch)
 {
-    FOR_FEW(nq, value_queries, w, s, t0, t1, acc, stride, fetch)
+    if (w->tile->type == KV_F16)
+        FOR_FEW(nq, value_queries, VALUES, w, s, t0, t1, acc, stride, fetch)
+    else if (w->tile->type == KV_Q8)
+        FOR_FEW(nq, value_queries, VALUES8, w, s, t0, t1, acc, stride, fetch)
+    else
+        FOR_FEW(nq, value_queries, VALUES4, w, s, t0, t1, acc, stride, fetch)
 }
 
 // Of the queries' limits the least: so far they share each pass over V.
@@ -430,24 +515,64 @@ static void many_values(const struct tile_work *w, size_t n, const uint32_t *lim
     }
 }
 
+// Scales of n blocks, which 16 divides, as fp32; of Q4 also scale * -zero.
+static void kv_scales(uint32_t type, const uint8_t *in, size_t n, float *scale, float *zero)
+{
+    const vn unit = vn_set1(type == KV_Q8 ? 1.0f / 64 : 1.0f / 8);
+    for (size_t i = 0; i < n; i += KERNEL_LANES) {
+        uint16_t word[KERNEL_LANES];
+        uint8_t low[KERNEL_LANES];
+        bytes16 codes;
+        if (type == KV_Q8) {
+            for (size_t l = 0; l < KERNEL_LANES; l++)
+                word[l] = (uint16_t)(in[i + l] << 7);
+        } else {
+            memcpy(word, in + 2 * i, sizeof word);
+            for (size_t l = 0; l < KERNEL_LANES; l++)
+                low[l] = (uint8_t)(word[l] & 15);
+            for (size_t l = 0; l < KERNEL_LANES; l++)
+                word[l] &= 0x7f80;
+            memcpy(&codes, low, sizeof codes);
+        }
+        for (size_t p = 0; p < PARTS; p++) {
+            vn s = vn_mul(vn_f16(word + p * VN), unit);
+            vn_store(scale + i + p * VN, s);
+            if (type == KV_Q4)
+                vn_store(zero + i + p * VN,
+                         vn_mul(vn_mul(vn_codes(codes, (int)p), vn_set1(-1.0f)), s));
+        }
+    }
+}
+
 // Where K of each 16 tokens lies. A part without chosen tokens may not be there: another one stands
 // for it, whose scores nobody looks at. Of K [tokens][head_dim] a turned copy is made.
 static void tile_keys(struct tile_work *w, uint64_t chosen, uint16_t *turned)
 {
     const struct attention_tile *tile = w->tile;
-    const size_t part = tile->part_tokens;
-    const uint16_t *some = NULL;
-    w->key.key_stride = part ? part : ATTENTION_TILE;
+    const size_t part = tile->part_tokens, each = tile->type == KV_F16 ? 2 : 1;
+    const size_t blocks = tile->type == KV_F16 ? 0 : kv_blocks(tile->head_dim);
+    const uint8_t *some = NULL;
+    float *scale = w->scales, *zero = scale + SCALES_MAX;
+    w->key.key_stride = each * (part ? part : ATTENTION_TILE);
+    w->key.key_scale = scale;
+    w->key.key_zero = zero;
     if (!part)
         kernel_transpose16(turned, ATTENTION_TILE, tile->k[0], tile->head_dim, tile->tokens,
                            tile->head_dim);
     for (size_t i = 0, number = 0, at = 0; i < ATTENTION_PARTS; i++) {
         int there = (chosen >> i * KERNEL_LANES & 0xffff) != 0;
         w->there |= (uint32_t)there << i;
-        if (!part)
-            w->key.key[i] = turned + i * KERNEL_LANES;
-        else if (there)
-            some = w->key.key[i] = tile->k[number] + at;
+        if (!part) {
+            w->key.key[i] = (const uint8_t *)(turned + i * KERNEL_LANES);
+        } else if (there) {
+            const uint8_t *codes = tile->k[number];
+            const uint8_t *scales = codes + kv_key_rows(tile->type, tile->head_dim) * part;
+            some = w->key.key[i] = codes + at * each;
+            for (size_t b = 0; b < blocks; b++)
+                kv_scales(tile->type, scales + kv_scale_bytes(tile->type, b * part + at),
+                          KERNEL_LANES, scale + b * ATTENTION_TILE + i * KERNEL_LANES,
+                          zero + b * ATTENTION_TILE + i * KERNEL_LANES);
+        }
         at += KERNEL_LANES;
         number += at == part;
         at = at == part ? 0 : at;
@@ -457,60 +582,96 @@ static void tile_keys(struct tile_work *w, uint64_t chosen, uint16_t *turned)
             w->key.key[i] = some;
 }
 
-// Where V of each token lies that takes part.
+// Where V of each token lies that takes part, and its scales.
 static void tile_values(struct tile_work *w, uint64_t chosen)
 {
     const struct attention_tile *tile = w->tile;
     const size_t part = tile->part_tokens ? tile->part_tokens : ATTENTION_TILE;
-    const size_t dim = tile->head_dim;
+    const size_t row = kv_value_codes(tile->type, tile->head_dim);
+    const size_t blocks = tile->type == KV_F16 ? 0 : kv_blocks(tile->head_dim);
+    float *scale = w->scales + 2 * SCALES_MAX, *zero = scale + SCALES_MAX;
     size_t count = 0, shift = (size_t)__builtin_ctzll(part);
-    for (size_t i = 0; !tile->chosen && count < tile->tokens; i++) {
-        const uint16_t *row = tile->v[i];
-        for (size_t t = 0; t < part; t++, row += dim) // of those beyond the last nothing is read
-            w->value.value[count++] = row;
-    }
-    for (uint64_t rest = chosen; tile->chosen && rest; rest &= rest - 1) {
-        size_t t = (size_t)__builtin_ctzll(rest);
-        w->value.value[count++] = tile->v[t >> shift] + (t & (part - 1)) * dim;
+    w->value.value_scale = scale;
+    w->value.value_zero = zero;
+    for (size_t t = 0; t < tile->tokens; t += part) {
+        const uint8_t *codes = tile->v[t >> shift];
+        uint64_t some = chosen >> t & (~0ull >> (ATTENTION_TILE - part));
+        if (blocks && some)
+            kv_scales(tile->type, codes + part * row, part * blocks, scale + t * blocks,
+                      zero + t * blocks);
+        if (!tile->chosen) { // of those beyond the last nothing is read
+            for (size_t i = 0; i < part; i++, count++) {
+                w->value.value[count] = codes + i * row;
+                w->value.value_block[count] = (uint32_t)(count * blocks);
+            }
+            continue;
+        }
+        for (; some; some &= some - 1, count++) {
+            size_t i = (size_t)__builtin_ctzll(some);
+            w->value.value[count] = codes + i * row;
+            w->value.value_block[count] = (uint32_t)((t + i) * blocks);
+        }
     }
 }
 
-// The last channels of V as rows of their own, so that vectors do not reach beyond its end.
+// The last block of V as rows of their own, so that vectors do not reach beyond its end.
 static void tile_tails(struct tile_work *w, size_t tokens, size_t lanes)
 {
-    const size_t dim = w->tile->head_dim, c = dim / lanes * lanes;
-    for (size_t t = 0; t < tokens && c < dim; t++) {
-        uint16_t *tail = w->tails + t * KERNEL_LANES;
-        memset(tail, 0, KERNEL_LANES * sizeof *tail);
-        memcpy(tail, w->value.value[t] + c, (dim - c) * sizeof *tail);
+    const uint32_t type = w->tile->type;
+    const size_t dim = w->tile->head_dim, block = dim / KV_BLOCK;
+    const size_t from = kv_value_codes(type, block * KV_BLOCK), end = kv_value_codes(type, dim);
+    if (dim % lanes == 0)
+        return;
+    w->tail.value_scale = w->value.value_scale;
+    w->tail.value_zero = w->value.value_zero;
+    for (size_t t = 0; t < tokens; t++) {
+        uint8_t *tail = w->tails + t * TAIL_BYTES;
+        memset(tail, 0, TAIL_BYTES);
+        memcpy(tail, w->value.value[t] + from, end - from);
         w->tail.value[t] = tail;
+        w->tail.value_block[t] = w->value.value_block[t] + (uint32_t)block;
     }
 }
 
 // K and V as fp32, each number once.
-static void tile_panels(struct tile_work *w, size_t tokens)
+INLINE void fill_panels(const enum source keys, const enum source values, struct tile_work *w,
+                        size_t tokens)
 {
-    const size_t dim = w->tile->head_dim, stride = w->key.key_stride;
+    const size_t dim = w->tile->head_dim, each = keys == KEYS ? 2 : 1;
     for (size_t i = 0; i < ATTENTION_PARTS; i++) {
         float *out = w->key_panel + i * dim * KERNEL_LANES;
-        const uint16_t *in = w->key.key[i];
-        for (size_t c = 0; w->there >> i & 1 && c < dim; c++, in += stride, out += KERNEL_LANES)
-            for (size_t p = 0; p < PARTS; p++)
-                vn_store(out + p * VN, vn_f16(in + p * VN));
+        const void *at[PARTS];
+        for (size_t p = 0; p < PARTS; p++)
+            at[p] = w->key.key[i] + p * VN * each;
+        for (size_t c = 0; w->there >> i & 1 && c < dim; c += 2)
+            for (size_t odd = 0; odd < 2 && c + odd < dim; odd++, out += KERNEL_LANES)
+                for (size_t p = 0; p < PARTS; p++)
+                    vn_store(out + p * VN,
+                             chain_load(keys, &w->key, at, p, i * KERNEL_LANES, c + odd, (int)odd));
     }
     for (size_t c = 0; c < dim; c += KERNEL_LANES) {
         float *out = w->value_panel + c * ATTENTION_TILE;
-        int whole = c + KERNEL_LANES <= dim;
-        for (size_t t = 0; t < tokens; t++, out += KERNEL_LANES) {
-            const uint16_t *in = whole ? w->value.value[t] + c : w->tail.value[t];
+        const int whole = c + KERNEL_LANES <= dim, high = c / KERNEL_LANES % 2;
+        const struct factor *b = whole ? &w->value : &w->tail;
+        for (size_t t = 0; t < tokens; t++, out += KERNEL_LANES)
             for (size_t p = 0; p < PARTS; p++)
-                vn_store(out + p * VN, vn_f16(in + p * VN));
-        }
+                vn_store(out + p * VN,
+                         chain_load(values, b, NULL, p, whole ? c : c % KV_BLOCK, t, high));
     }
     w->key.panel = w->key_panel;
     w->key.panel_rows = dim;
     w->value.panel = w->value_panel;
     w->value.panel_rows = ATTENTION_TILE;
+}
+
+static void tile_panels(struct tile_work *w, size_t tokens)
+{
+    if (w->tile->type == KV_F16)
+        fill_panels(KEYS, VALUES, w, tokens);
+    else if (w->tile->type == KV_Q8)
+        fill_panels(KEYS8, VALUES8, w, tokens);
+    else
+        fill_panels(KEYS4, VALUES4, w, tokens);
 }
 
 // Moves the scores of chosen tokens to the front.
@@ -559,22 +720,24 @@ static void set_attention_tile(const struct attention_tile *tile, const float *q
 {
     const size_t dim = tile->head_dim, stride = partial_stride(dim);
     const size_t panel = ATTENTION_TILE * ((dim + KERNEL_LANES - 1) / KERNEL_LANES * KERNEL_LANES);
-    const int many = n_q >= MANY_QUERIES;
+    const int many = n_q >= (size_t)(tile->type == KV_F16 ? MANY_QUERIES : MANY_BLOCK_QUERIES);
     const uint64_t chosen = tile->chosen ? tile->chosen : ~0ull >> (ATTENTION_TILE - tile->tokens);
     const size_t tokens = (size_t)__builtin_popcountll(chosen);
     struct tile_work w; // too large to be cleared for every tile
     w.tile = tile;
     w.fetch = !tile->chosen && !many;
     w.there = 0;
-    _Static_assert(2 * ATTENTION_TILE * KERNEL_HEAD_DIM_MAX +  // panels
-                           ATTENTION_TILE * KERNEL_LANES / 2 + // tails
+    _Static_assert(2 * ATTENTION_TILE * KERNEL_HEAD_DIM_MAX + // panels
+                           ATTENTION_TILE * TAIL_BYTES / 4 +  // tails
+                           4 * SCALES_MAX +
                            2 * PANEL_QUERIES * (ATTENTION_TILE + 16 + KERNEL_HEAD_DIM_MAX) <=
                        KERNEL_SCRATCH_BYTES / sizeof(float),
                    "scratch holds a tile and some queries");
     w.key_panel = scratch;
     w.value_panel = w.key_panel + panel;
-    w.tails = (uint16_t *)(w.value_panel + panel);
-    w.scores = w.value_panel + panel + ATTENTION_TILE * KERNEL_LANES / 2;
+    w.tails = (uint8_t *)(w.value_panel + panel);
+    w.scales = w.value_panel + panel + ATTENTION_TILE * TAIL_BYTES / 4;
+    w.scores = w.scales + (tile->type == KV_F16 ? 0 : 4 * SCALES_MAX);
     size_t room = KERNEL_SCRATCH_BYTES / sizeof(float) - (size_t)(w.scores - w.key_panel);
     w.block = room / (ATTENTION_TILE + stride) / PANEL_QUERIES * PANEL_QUERIES;
     w.block = w.block < QUERY_BLOCK ? w.block : QUERY_BLOCK;

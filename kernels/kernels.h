@@ -18,6 +18,7 @@
 #ifndef INST_KERNELS_KERNELS_H
 #define INST_KERNELS_KERNELS_H
 
+#include "kernels/kv.h"
 #include "kernels/tensor_type.h"
 
 #include <math.h>
@@ -63,12 +64,14 @@ static inline void partial_clear(struct partial *p)
 // Up to 64 consecutive tokens of one KV head, in parts of part_tokens tokens that may lie apart.
 // The first token's position is a multiple of ATTENTION_TILE.
 struct attention_tile {
-    // Part i: K [head_dim][part_tokens] and V [part_tokens][head_dim], fp16. K of a part is
-    // readable as a whole even where only some of its tokens are there; what lies in the place of
-    // the others has no influence. Their V is not read.
-    const uint16_t *k[ATTENTION_PARTS], *v[ATTENTION_PARTS];
-    uint32_t part_tokens; // 16, 32 or 64; 0: one part, K [tokens][head_dim], turned on every call
-    uint32_t tokens;      // 1 to 64
+    // Part i of K and V as kv.h says. K and the scales of V of a part are readable as a whole even
+    // where only some of its tokens are there; what lies in the place of the others has no
+    // influence. Their V is not read.
+    const void *k[ATTENTION_PARTS], *v[ATTENTION_PARTS];
+    uint32_t type; // enum kv_type: the bits that come out are those of the numbers as fp16
+    uint32_t
+        part_tokens; // 16, 32 or 64; 0: one part of fp16, K [tokens][head_dim], turned each time
+    uint32_t tokens; // 1 to 64
     uint32_t head_dim;
     float scale; // multiplies chain(q, k)
     // Not 0: scores become softcap(scale * chain(q, k)).

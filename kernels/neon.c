@@ -20,6 +20,7 @@ enum {
     BLOCK_JR = 2, // rows of a block type that share x
     // From this many queries on, converting a tile to fp32 first pays.
     MANY_QUERIES = 16,
+    MANY_BLOCK_QUERIES = 16, // of K and V in blocks
     // Accumulators of a panel of fp32.
     PANEL_QUERIES = 6,
     PANEL_VECTORS = 4,
@@ -109,6 +110,14 @@ OP vn vn_i8(const void *p)
     memcpy(&four, p, sizeof four);
     int16x8_t wide = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)));
     return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
+}
+// (byte >> shift) & 15
+OP vn vn_nibbles(const void *p, int shift)
+{
+    uint32_t four;
+    memcpy(&four, p, sizeof four);
+    uint16x8_t wide = vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four >> shift & 0x0f0f0f0f)));
+    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(wide)));
 }
 OP bytes16 bytes_shr(bytes16 v, int n)
 {

@@ -379,14 +379,20 @@ static float softcap(float x, float cap)
 static float tile_key(const struct attention_tile *tile, uint32_t t, uint32_t c)
 {
     uint32_t w = tile->part_tokens;
-    return kernel_f16_to_f32(w ? tile->k[t / w][c * w + t % w]
-                               : tile->k[0][t * tile->head_dim + c]);
+    if (tile->type != KV_F16)
+        return kv_key(tile->type, tile->k[t / w], w, tile->head_dim, t % w, c);
+    return kernel_f16_to_f32(w ? ((const uint16_t *)tile->k[t / w])[c * w + t % w]
+                               : ((const uint16_t *)tile->k[0])[t * tile->head_dim + c]);
 }
 
-static const uint16_t *tile_value(const struct attention_tile *tile, uint32_t t)
+static void tile_value(const struct attention_tile *tile, uint32_t t, float *row)
 {
-    uint32_t w = tile->part_tokens ? tile->part_tokens : ATTENTION_TILE;
-    return tile->v[t / w] + t % w * tile->head_dim;
+    uint32_t w = tile->part_tokens ? tile->part_tokens : ATTENTION_TILE, dim = tile->head_dim;
+    const void *part = tile->v[t / w];
+    if (tile->type == KV_F16)
+        ref_f16_to_f32(row, (const uint16_t *)part + t % w * dim, dim);
+    for (uint32_t c = 0; tile->type != KV_F16 && c < dim; c++)
+        row[c] = kv_value(tile->type, part, w, dim, t % w, c);
 }
 
 static void ref_tile_partial(const struct attention_tile *tile, const float *q, uint32_t first,
@@ -414,7 +420,7 @@ static void ref_tile_partial(const struct attention_tile *tile, const float *q, 
         s[i] = kernel_exp(s[i] - p->max);
     p->sum = ref_sum(s, n);
     for (uint32_t i = 0; i < n; i++) {
-        ref_f16_to_f32(row, tile_value(tile, seen[i]), tile->head_dim);
+        tile_value(tile, seen[i], row);
         for (uint32_t d = 0; d < tile->head_dim; d++)
             p->acc[d] = fmaf(s[i], row[d], p->acc[d]);
     }

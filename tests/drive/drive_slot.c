@@ -79,9 +79,11 @@ static void expect_tiles(const struct scene *s)
         assert_int_equal(n, s->slot.tokens < 64 ? s->slot.tokens : 64);
         for (uint32_t i = 0; i < n; i++) {
             uint32_t w = tile.part_tokens;
-            assert_memory_equal(tile.v[i / w] + i % w * dim, s->v + (first + i) * dim, 2 * dim);
+            assert_memory_equal((const uint16_t *)tile.v[i / w] + i % w * dim,
+                                s->v + (first + i) * dim, 2 * dim);
             for (uint32_t c = 0; c < dim; c++)
-                assert_int_equal(tile.k[i / w][c * w + i % w], s->k[(first + i) * dim + c]);
+                assert_int_equal(((const uint16_t *)tile.k[i / w])[c * w + i % w],
+                                 s->k[(first + i) * dim + c]);
         }
     }
 }
@@ -145,9 +147,11 @@ static void test_short_slots(void **state_)
     assert_int_equal(at, 64);
     assert_int_equal(tile.part_tokens, 16);
     for (uint32_t t = 0; t < 64; t++) {
-        assert_memory_equal(tile.v[t / 16] + t % 16 * 8, s[t / 16].v + t % 16 * 8, 16);
+        assert_memory_equal((const uint16_t *)tile.v[t / 16] + t % 16 * 8, s[t / 16].v + t % 16 * 8,
+                            16);
         for (uint32_t c = 0; c < 8; c++)
-            assert_int_equal(tile.k[t / 16][c * 16 + t % 16], s[t / 16].k[t % 16 * 8 + c]);
+            assert_int_equal(((const uint16_t *)tile.k[t / 16])[c * 16 + t % 16],
+                             s[t / 16].k[t % 16 * 8 + c]);
     }
     for (int i = 0; i < 4; i++)
         scene_free(&s[i]);

@@ -441,5 +441,6 @@ void cases_run(const struct kernels *k, case_fn *emit, void *arg)
     run_matmul(&r);
     run_attention(&r);
     free(r.scratch);
+    cases_kv(k, emit, arg);
     cases_sparf(k, emit, arg);
 }

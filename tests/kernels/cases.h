@@ -11,7 +11,8 @@
 typedef void case_fn(void *arg, const char *name, uint64_t hash);
 
 void cases_run(const struct kernels *k, case_fn *emit, void *arg);
-// A part of it, in a file of its own: ranking tokens.
+// Parts of it, in files of their own: K and V in blocks, ranking tokens.
+void cases_kv(const struct kernels *k, case_fn *emit, void *arg);
 void cases_sparf(const struct kernels *k, case_fn *emit, void *arg);
 
 // A deterministic stream of numbers.
@@ -30,6 +31,9 @@ float *cases_rounded(const struct kernels *k, uint32_t type, const float *x, siz
 // A tile over copies of K and V [tokens][head_dim], each part of them an allocation of its own.
 struct attention_tile cases_tile(const uint16_t *k, const uint16_t *v, uint32_t tokens,
                                  uint32_t head_dim, uint32_t part_tokens);
+// The same in blocks (enum kv_type); part_tokens is not 0.
+struct attention_tile cases_tile_of(uint32_t type, const uint16_t *k, const uint16_t *v,
+                                    uint32_t tokens, uint32_t head_dim, uint32_t part_tokens);
 void cases_tile_free(struct attention_tile *tile);
 
 #endif

@@ -8,7 +8,7 @@ cc=$1 qemu=$2 source=$3 work=$4 native=$5
 "$cc" -std=gnu11 -O2 -Wall -Wextra -Wconversion ${INST_WERROR:-} -ffp-contract=off -fno-math-errno \
     -D_GNU_SOURCE -DINST_KERNELS_NEON -I"$source" -static -o "$work/kernels_hash_aarch64" \
     "$source"/tests/kernels/hash_main.c "$source"/tests/kernels/cases.c \
-    "$source"/tests/kernels/cases_sparf.c "$source"/kernels/transpose.c \
+    "$source"/tests/kernels/cases_kv.c "$source"/tests/kernels/cases_sparf.c "$source"/kernels/transpose.c "$source"/kernels/kv.c \
     "$source"/kernels/neon.c "$source"/kernels/reference.c "$source"/kernels/dispatch.c \
     "$source"/kernels/tensor_type.c -lm
 "$native" reference >"$work/hash_native.txt"

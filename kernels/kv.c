@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rounding to blocks, and parts of K and V. Every operation on floats here is exact or has one
+// fixed order, so that there is nothing for a set to differ in.
+#include "kernels/kv.h"
+#include "kernels/kernels.h"
+
+#include <stdbool.h>
+#include <string.h>
+
+enum {
+    SCALE_NAN = 0xff,
+    SCALE_SHIFT = 7, // from the byte of a scale to fp16
+    Q8_CODE = 127,
+    Q8_SCALE = 0xf0, // of 512: with a greater one codes would not be fp16
+    Q4_CODE = 15,
+    Q4_SCALE = 0xf7, // the greatest
+    SMALLER = 4,     // scales below the first one that are tried for Q4
+};
+
+static const float largest = 65504; // fp16
+
+struct block {
+    uint8_t scale, zero;
+    int8_t code[KV_BLOCK];
+};
+
+const char *kv_type_name(uint32_t type)
+{
+    static const char *const names[KV_TYPES] = {"f16", "q8", "q4"};
+    return type < KV_TYPES ? names[type] : NULL;
+}
+
+static float scale_of(uint32_t type, uint8_t scale)
+{
+    float unit = type == KV_Q8 ? 1.0f / 64 : 1.0f / 8;
+    return kernel_f16_to_f32((uint16_t)(scale << SCALE_SHIFT)) * unit;
+}
+
+// The least scale that is not below x, `most` at most.
+static uint8_t scale_for(uint32_t type, float x, uint8_t most)
+{
+    union {
+        float value;
+        uint32_t bits;
+    } u = {x};
+    // Exponent and 3 bits, above those of the least scale with a leading 1.
+    int32_t least = type == KV_Q8 ? 127 - 20 : 127 - 17;
+    int32_t up = (int32_t)((u.bits + 0xfffff) >> 20) - (least << 3) + 8;
+    if (up < 8) { // multiples of the least scale
+        float n = x * (type == KV_Q8 ? 0x1p23f : 0x1p20f);
+        up = (int32_t)n;
+        up += (float)up < n;
+    }
+    return up < most ? (uint8_t)up : most;
+}
+
+// To the nearest integer, ties to even; |x| < 2^22.
+static inline float nearest(float x)
+{
+    const float round = 0x1.8p23f;
+    return (x + round) - round;
+}
+
+static inline float between(float x, float low, float high)
+{
+    return x < low ? low : x > high ? high : x;
+}
+
+static void q8_block(struct block *b, const float *x, float low, float high)
+{
+    float a = high > -low ? high : -low;
+    b->scale = scale_for(KV_Q8, a / Q8_CODE, Q8_SCALE);
+    float s = scale_of(KV_Q8, b->scale);
+    // Where the greatest code would also fit in the next smaller scale, that one is taken, whether
+    // or not it cuts something off: what comes out is then rounded in the same way again.
+    if (b->scale) {
+        float less = scale_of(KV_Q8, (uint8_t)(b->scale - 1));
+        if (nearest(a / s) * s <= Q8_CODE * less) {
+            b->scale--;
+            s = less;
+        }
+    }
+    float inverse = s > 0 ? 1 / s : 0;
+    for (size_t i = 0; i < KV_BLOCK; i++)
+        b->code[i] = (int8_t)between(nearest(x[i] * inverse), -Q8_CODE, Q8_CODE);
+}
+
+// Codes with one scale; their squared error, in a fixed order.
+static float q4_try(struct block *b, uint8_t scale, const float *x, float low)
+{
+    float s = scale_of(KV_Q4, scale), inverse = s > 0 ? 1 / s : 0, error = 0, lane[8] = {0};
+    float limit = s * Q4_CODE > largest ? (float)(int)(largest * inverse) : Q4_CODE;
+    float zero = between(nearest(-low * inverse), 0, limit);
+    float least = -zero, most = Q4_CODE - zero < limit ? Q4_CODE - zero : limit;
+    b->scale = scale;
+    b->zero = (uint8_t)zero;
+    for (size_t i = 0; i < KV_BLOCK; i += 8) {
+        for (size_t l = 0; l < 8; l++) {
+            float code = between(nearest(x[i + l] * inverse), least, most);
+            float d = code * s - x[i + l];
+            lane[l] += d * d;
+            b->code[i + l] = (int8_t)(code + zero);
+        }
+    }
+    for (size_t l = 0; l < 8; l++)
+        error += lane[l];
+    return error;
+}
+
+// The scale of the least error: the least one that reaches all numbers, and some that cut the
+// outermost off. Greater ones only where they are exact, as for numbers that were rounded before.
+static void q4_block(struct block *b, const float *x, float low, float high)
+{
+    uint8_t first = scale_for(KV_Q4, (high - low) / Q4_CODE, Q4_SCALE);
+    float least = q4_try(b, first, x, low);
+    for (int by = 2; by >= -SMALLER && least > 0; by--) {
+        int scale = first + by;
+        struct block other;
+        if (!by || scale < 0 || scale > Q4_SCALE)
+            continue;
+        float error = q4_try(&other, (uint8_t)scale, x, low);
+        if (by > 0 ? error == 0 : error < least) {
+            *b = other;
+            least = error;
+        }
+    }
+}
+
+// Up to 32 channels.
+static void make_block(uint32_t type, struct block *b, const uint16_t *in, size_t n)
+{
+    float x[KV_BLOCK] = {0}, low = 0, high = 0;
+    bool finite = true;
+    for (size_t i = 0; i < n; i++) {
+        finite &= (in[i] & 0x7c00) != 0x7c00;
+        x[i] = kernel_f16_to_f32(in[i]);
+        low = x[i] < low ? x[i] : low;
+        high = x[i] > high ? x[i] : high;
+    }
+    memset(b, 0, sizeof *b);
+    if (!finite)
+        b->scale = SCALE_NAN;
+    else if (type == KV_Q8)
+        q8_block(b, x, low, high);
+    else
+        q4_block(b, x, low, high);
+}
+
+static uint16_t word_of(const struct block *b)
+{
+    return (uint16_t)(b->scale << SCALE_SHIFT | b->zero);
+}
+
+static float number(float scale, int code, int zero)
+{
+    return scale * (float)(code - zero) + 0.0f; // a zero is positive
+}
+
+void kv_round(uint32_t type, uint16_t *x, size_t head_dim)
+{
+    struct block b;
+    for (size_t c = 0; type != KV_F16 && c < head_dim; c += KV_BLOCK) {
+        size_t n = head_dim - c < KV_BLOCK ? head_dim - c : KV_BLOCK;
+        make_block(type, &b, x + c, n);
+        float s = scale_of(type, b.scale);
+        for (size_t i = 0; i < n; i++)
+            x[c + i] = kernel_f32_to_f16(number(s, b.code[i], b.zero));
+    }
+}
+
+// ---- parts of K --------------------------------------------------------------------------------
+
+void kv_put_keys(uint32_t type, void *part, size_t tokens, size_t head_dim, size_t t, size_t n,
+                 const uint16_t *k)
+{
+    if (type == KV_F16) {
+        kernel_transpose16((uint16_t *)part + t, tokens, k, head_dim, n, head_dim);
+        return;
+    }
+    uint8_t *codes = part, *scales = codes + kv_key_rows(type, head_dim) * tokens;
+    for (; n; n--, t++, k += head_dim) {
+        for (size_t i = 0, c = 0; c < head_dim; i++, c += KV_BLOCK) {
+            size_t left = head_dim - c < KV_BLOCK ? head_dim - c : KV_BLOCK;
+            struct block b;
+            make_block(type, &b, k + c, left);
+            if (type == KV_Q8) {
+                for (size_t j = 0; j < left; j++)
+                    codes[(c + j) * tokens + t] = (uint8_t)b.code[j];
+                scales[i * tokens + t] = b.scale;
+                continue;
+            }
+            for (size_t j = 0; j < left; j += 2)
+                codes[(c + j) / 2 * tokens + t] = (uint8_t)(b.code[j] | b.code[j + 1] << 4);
+            uint16_t word = word_of(&b);
+            memcpy(scales + 2 * (i * tokens + t), &word, sizeof word);
+        }
+    }
+}
+
+float kv_key(uint32_t type, const void *part, size_t tokens, size_t head_dim, size_t t, size_t c)
+{
+    const uint8_t *codes = part, *scales = codes + kv_key_rows(type, head_dim) * tokens;
+    size_t block = c / KV_BLOCK * tokens + t;
+    uint16_t word;
+    if (type == KV_F16)
+        return kernel_f16_to_f32(((const uint16_t *)part)[c * tokens + t]);
+    if (type == KV_Q8)
+        return number(scale_of(type, scales[block]), (int8_t)codes[c * tokens + t], 0);
+    memcpy(&word, scales + 2 * block, sizeof word);
+    return number(scale_of(type, (uint8_t)(word >> SCALE_SHIFT)),
+                  codes[c / 2 * tokens + t] >> c % 2 * 4 & 15, word & 15);
+}
+
+void kv_get_keys(uint32_t type, const void *part, size_t tokens, size_t head_dim, size_t t,
+                 size_t n, uint16_t *k)
+{
+    if (type == KV_F16) {
+        kernel_transpose16(k, head_dim, (const uint16_t *)part + t, tokens, head_dim, n);
+        return;
+    }
+    for (size_t i = 0; i < n; i++)
+        for (size_t c = 0; c < head_dim; c++)
+            k[i * head_dim + c] = kernel_f32_to_f16(kv_key(type, part, tokens, head_dim, t + i, c));
+}
+
+// ---- parts of V --------------------------------------------------------------------------------
+
+void kv_put_values(uint32_t type, void *part, size_t tokens, size_t head_dim, size_t t, size_t n,
+                   const uint16_t *v)
+{
+    size_t bytes = kv_value_codes(type, head_dim), blocks = kv_blocks(head_dim);
+    if (type == KV_F16) {
+        memcpy((uint8_t *)part + t * bytes, v, n * bytes);
+        return;
+    }
+    for (; n; n--, t++, v += head_dim) {
+        uint8_t *codes = (uint8_t *)part + t * bytes;
+        uint8_t *scales = (uint8_t *)part + tokens * bytes + kv_scale_bytes(type, t * blocks);
+        for (size_t i = 0, c = 0; c < head_dim; i++, c += KV_BLOCK) {
+            size_t left = head_dim - c < KV_BLOCK ? head_dim - c : KV_BLOCK;
+            struct block b;
+            make_block(type, &b, v + c, left);
+            if (type == KV_Q8) {
+                memcpy(codes + c, b.code, left);
+                scales[i] = b.scale;
+                continue;
+            }
+            for (size_t j = 0; j < left && j < KV_BLOCK / 2; j++)
+                codes[c / 2 + j] = (uint8_t)(b.code[j] | b.code[j + KV_BLOCK / 2] << 4);
+            uint16_t word = word_of(&b);
+            memcpy(scales + 2 * i, &word, sizeof word);
+        }
+    }
+}
+
+float kv_value(uint32_t type, const void *part, size_t tokens, size_t head_dim, size_t t, size_t c)
+{
+    size_t bytes = kv_value_codes(type, head_dim), block = t * kv_blocks(head_dim) + c / KV_BLOCK;
+    const uint8_t *codes = (const uint8_t *)part + t * bytes;
+    const uint8_t *scales = (const uint8_t *)part + tokens * bytes;
+    size_t in = c % KV_BLOCK, half = KV_BLOCK / 2;
+    uint16_t word;
+    if (type == KV_F16)
+        return kernel_f16_to_f32(((const uint16_t *)part)[t * head_dim + c]);
+    if (type == KV_Q8)
+        return number(scale_of(type, scales[block]), (int8_t)codes[c], 0);
+    memcpy(&word, scales + 2 * block, sizeof word);
+    return number(scale_of(type, (uint8_t)(word >> SCALE_SHIFT)),
+                  codes[(c - in) / 2 + in % half] >> in / half * 4 & 15, word & 15);
+}
+
+void kv_get_values(uint32_t type, const void *part, size_t tokens, size_t head_dim, size_t t,
+                   size_t n, uint16_t *v)
+{
+    size_t bytes = kv_value_codes(type, head_dim);
+    if (type == KV_F16) {
+        memcpy(v, (const uint8_t *)part + t * bytes, n * bytes);
+        return;
+    }
+    for (size_t i = 0; i < n; i++)
+        for (size_t c = 0; c < head_dim; c++)
+            v[i * head_dim + c] =
+                kernel_f32_to_f16(kv_value(type, part, tokens, head_dim, t + i, c));
+}

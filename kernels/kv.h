@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// How K and V of a token lie in a space: as fp16, or in blocks of 32 channels with 8 or 4 bits each
+// (docs/decisions/0018-kv-types.md). A block is made of one token and head alone, so what a query
+// sees of a token depends on nothing else.
+//
+// What a block holds are fp16 values: a scale s has 4 significant bits, so that s times a code is
+// one exactly. Therefore K and V travel as fp16 everywhere, whoever rounds them (kv_round) gets
+// what will be stored, and rounding what was rounded changes nothing.
+//   Q8: s c, c = -127 to 127; a byte for each code, a byte b for s = fp16(b << 7) / 64
+//   Q4: s (c - z), c and z = 0 to 15; 4 bits for each code, a word w for
+//       s = fp16(w & 0x7f80) / 8 and z = w & 15
+// A block with a number that is not finite is NaN in all channels.
+//
+// They lie in parts of `tokens` tokens (a multiple of 16) of one KV head, which attention takes as
+// they are (struct attention_tile), nb = blocks of a head:
+//   K f16: [channel][token]. Q8: codes [channel][token], scales [nb][token]. Q4: the same, with
+//     channels 2 i and 2 i + 1 in the low and high halves of a byte, and words.
+//   V f16: [token][channel]. Q8: codes [token][channel], scales [token][nb]. Q4: of each block the
+//     first 16 channels in the low halves of bytes, the others in the high ones, and words.
+#ifndef INST_KERNELS_KV_H
+#define INST_KERNELS_KV_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum kv_type { KV_F16, KV_Q8, KV_Q4, KV_TYPES };
+
+enum { KV_BLOCK = 32 };
+
+static inline size_t kv_blocks(size_t head_dim)
+{
+    return (head_dim + KV_BLOCK - 1) / KV_BLOCK;
+}
+
+// Bytes of the scales of n blocks.
+static inline size_t kv_scale_bytes(uint32_t type, size_t n)
+{
+    return type == KV_Q8 ? n : type == KV_Q4 ? 2 * n : 0;
+}
+
+// Rows of codes of a part of K, each of a byte or fp16 for a token.
+static inline size_t kv_key_rows(uint32_t type, size_t head_dim)
+{
+    return type == KV_Q4 ? (head_dim + 1) / 2 : head_dim;
+}
+
+// Bytes of the codes of V of a token.
+static inline size_t kv_value_codes(uint32_t type, size_t head_dim)
+{
+    size_t rest = head_dim % KV_BLOCK;
+    if (type == KV_F16)
+        return 2 * head_dim;
+    if (type == KV_Q8)
+        return head_dim;
+    return head_dim / KV_BLOCK * (KV_BLOCK / 2) + (rest < KV_BLOCK / 2 ? rest : KV_BLOCK / 2);
+}
+
+// Bytes of a part.
+static inline size_t kv_key_bytes(uint32_t type, size_t head_dim, size_t tokens)
+{
+    size_t codes = kv_key_rows(type, head_dim) * (type == KV_F16 ? 2 : 1);
+    return tokens * (codes + kv_scale_bytes(type, kv_blocks(head_dim)));
+}
+
+static inline size_t kv_value_bytes(uint32_t type, size_t head_dim, size_t tokens)
+{
+    return tokens * (kv_value_codes(type, head_dim) + kv_scale_bytes(type, kv_blocks(head_dim)));
+}
+
+// "f16", "q8", "q4"; NULL for what is no type.
+const char *kv_type_name(uint32_t type);
+
+// Rounds head_dim channels of one token and head to what would be stored.
+void kv_round(uint32_t type, uint16_t *x, size_t head_dim);
+
+// Tokens [t, t + n) of a part of `tokens` tokens, from or to rows of head_dim.
+void kv_put_keys(uint32_t type, void *part, size_t tokens, size_t head_dim, size_t t, size_t n,
+                 const uint16_t *k);
+void kv_get_keys(uint32_t type, const void *part, size_t tokens, size_t head_dim, size_t t,
+                 size_t n, uint16_t *k);
+void kv_put_values(uint32_t type, void *part, size_t tokens, size_t head_dim, size_t t, size_t n,
+                   const uint16_t *v);
+void kv_get_values(uint32_t type, const void *part, size_t tokens, size_t head_dim, size_t t,
+                   size_t n, uint16_t *v);
+
+// One number of a part.
+float kv_key(uint32_t type, const void *part, size_t tokens, size_t head_dim, size_t t, size_t c);
+float kv_value(uint32_t type, const void *part, size_t tokens, size_t head_dim, size_t t, size_t c);
+
+#endif

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tiles in blocks: their partials, as one hash for each shape.
+#include "cases.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct attention_tile cases_tile_of(uint32_t type, const uint16_t *k, const uint16_t *v,
+                                    uint32_t tokens, uint32_t head_dim, uint32_t part_tokens)
+{
+    struct attention_tile tile = {
+        .type = type, .part_tokens = part_tokens, .tokens = tokens, .head_dim = head_dim};
+    for (uint32_t t = 0; t < tokens; t += part_tokens) {
+        uint32_t n = tokens - t < part_tokens ? tokens - t : part_tokens;
+        size_t bytes = kv_key_bytes(type, head_dim, part_tokens);
+        void *key = malloc(bytes), *value = malloc(bytes + KV_BLOCK * part_tokens);
+        memset(key, 0xff, bytes); // NaN in the place of the others
+        memset(value, 0xff, kv_value_bytes(type, head_dim, part_tokens));
+        kv_put_keys(type, key, part_tokens, head_dim, 0, n, k + (size_t)t * head_dim);
+        kv_put_values(type, value, part_tokens, head_dim, 0, n, v + (size_t)t * head_dim);
+        tile.k[t / part_tokens] = key;
+        tile.v[t / part_tokens] = realloc(value, kv_value_bytes(type, head_dim, part_tokens));
+    }
+    return tile;
+}
+
+static uint64_t hash_floats(uint64_t hash, const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        hash = (hash ^ (x[i] != x[i] ? 0x7fc00000u : bits)) * 0x100000001b3u;
+    }
+    return hash;
+}
+
+static void run(const struct kernels *kernels, case_fn *emit, void *arg, uint32_t type,
+                uint32_t dim, uint32_t tokens, size_t n_q, uint64_t *state, void *scratch)
+{
+    static const uint32_t parts[] = {16, 32, 64};
+    size_t n = (size_t)tokens * dim;
+    uint16_t *k = malloc(n * 2), *v = malloc(n * 2);
+    float *q = malloc(n_q * dim * sizeof *q);
+    float *out = aligned_alloc(64, n_q * partial_stride(dim) * sizeof *out);
+    uint32_t *limit = malloc(n_q * sizeof *limit);
+    uint64_t hash = 0xcbf29ce484222325u;
+    for (size_t i = 0; i < n; i++) {
+        float size = i / dim % 5 ? 1 : 1e-6f; // subnormal scales too
+        k[i] = kernel_f32_to_f16(cases_uniform(state) * size);
+        v[i] = kernel_f32_to_f16(cases_uniform(state) * size);
+    }
+    v[n / 2] = n_q % 5 ? v[n / 2] : 0x7c00; // a block of NaN
+    for (size_t i = 0; i < n_q * dim; i++)
+        q[i] = cases_uniform(state);
+    for (size_t i = 0; i < n_q; i++)
+        limit[i] = (uint32_t)((tokens + i * 5) % (tokens + 1));
+    struct attention_tile tile =
+        cases_tile_of(type, k, v, tokens, dim, parts[(tokens / 3 + n_q + dim) % 3]);
+    struct attention_tile next = tile;
+    tile.next = &next;
+    tile.scale = 0.3f;
+    for (int way = 0; way < 3; way++) {
+        tile.chosen = way < 2 ? 0 : cases_random(state) | 1ull << (tokens - 1);
+        tile.chosen &= (2ull << (tokens - 1)) - 1;
+        kernels->attention_tile(&tile, q, dim, n_q, way == 1 ? limit : NULL, out, way > 0, scratch);
+        for (size_t i = 0; i < n_q; i++) {
+            const struct partial *p = partial_at(out, i, dim);
+            hash = hash_floats(hash, &p->max, 2);
+            hash = hash_floats(hash, p->acc, p->sum == 0 ? 0 : dim);
+        }
+    }
+    char name[96];
+    snprintf(name, sizeof name, "tile %s part %u: %u %u %zu", kv_type_name(type), tile.part_tokens,
+             dim, tokens, n_q);
+    emit(arg, name, hash);
+    cases_tile_free(&tile);
+    free(k);
+    free(v);
+    free(q);
+    free(out);
+    free(limit);
+}
+
+void cases_kv(const struct kernels *kernels, case_fn *emit, void *arg)
+{
+    static const uint32_t dims[] = {1,  3,  8,  16, 17, 20,  24,  31,  32, 33,
+                                    48, 64, 72, 80, 96, 112, 128, 130, 512};
+    void *scratch = aligned_alloc(64, KERNEL_SCRATCH_BYTES);
+    uint64_t state = 18;
+    for (uint32_t type = KV_Q8; type < KV_TYPES; type++) {
+        for (size_t d = 0; d < sizeof dims / sizeof dims[0]; d++) {
+            for (uint32_t tokens = 1; tokens <= 64; tokens += 9)
+                run(kernels, emit, arg, type, dims[d], tokens, 1 + (tokens / 9 + d) % 5, &state,
+                    scratch);
+            run(kernels, emit, arg, type, dims[d], 61, 4, &state, scratch);
+            run(kernels, emit, arg, type, dims[d], 64, 19, &state, scratch);
+        }
+    }
+    free(scratch);
+}

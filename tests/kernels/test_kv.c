@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+// K and V in blocks: what rounding keeps, that it does nothing twice, that parts give back what
+// kv_round says, token for token, and that a tile in blocks has the bits of one of those numbers.
+#include "cases.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <cmocka.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { DIM_MAX = 130 };
+
+static const uint32_t dims[] = {1, 8, 16, 20, 24, 33, 64, 80, 96, 128, 130};
+
+// Numbers of many sizes and shapes: around 0, of one sign, with a few large ones, small integers.
+static void draw(uint64_t *state, uint16_t *x, size_t n)
+{
+    int exponent = (int)(cases_random(state) % 40) - 24, kind = (int)(cases_random(state) % 5);
+    for (size_t i = 0; i < n; i++) {
+        float u = cases_uniform(state);
+        float f = kind == 0   ? u
+                  : kind == 1 ? fabsf(u)
+                  : kind == 2 ? u * u * u * u * u
+                  : kind == 3 ? (float)((int)(cases_random(state) % 31) - 15) / 15
+                              : u - 0.7f;
+        f = ldexpf(f, exponent);
+        x[i] = kernel_f32_to_f16(f > 65504 ? 65504 : f < -65504 ? -65504 : f);
+    }
+}
+
+static float most_of(const uint16_t *x, size_t n)
+{
+    float most = 0;
+    for (size_t i = 0; i < n; i++)
+        most = fmaxf(most, fabsf(kernel_f16_to_f32(x[i])));
+    return most;
+}
+
+static void rounding(void **unused)
+{
+    (void)unused;
+    uint64_t state = 1;
+    for (int round = 0; round < 40000; round++) {
+        uint32_t type = KV_Q8 + (uint32_t)round % 2;
+        size_t n = 1 + cases_random(&state) % 40;
+        uint16_t x[40], once[40], twice[40];
+        draw(&state, x, n);
+        memcpy(once, x, sizeof once);
+        kv_round(type, once, n);
+        memcpy(twice, once, sizeof twice);
+        kv_round(type, twice, n);
+        assert_memory_equal(once, twice, n * sizeof *once);
+        for (size_t c = 0; c < n; c += KV_BLOCK) {
+            size_t m = n - c < KV_BLOCK ? n - c : KV_BLOCK;
+            float most = most_of(x + c, m), error = 0, square = 0;
+            for (size_t i = c; i < c + m; i++) {
+                float d = fabsf(kernel_f16_to_f32(x[i]) - kernel_f16_to_f32(once[i]));
+                error = fmaxf(error, d);
+                square += d * d;
+            }
+            // Half a step of a scale that is at most 1/8 too large; near 65504 fp16 ends.
+            if (type == KV_Q8)
+                assert_true(error <= most / 127 * (most < 60000 ? 0.57f : 1) + 0x1p-24f);
+            // A block of Q4 with one number cut off is worth it where the others gain.
+            if (type == KV_Q4 && most < 30000)
+                assert_true(sqrtf(square / (float)m) <= 2 * most / 15 * 0.57f + 0x1p-21f);
+        }
+    }
+}
+
+static void hard_numbers(void **unused)
+{
+    (void)unused;
+    for (uint32_t type = KV_Q8; type <= KV_Q4; type++) {
+        uint16_t x[64] = {0};
+        kv_round(type, x, 64);
+        for (int i = 0; i < 64; i++)
+            assert_int_equal(x[i], 0);
+        x[40] = 0x7bff; // 65504
+        x[50] = 0xfbff;
+        kv_round(type, x, 64);
+        for (int i = 0; i < 64; i++)
+            assert_int_not_equal(x[i] & 0x7c00, 0x7c00); // stays finite
+        static const uint16_t none[] = {0x7c00, 0xfc00, 0x7e00};
+        for (int k = 0; k < 3; k++) {
+            memset(x, 0, sizeof x);
+            x[3] = none[k];
+            x[33] = 0x3c00;
+            kv_round(type, x, 64);
+            for (int i = 0; i < 64; i++)
+                assert_int_equal((x[i] & 0x7fff) > 0x7c00, i < 32);
+        }
+    }
+}
+
+// Tokens put in any pieces come back as kv_round made them; the others stay as they are.
+static void parts(void **unused)
+{
+    (void)unused;
+    static const uint32_t lengths[] = {16, 32, 64};
+    uint64_t state = 3;
+    uint16_t *x = malloc(2 * 64 * DIM_MAX * sizeof *x), *y = malloc(2 * 64 * DIM_MAX * sizeof *y);
+    for (int round = 0; round < 300; round++) {
+        uint32_t type = (uint32_t)round % KV_TYPES;
+        size_t dim = dims[cases_random(&state) % 11], w = lengths[cases_random(&state) % 3];
+        size_t keys = kv_key_bytes(type, dim, w), values = kv_value_bytes(type, dim, w);
+        uint8_t *k = malloc(keys), *v = malloc(values); // their ends are their ends
+        memset(k, 0x5a, keys);
+        memset(v, 0x5a, values);
+        for (size_t t = 0; t < 2 * w; t++)
+            draw(&state, x + t * dim, dim);
+        size_t first = cases_random(&state) % w, n;
+        for (size_t t = first; t < w; t += n) {
+            n = 1 + cases_random(&state) % (w - t);
+            kv_put_keys(type, k, w, dim, t, n, x + t * dim);
+            kv_put_values(type, v, w, dim, t, n, x + (w + t) * dim);
+        }
+        uint8_t *copy = malloc(keys);
+        memcpy(copy, k, keys);
+        kv_get_keys(type, k, w, dim, 0, w, y);
+        kv_get_values(type, v, w, dim, 0, w, y + w * dim);
+        for (size_t t = 0; t < 2 * w; t++)
+            kv_round(type, x + t * dim, dim);
+        assert_memory_equal(y + first * dim, x + first * dim, (w - first) * dim * sizeof *x);
+        assert_memory_equal(y + (w + first) * dim, x + (w + first) * dim,
+                            (w - first) * dim * sizeof *x);
+        for (size_t t = first; t < w; t++) {
+            assert_true(kv_key(type, k, w, dim, t, dim / 2) ==
+                        kernel_f16_to_f32(x[t * dim + dim / 2]));
+            assert_true(kv_value(type, v, w, dim, t, dim - 1) ==
+                        kernel_f16_to_f32(x[(w + t) * dim + dim - 1]));
+        }
+        if (first) { // again, over what is there
+            kv_put_keys(type, k, w, dim, 0, first, x);
+            kv_put_keys(type, k, w, dim, first, w - first, x + first * dim);
+            kv_get_keys(type, k, w, dim, 0, w, y);
+            assert_memory_equal(y, x, w * dim * sizeof *x);
+        }
+        free(copy);
+        free(k);
+        free(v);
+    }
+    free(x);
+    free(y);
+}
+
+static void tiles(void **unused)
+{
+    (void)unused;
+    enum { QUERIES = 20 };
+    static const uint32_t lengths[] = {16, 32, 64};
+    uint64_t state = 4;
+    uint16_t *k = malloc(64 * DIM_MAX * sizeof *k), *v = malloc(64 * DIM_MAX * sizeof *v);
+    float *q = malloc(QUERIES * DIM_MAX * sizeof *q);
+    size_t floats = QUERIES * partial_stride(DIM_MAX);
+    float *got = aligned_alloc(64, floats * sizeof *got);
+    float *want = aligned_alloc(64, floats * sizeof *want);
+    void *scratch = aligned_alloc(64, KERNEL_SCRATCH_BYTES);
+    const struct kernels *kernels = kernels_best();
+    for (int round = 0; round < 400; round++) {
+        uint32_t type = KV_Q8 + (uint32_t)round % 2, tokens = 1 + cases_random(&state) % 64;
+        uint32_t dim = dims[cases_random(&state) % 11], w = lengths[cases_random(&state) % 3];
+        size_t n_q = 1 + cases_random(&state) % (round % 8 ? 5 : QUERIES);
+        for (size_t i = 0; i < tokens * dim; i++) {
+            k[i] = kernel_f32_to_f16(3 * cases_uniform(&state));
+            v[i] = kernel_f32_to_f16(cases_uniform(&state));
+        }
+        for (size_t i = 0; i < n_q * dim; i++)
+            q[i] = cases_uniform(&state);
+        struct attention_tile tile = cases_tile_of(type, k, v, tokens, dim, w);
+        for (size_t t = 0; t < tokens; t++) {
+            kv_round(type, k + t * dim, dim);
+            kv_round(type, v + t * dim, dim);
+        }
+        struct attention_tile plain = cases_tile(k, v, tokens, dim, round % 3 ? w : 0);
+        tile.scale = plain.scale = 0.4f;
+        kernels->attention_tile(&tile, q, dim, n_q, NULL, got, 0, scratch);
+        kernels->attention_tile(&plain, q, dim, n_q, NULL, want, 0, scratch);
+        for (size_t i = 0; i < n_q; i++) {
+            assert_memory_equal(partial_at(got, i, dim), partial_at(want, i, dim), 8);
+            assert_memory_equal(partial_at(got, i, dim)->acc, partial_at(want, i, dim)->acc,
+                                dim * sizeof(float));
+        }
+        cases_tile_free(&tile);
+        cases_tile_free(&plain);
+    }
+    free(k);
+    free(v);
+    free(q);
+    free(got);
+    free(want);
+    free(scratch);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(rounding),
+        cmocka_unit_test(hard_numbers),
+        cmocka_unit_test(parts),
+        cmocka_unit_test(tiles),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
