@@ -30,3 +30,27 @@ retries_fresh = 0       # assumed
 retries_worn = 0.0047   # the paper: at worst 0.47 % slower after retention is relaxed
 retries_aged = 1        # assumed: data as old as `retention` is read twice
 retention = 30 days     # assumed
+
+# What the units compute on and the pages that the flash channels bring share the drive's DRAM; one
+# softmax unit for each GeMV unit. Neither is said; the shares of a step in the paper ask for it.
+[engine]
+kernels = 2             # the paper, figure 8
+gemv_units = 3          # the paper, figure 8: of a kernel
+gemv = 12.7 GFLOPS      # the paper, table I, measured: of a unit
+softmax_units = 3       # assumed: of a kernel
+softmax = 14.2 MFLOPS   # the paper, table I, read as elements: 164 us are then a row of 2,300
+filter = 1.79 GB/s      # the paper, table I: of a flash channel
+argtopk = 285 MHz       # the paper: clock of the prototype; assumed: one element each
+staging = 2 MiB         # assumed: block RAM of a Zynq7045, 19 Mbit
+overlap = 0             # assumed: 0, pages wait while the units compute; 1, they do not
+
+[controller]
+cores = 4               # the paper: ARM cores of the board
+lookup = 100 ns         # assumed: of a core, to find one page
+write = 3.78 GB/s       # the paper, table III: rate of prefill's writes
+
+[dram]
+size = 2 GiB            # the paper: of the board
+
+[link]
+rate = 7 GB/s           # the paper: PCIe 4.0 x4 of the virtual drive

@@ -28,3 +28,25 @@ retries_fresh = 0       # assumed
 retries_worn = 0.0047   # the paper: at worst 0.47 % slower after retention is relaxed
 retries_aged = 1        # assumed: data as old as `retention` is read twice
 retention = 30 days     # assumed
+
+[engine]
+kernels = 2             # the paper, figure 8
+gemv_units = 3          # the paper, figure 8: of a kernel
+gemv = 12.7 GFLOPS      # the paper, table I, measured: of a unit
+softmax_units = 3       # assumed: of a kernel
+softmax = 14.2 MFLOPS   # the paper, table I, read as elements: 164 us are then a row of 2,300
+filter = 1.85 GB/s      # the paper, table I, measured: of a flash channel
+argtopk = 285 MHz       # the paper: clock of the prototype; assumed: one element each
+staging = 2 MiB         # assumed: block RAM of a Zynq7045, 19 Mbit
+overlap = 0             # assumed, as for instcsd-zynq7045
+
+[controller]
+cores = 4               # the paper: ARM cores of the board
+lookup = 100 ns         # assumed: of a core, to find one page
+write = 1.3 GB/s        # assumed: 64 dies of 16 KiB in 750 us
+
+[dram]
+size = 2 GiB            # the paper: of the board
+
+[link]
+rate = 3.2 GB/s         # the paper: PCIe 3.0 x4; assumed: as copies see it

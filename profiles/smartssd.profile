@@ -31,3 +31,26 @@ retries_fresh = 0       # assumed
 retries_worn = 0.0047   # assumed: as for InstCSD
 retries_aged = 1        # assumed: data as old as `retention` is read twice
 retention = 30 days     # assumed
+
+# The engine of HILOS, whose units keep up with the port.
+[engine]
+kernels = 1             # assumed
+gemv_units = 1          # assumed
+gemv = 40 GFLOPS        # assumed: more than the port feeds at 8 query heads a KV head
+softmax_units = 1       # assumed
+softmax = 1000 MFLOPS   # assumed: never the limit
+filter = 1.4 GB/s       # assumed: never the limit
+argtopk = 285 MHz       # assumed
+staging = 16 MiB        # assumed
+overlap = 1             # assumed: a stream
+
+[controller]
+cores = 4               # assumed
+lookup = 100 ns         # assumed
+write = 2 GB/s          # brief: sequential write
+
+[dram]
+size = 4 GiB            # brief
+
+[link]
+rate = 3.3 GB/s         # brief

@@ -1,0 +1,12 @@
+instinfer profile 1
+# NVIDIA RTX A6000, the GPU of the paper's testbed. Source of what is not said otherwise: its data
+# sheet ("sheet").
+
+[gpu]
+memory = 48 GB            # sheet
+bandwidth = 768 GB/s      # sheet
+bandwidth_share = 0.85    # assumed: what matrix-vector products reach of it
+flops = 154.8 TFLOPS      # sheet: tensor cores, fp16, dense
+flops_share = 0.65        # assumed: what large matrix products reach of it
+link = 25 GB/s            # assumed: PCIe 4.0 x16 (sheet), as copies see it
+usable = 0.9              # assumed: vLLM's default share of the memory

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+// Machines from profiles (base/profile.h). Of a drive's flash only what bounds reads in bulk is
+// looked at: rate and number of the flash channels, time and parallelism of the array.
+#include "base/profile.h"
+#include "sim/machine.h"
+
+#define FIELDS(table) table, sizeof table / sizeof *table
+
+static int load_gpu(struct gpu *g, const struct profile *p, struct inst_msg *msg)
+{
+    uint64_t memory, bandwidth, link;
+    const struct profile_field fields[] = {
+        {"memory", PROFILE_BYTES, &memory, 0, 0, false},
+        {"bandwidth", PROFILE_RATE, &bandwidth, 0, 0, false},
+        {"bandwidth_share", PROFILE_NUMBER, &g->vram_efficiency, 0, 0, false},
+        {"flops", PROFILE_FLOPS, &g->flops, 0, 0, false},
+        {"flops_share", PROFILE_NUMBER, &g->flops_efficiency, 0, 0, false},
+        {"link", PROFILE_RATE, &link, 0, 0, false},
+        {"usable", PROFILE_NUMBER, &g->usable, 0, 0, false},
+    };
+    int err = profile_read(p, "gpu", FIELDS(fields), msg);
+    if (err)
+        return err;
+    g->vram_bytes = (double)memory;
+    g->vram_rate = (double)bandwidth;
+    g->link_rate = (double)link;
+    return 0;
+}
+
+static int load_host(struct host *h, const struct profile *p, struct inst_msg *msg)
+{
+    uint64_t memory, system;
+    const struct profile_field fields[] = {
+        {"memory", PROFILE_BYTES, &memory, 0, 0, false},
+        {"system", PROFILE_BYTES, &system, 0, 0, false},
+    };
+    int err = profile_read(p, "host", FIELDS(fields), msg);
+    if (err)
+        return err;
+    h->dram_bytes = (double)memory;
+    h->system_bytes = (double)system;
+    return 0;
+}
+
+static int load_flash(struct csd *c, const struct profile *p, struct inst_msg *msg)
+{
+    uint64_t channels, bus, page, dies, planes, size, read, endurance, port = UINT64_MAX;
+    uint64_t count, bytes, ns;
+    double number;
+    const struct profile_field flash[] = {
+        {"channels", PROFILE_COUNT, &channels, 1, 64, false},
+        {"bus", PROFILE_RATE, &bus, 0, 0, false},
+        {"page", PROFILE_BYTES, &page, 0, 0, false},
+        {"dies", PROFILE_COUNT, &dies, 1, 256, false},
+        {"planes", PROFILE_COUNT, &planes, 1, 64, false},
+        {"size", PROFILE_BYTES, &size, 0, 0, false},
+        {"read", PROFILE_NS, &read, 0, 0, false},
+        {"port", PROFILE_RATE, &port, 0, 0, true},
+        // of writing, and of single requests
+        {"pages_per_block", PROFILE_COUNT, &count, 0, 0, true},
+        {"program", PROFILE_NS, &ns, 0, 0, true},
+        {"erase", PROFILE_NS, &ns, 0, 0, true},
+        {"command", PROFILE_NS, &ns, 0, 0, true},
+        {"registers", PROFILE_COUNT, &count, 0, 0, true},
+        {"suspends", PROFILE_COUNT, &count, 0, 0, true},
+        {"suspend", PROFILE_NS, &ns, 0, 0, true},
+    };
+    const struct profile_field wear[] = {
+        {"endurance", PROFILE_COUNT, &endurance, 0, 0, false},
+        {"bad_blocks", PROFILE_NUMBER, &number, 0, 0, true},
+        {"grown_bad", PROFILE_NUMBER, &number, 0, 0, true},
+        {"spare_blocks", PROFILE_NUMBER, &number, 0, 0, true},
+        {"retries_fresh", PROFILE_NUMBER, &number, 0, 0, true},
+        {"retries_worn", PROFILE_NUMBER, &number, 0, 0, true},
+        {"retries_aged", PROFILE_NUMBER, &number, 0, 0, true},
+        {"retention", PROFILE_NS, &bytes, 0, 0, true},
+    };
+    int err = profile_read(p, "flash", FIELDS(flash), msg);
+    err = err ? err : profile_read(p, "wear", FIELDS(wear), msg);
+    if (err)
+        return err;
+    c->flash_channels = (double)channels;
+    c->channel_rate = (double)bus;
+    // Everything that the engine reads comes through the port where there is one.
+    if (port != UINT64_MAX && (double)port < c->flash_channels * c->channel_rate)
+        c->channel_rate = (double)port / c->flash_channels;
+    c->page_bytes = (double)page;
+    c->dies_a_channel = (double)(dies * planes);
+    c->capacity_bytes = (double)size;
+    c->read_ns = (double)read;
+    c->cycles = (double)endurance;
+    return 0;
+}
+
+static int load_engine(struct csd *c, const struct profile *p, struct inst_msg *msg)
+{
+    uint64_t kernels, gemv_units, softmax_units, filter, staging, cores, lookup, write, link;
+    uint64_t dram, overlap;
+    const struct profile_field engine[] = {
+        {"kernels", PROFILE_COUNT, &kernels, 0, 0, false},
+        {"gemv_units", PROFILE_COUNT, &gemv_units, 0, 0, false},
+        {"gemv", PROFILE_FLOPS, &c->gemv_flops, 0, 0, false},
+        {"softmax_units", PROFILE_COUNT, &softmax_units, 0, 0, false},
+        {"softmax", PROFILE_FLOPS, &c->softmax_rate, 0, 0, false},
+        {"filter", PROFILE_RATE, &filter, 0, 0, false},
+        {"argtopk", PROFILE_HERTZ, &c->argtopk_rate, 0, 0, false},
+        {"staging", PROFILE_BYTES, &staging, 0, 0, false},
+        {"overlap", PROFILE_COUNT, &overlap, 0, 1, false},
+    };
+    const struct profile_field controller[] = {
+        {"cores", PROFILE_COUNT, &cores, 0, 0, false},
+        {"lookup", PROFILE_NS, &lookup, 0, 0, false},
+        {"write", PROFILE_RATE, &write, 0, 0, false},
+    };
+    const struct profile_field memory[] = {{"size", PROFILE_BYTES, &dram, 0, 0, false}};
+    const struct profile_field port[] = {{"rate", PROFILE_RATE, &link, 0, 0, false}};
+    int err = profile_read(p, "engine", FIELDS(engine), msg);
+    err = err ? err : profile_read(p, "controller", FIELDS(controller), msg);
+    err = err ? err : profile_read(p, "dram", FIELDS(memory), msg);
+    err = err ? err : profile_read(p, "link", FIELDS(port), msg);
+    if (err)
+        return err;
+    c->kernels = (double)kernels;
+    c->gemv_units = (double)gemv_units;
+    c->softmax_units = (double)softmax_units;
+    c->filter_rate = (double)filter;
+    c->staging_bytes = (double)staging;
+    c->overlap = (double)overlap;
+    c->cores = (double)cores;
+    c->lookup_ns = (double)lookup;
+    c->program_rate = (double)write;
+    c->dram_bytes = (double)dram;
+    c->link_rate = (double)link;
+    return 0;
+}
+
+int machine_load(struct machine *m, const char *gpu, const char *host, const char *drive,
+                 struct inst_msg *msg)
+{
+    struct profile p;
+    int err = profile_open(&p, gpu, msg);
+    err = err ? err : load_gpu(&m->gpu, &p, msg);
+    err = err ? err : profile_open(&p, host, msg);
+    err = err ? err : load_host(&m->host, &p, msg);
+    err = err ? err : profile_open(&p, drive, msg);
+    err = err ? err : load_flash(&m->csd, &p, msg);
+    err = err ? err : load_engine(&m->csd, &p, msg);
+    return err;
+}
