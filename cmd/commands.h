@@ -12,7 +12,8 @@
     X(inspect, "what a GGUF file holds")                                                           \
     X(synth, "write a random model of any shape")                                                  \
     X(eval, "compare attention methods: accuracy by bytes read")                                   \
-    X(bench, "measure, beside others")
+    X(bench, "measure, beside others")                                                             \
+    X(sim, "simulate drives, GPUs and rivals")
 
 #define COMMAND_DECLARE(name, text) int command_##name(int argc, char **argv);
 COMMAND_MAP(COMMAND_DECLARE)

@@ -1,0 +1,132 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""`instinfer sim` as a user sees it; and docs/sim.md says what it prints. Standard library only."""
+import csv
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from needs import HANG  # noqa: E402
+
+INSTINFER, ROOT = sys.argv[1:3]
+MORE = os.environ.get("INST_MORE") == "1"
+SYSTEMS = ("insta insta_sparf insta_pages hilos flexgen flexgen_gds flexgen_sparq deepspeed "
+           "recompute queueing").split()
+
+
+def sim(*args):
+    r = subprocess.run([INSTINFER, "sim", *map(str, args)], capture_output=True, text=True,
+                       timeout=HANG)
+    return r
+
+
+def block(name):
+    with open(ROOT + "/docs/sim.md", encoding="utf-8") as f:
+        return f.read().split(f"<!-- begin {name} -->\n")[1].split(f"<!-- end {name} -->")[0].strip()
+
+
+def cells(line):
+    return [c.strip() for c in line.strip("|").split(" | ")]
+
+
+class Sim(unittest.TestCase):
+    def setUp(self):
+        self.dir = tempfile.TemporaryDirectory()
+
+    def tearDown(self):
+        self.dir.cleanup()
+
+    def test_wrong(self):
+        file = self.dir.name + "/file"
+        open(file, "w").close()
+        for args, says in (
+                (["--model", "gpt-9"], "opt-13b"), (["--system", "x"], "insta_sparf"),
+                (["--set", "run"], "NAME=VALUE"), (["--set", "ru=1"], "NAME=VALUE"),
+                (["--set", "run=99"], "out of range"), (["--set", "run=1x"], "out of range"),
+                (["--set", "run=nan"], "out of range"), (["-o", "x"], "--paper"),
+                (["--paper"], "-o DIR"), (["--drives", 0], "--drives"),
+                (["--drive", "ssd-980pro"], "engine"), (["--gpu", "no"], "no"),
+                (["--gpu", "instcsd-zynq7045"], "gpu"), (["--heads", 40, "--kv-heads", 3], "40/3"),
+                (["--paper", "-o", file], "is not a folder"), (["x"], "unexpected"),
+                (["--paper", "-o", self.dir.name + "/no/such"], "No such file")):
+            r = sim(*args)
+            self.assertIn(r.returncode, (1, 2), args)
+            self.assertEqual(r.stdout, "", args)
+            self.assertEqual(r.stderr.count("\n"), 1, r.stderr)
+            self.assertIn(says, r.stderr)
+
+    def test_systems(self):
+        """All of them, what they say of memory, and numbers that agree with each other."""
+        path = self.dir.name + "/s.csv"
+        r = sim("-b", 64, "--csv", path)
+        self.assertEqual((r.returncode, r.stderr), (0, ""))
+        with open(path, encoding="utf-8") as f:
+            rows = {x["system"]: x for x in csv.DictReader(f)}
+        self.assertEqual(list(rows), SYSTEMS)
+        for name, row in rows.items():
+            self.assertIn(f"\n{name} ", r.stdout)
+            n = {k: float(v) for k, v in row.items()
+                 if k not in ("system", "model", "out_of_memory")}
+            parts = sum(n[k] for k in ("kv_s", "engine_s", "transfer_s", "host_s", "gpu_s"))
+            self.assertAlmostEqual(parts / n["step_s"], 1, delta=0.01, msg=name)
+            speed = 64 * 1024 / (n["prefill_s"] + 1024 * n["step_s"])
+            self.assertAlmostEqual(speed / n["tokens_per_s"], 1, delta=1e-4)
+        # 80.5 GB at 11.2 GB/s; SparF reads about half, pages an eighth.
+        self.assertAlmostEqual(float(rows["insta"]["kv_s"]), 7.19, delta=0.01)
+        self.assertAlmostEqual(float(rows["insta_pages"]["phi"]), 0.125, delta=1e-6)
+        self.assertAlmostEqual(float(rows["insta_pages"]["kv_s"]), 7.19 / 8, delta=0.05)
+        r = sim("-b", 128, "-s", "flexgen")
+        self.assertIn("flexgen        out of memory: VRAM", r.stdout)
+        r = sim("-b", 4096, "-s", "insta_sparf", "--input", 8192)
+        self.assertIn("out of memory: ", r.stdout)
+
+    def test_drives(self):
+        """Heads are whole: 14 drives are as slow as 16; more drives are never slower."""
+        speeds = []
+        for drives in (1, 2, 14, 16, 20):
+            r = sim("-d", drives, "-s", "insta")
+            speeds.append(float(r.stdout.split("insta ")[1].split()[0]))
+        self.assertEqual(speeds[2], speeds[3])
+        self.assertEqual(speeds, sorted(speeds))
+
+    def test_paper(self):
+        """Every file, and the table of the document; its ranges only where there is time."""
+        out = self.dir.name + "/paper"
+        r = sim("--paper", "-o", out, *([] if MORE else ["--no-ranges"]))
+        self.assertEqual((r.returncode, r.stderr), (0, ""))
+        figures = ["fig%02d" % n for n in (4, 5, 6, *range(14, 24))]
+        expected = {f"{n}.{kind}" for n in figures for kind in ("csv", "svg")}
+        expected |= {n + ".csv" for n in "table1 table3 endurance constants deviations".split()}
+        self.assertEqual(set(os.listdir(out)), expected)
+        for name in expected:
+            with open(out + "/" + name, encoding="utf-8") as f:
+                text = f.read()
+            self.assertGreater(text.count("\n"), 2, name)
+            self.assertFalse(name.endswith(".csv") and "nan" in text, name)
+        documented, printed = block("deviations").split("\n"), r.stdout.strip().split("\n")
+        self.assertEqual(len(documented), len(printed))
+        for says, is_so in zip(documented, printed):
+            a, b = cells(says), cells(is_so)
+            if not MORE and len(a) > 6:
+                a[6] = b[6] = ""
+            self.assertEqual(a, b)
+        with open(out + "/deviations.csv", encoding="utf-8") as f:
+            rows = list(csv.DictReader(f))
+        self.assertEqual(len(rows), len(documented) - 4)
+        for row in rows:
+            off = float(row["ours"]) / float(row["paper"]) - 1
+            self.assertAlmostEqual(off, float(row["deviation"]), delta=1e-3)
+            self.assertTrue(abs(off) <= 0.1 or row["reason"], row)
+            self.assertIn(row["class"], ("fitted", "held out", "assumption", "implied"))
+
+    def test_constants(self):
+        r = sim("--constants")
+        self.assertEqual(block("constants"), "```\n" + r.stdout + "```")
+        self.assertLessEqual(sum(x.startswith("fitted") for x in r.stdout.split("\n")), 6)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1], verbosity=2)
