@@ -64,6 +64,7 @@ void space_config_encode(uint8_t out[CONFIG_BYTES], const struct space_config *c
     le_put32(out + 36, config->method);
     le_put32(out + 40, config->page_channels);
     le_put32(out + 44, config->piece_tokens);
+    le_put32(out + 48, config->kv_type);
 }
 
 int space_config_decode(struct space_config *config, const void *in, size_t bytes)
@@ -82,6 +83,7 @@ int space_config_decode(struct space_config *config, const void *in, size_t byte
         .method = le_get32(p + 36),
         .page_channels = le_get32(p + 40),
         .piece_tokens = le_get32(p + 44),
+        .kv_type = le_get32(p + 48),
     };
     return 0;
 }

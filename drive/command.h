@@ -102,6 +102,9 @@ struct space_config {
     // METHOD_PAGES: consecutive tokens that are chosen together, power of two, 16 to 64, no more
     // than group_tokens. 0: the drive chooses.
     uint32_t piece_tokens;
+    // enum kv_type (kernels/kv.h): how K and V are stored, which commands carry as fp16 whatever it
+    // is. What kv_round has made comes back as it was; other numbers are rounded so.
+    uint32_t kv_type;
 };
 void space_config_encode(uint8_t out[CONFIG_BYTES], const struct space_config *config);
 int space_config_decode(struct space_config *config, const void *in, size_t bytes);
@@ -191,7 +194,8 @@ bool attend_layout(struct attend_layout *layout, uint32_t count, uint32_t q_head
     X(max_tickets, "ATTENDs and READs that may wait for their COLLECT")                            \
     X(max_items, "items of one command")                                                           \
     X(ticket_ms, "how long a ticket waits for its COLLECT at least, and a COLLECT for its ticket") \
-    X(methods, "bit m: spaces and ATTENDs of method m are taken")
+    X(methods, "bit m: spaces and ATTENDs of method m are taken")                                  \
+    X(kv_types, "bit t: spaces that store K and V as type t are taken")
 
 // The same for STAT, in groups: what every drive counts, what audits of any method say, and what
 // each method counts of its own. X(name, how, what it means); `how` is what becomes of it when

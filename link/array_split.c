@@ -755,6 +755,8 @@ void array_merge_identity(struct drive_identity *all, const struct drive_identit
     all->max_tickets = min_u64(all->max_tickets, one->max_tickets);
     all->max_items = min_u64(all->max_items, one->max_items);
     all->ticket_ms = min_u64(all->ticket_ms, one->ticket_ms);
+    all->methods &= one->methods;
+    all->kv_types &= one->kv_types;
 }
 
 bool link_array_bytes(uint32_t drives, uint32_t count, const struct space_config *config,

@@ -326,7 +326,7 @@ static uint64_t covered(const struct method_state *s, uint32_t head, uint64_t la
     uint64_t at = head * s->space->streams[STREAM_KV].slot_bytes;
     struct slot_range v = slot_v(slot, t, 1), start = slot_v(slot, 0, 1);
     uint64_t page_end = (at + v.offset + v.bytes - 1) / page * page + page;
-    uint64_t values = (page_end - at - start.offset) / v.bytes;
+    uint64_t values = (page_end - at - start.offset) / v.bytes * slot_v_tokens(slot);
     uint64_t keys = t / slot->k_tokens * slot->k_tokens + slot->k_tokens;
     return last - t + min_u64(keys, values);
 }

@@ -97,10 +97,16 @@ static inline uint64_t sparf_channel_offset(const struct space *space, uint32_t 
            2ull * (c % per_page) * space->streams[STREAM_CHANNELS].row_tokens;
 }
 
+// 16-bit words that K or V of a token takes where a copy of them is made: of whatever type.
+static inline size_t sparf_stage_row(uint32_t head_dim)
+{
+    return head_dim + 1;
+}
+
 // Bytes of scratch that each worker needs.
 static inline size_t sparf_scratch(uint32_t head_dim)
 {
-    return KERNEL_SCRATCH_BYTES + 2 * sizeof(uint16_t) * ATTENTION_TILE * head_dim;
+    return KERNEL_SCRATCH_BYTES + 2 * sizeof(uint16_t) * ATTENTION_TILE * sparf_stage_row(head_dim);
 }
 
 // What all arithmetic on one KV head of a unit needs.

@@ -188,8 +188,9 @@ static void gather(const struct sparf_view *v, const struct piece *piece, uint64
                    uint64_t bits, uint16_t *stage, struct attention_tile *tile)
 {
     const struct slot *slot = &v->s->space->streams[STREAM_KV].slot;
-    uint64_t w = slot->k_tokens;
+    uint64_t w = slot->k_tokens, row = sparf_stage_row(v->dim);
     bool leading = !(bits & (bits + 1));
+    tile->type = slot->type;
     tile->part_tokens = slot->k_tokens;
     tile->tokens = 64 - (uint32_t)__builtin_clzll(bits);
     tile->chosen = leading ? 0 : bits;
@@ -201,13 +202,17 @@ static void gather(const struct sparf_view *v, const struct piece *piece, uint64
             continue;
         tile->k[t / w] = slot_at(v, piece, at, k.offset, k.bytes);
         if (!tile->k[t / w]) {
-            tile->k[t / w] = stage + t * v->dim;
-            slot_copy(v, piece, at, k.offset, k.bytes, stage + t * v->dim);
+            tile->k[t / w] = stage + t * row;
+            slot_copy(v, piece, at, k.offset, k.bytes, stage + t * row);
         }
         tile->v[t / w] = slot_at(v, piece, at, values.offset, values.bytes);
         if (!tile->v[t / w]) {
-            tile->v[t / w] = stage + (ATTENTION_TILE + t) * v->dim;
-            copy_values(v, piece, at, part, w, stage + (ATTENTION_TILE + t) * v->dim);
+            tile->v[t / w] = stage + (ATTENTION_TILE + t) * row;
+            if (slot->type == KV_F16)
+                copy_values(v, piece, at, part, w, stage + (ATTENTION_TILE + t) * row);
+            else
+                slot_copy(v, piece, at, values.offset, values.bytes,
+                          stage + (ATTENTION_TILE + t) * row);
         }
     }
 }

@@ -448,7 +448,8 @@ static uint64_t collect(struct walk *w)
     uint32_t each = heads_each(w, heads);
     for (size_t i = 0; i < n; i++)
         add_tasks(w, w->ready[i].unit, w->ready[i].piece, each);
-    return bytes * 4 * w->space->config.head_dim;
+    const struct stream *kv = &w->space->streams[STREAM_KV];
+    return bytes * kv->slot_bytes / kv->row_tokens;
 }
 
 // Pieces whose reads failed are acquired again, or end their item; the others stay.

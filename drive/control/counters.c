@@ -73,6 +73,7 @@ int counters_identify(struct drive *drive, const struct command *command, uint8_
     };
     for (int i = 0; drive->env.methods[i] && drive->env.methods[i]->id < 64; i++)
         identity.methods |= UINT64_C(1) << drive->env.methods[i]->id;
+    identity.kv_types = (UINT64_C(1) << KV_TYPES) - 1;
     if (command->length < IDENTIFY_TABLE_BYTES)
         return inst_fail(&drive->msg, INST_EINVAL, "IDENTIFY: %u bytes are too few",
                          command->length);

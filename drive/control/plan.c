@@ -20,6 +20,8 @@ enum {
     WINDOW_SHARE = 16,        // in between: this part, as the rest serves the row cache better
     STORE_PAGE = 16 * 1024,   // page of a private store, where rows are that large
     STORE_PAGE_SINGLE = 4096, // of one where single pages are read
+    PADDING_PART = 64,        // of a row, that may be empty for the sake of large pages
+    OVER_READ = 16,           // by this part rows of blocks may exceed the best read
     // Ordinary disks: a request costs as much as reading 35 to 100 KiB. Rows of that size also hold
     // whole tiles for most models, so that none has to be put together from several.
     STORE_READ = 256 * 1024,
@@ -256,6 +258,15 @@ static uint32_t group_least(const struct space_config *c)
     return group_is_piece(c) ? index_piece(c) : GROUP_MIN;
 }
 
+// Rows within the best read. Scales make rows of blocks a little larger than half or a quarter of
+// those of twice or four times the tokens as fp16.
+static bool row_fits(const struct drive_plan *plan, const struct flash_geometry *g,
+                     const struct space_config *c)
+{
+    uint64_t over = c->kv_type == KV_F16 ? 0 : plan->row_bytes / OVER_READ;
+    return plan->row_bytes - over <= g->read_bytes;
+}
+
 int drive_plan(struct drive_plan *plan, const struct flash_geometry *g,
                const struct space_config *config, uint64_t dram_bytes, struct inst_msg *msg)
 {
@@ -265,7 +276,7 @@ int drive_plan(struct drive_plan *plan, const struct flash_geometry *g,
         return plan_group(plan, g, &c, msg);
     // The largest group whose rows stay within the best read and whose buffers fit.
     for (c.group_tokens = group_most(&c); c.group_tokens > group_least(&c); c.group_tokens /= 2) {
-        if (plan_group(plan, g, &c, NULL) || plan->row_bytes > g->read_bytes)
+        if (plan_group(plan, g, &c, NULL) || !row_fits(plan, g, &c))
             continue;
         if (!dram_bytes || plan->min_dram_bytes <= dram_bytes)
             return 0;
@@ -278,15 +289,19 @@ int drive_plan(struct drive_plan *plan, const struct flash_geometry *g,
 static int store_geometry(struct flash_geometry *g, const struct space_config *c,
                           struct inst_msg *msg)
 {
-    uint64_t row = 4ull * c->group_tokens * c->head_dim * c->kv_heads;
+    const struct slot slot = slot_layout(c->kv_type, c->group_tokens, c->head_dim, 0, UINT32_MAX);
+    uint64_t row = slot_bytes(&slot) * c->kv_heads;
     *g = (struct flash_geometry){.dies = 1, .channels = 1, .read_bytes = STORE_READ};
     struct attend_env env = {0};
     attend_methods(&env, NULL);
     const struct method *method = attend_method(&env, c->method);
     if (!method)
         return inst_fail(msg, INST_ENOTSUP, "CONFIG: unknown method %u", c->method);
-    // Methods that read single pages have streams of their own.
-    g->page_bytes = row >= STORE_PAGE && !method->streams ? STORE_PAGE : STORE_PAGE_SINGLE;
+    // Methods that read single pages have streams of their own. Of rows of no round size, as blocks
+    // of K and V make them, small pages leave less empty.
+    uint64_t padding = STORE_PAGE - 1 - (row + STORE_PAGE - 1) % STORE_PAGE;
+    bool large = row >= STORE_PAGE && (c->kv_type == KV_F16 || padding <= row / PADDING_PART);
+    g->page_bytes = large && !method->streams ? STORE_PAGE : STORE_PAGE_SINGLE;
     g->pages_per_block = 65535;
     g->blocks = 1;
     struct space_config chosen = *c;
@@ -325,7 +340,7 @@ int drive_geometry_for(struct flash_geometry *geometry, const struct space_confi
             if (!status)
                 status = drive_plan(&plan, geometry, &c, dram_bytes, why);
             // A group may be too large for rows, blocks or channel rows.
-            if (least || (!status && plan.row_bytes <= geometry->read_bytes &&
+            if (least || (!status && row_fits(&plan, geometry, &c) &&
                           (!dram_bytes || plan.min_dram_bytes <= dram_bytes)))
                 break;
         }

@@ -95,6 +95,10 @@ static void channels_choose(struct space_config *c, const struct flash_geometry 
 static int channels_layout(struct stream *stream, const struct flash_geometry *g,
                            const struct space_config *c, struct inst_msg *msg)
 {
+    if (c->kv_type != KV_F16)
+        return inst_fail(msg, INST_ENOTSUP,
+                         "CONFIG: sparf needs K and V as f16, not %s: its copy of K is of fp16",
+                         kv_type_name(c->kv_type));
     if (!is_power_of_two(c->page_channels) || c->page_channels > PAGE_CHANNELS_MAX)
         return inst_fail(msg, INST_EINVAL,
                          "CONFIG: %u channels in a page, must be a power of two up to %u",

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "drive/ftl/index.h"
 #include "drive/ftl/piece.h"
 #include "base/checked.h"
 
@@ -25,10 +26,14 @@ static int kv_layout(struct stream *kv, const struct flash_geometry *geometry,
         return inst_fail(msg, INST_EINVAL,
                          "CONFIG: a token group of %u, must be a power of two from %u to %u",
                          c->group_tokens, GROUP_MIN, GROUP_MAX);
+    if (!kv_type_name(c->kv_type))
+        return inst_fail(msg, INST_ENOTSUP, "CONFIG: unknown type %u of K and V", c->kv_type);
     kv->row_tokens = c->group_tokens;
     kv->group_rows = 1;
-    // Parts no larger than a page where single pages are read.
-    kv->slot = slot_layout(c->group_tokens, c->head_dim, single_pages ? geometry->page_bytes : 0);
+    // Parts no larger than a page where single pages are read, nor than what is chosen together.
+    kv->slot = slot_layout(
+        c->kv_type, c->group_tokens, c->head_dim, single_pages ? geometry->page_bytes : 0,
+        c->method == METHOD_PAGES && c->kv_type ? index_piece(c) : ATTENTION_TILE);
     kv->slot_bytes = slot_bytes(&kv->slot);
     uint64_t bytes = kv->slot_bytes * c->kv_heads; // below 2^12 * 2^21 by the limits above
     uint64_t pages = div_round_up(bytes, geometry->page_bytes);

@@ -196,6 +196,51 @@ static void test_equal_bits(void **state)
     }
 }
 
+// K and V in blocks: against double arithmetic over what is stored, and with the bits of a space
+// that holds the same numbers as fp16, whatever cuts rows and tiles.
+static void test_blocks(void **state)
+{
+    (void)state;
+    static const uint32_t dims[] = {64, 80, 20, 8};
+    for (uint32_t type = KV_Q8; type < KV_TYPES; type++) {
+        for (size_t i = 0; i < sizeof dims / sizeof dims[0]; i++) {
+            struct rig_options o = {
+                .config = {.layers = 2,
+                           .kv_heads = 2,
+                           .head_dim = dims[i],
+                           .group_tokens = 16u << i % 3,
+                           .kv_type = type},
+                .q_heads = i % 2 ? 6 : 2,
+                .threads = 1 + (uint32_t)i % 3,
+                .dies = 1 + (uint32_t)i,
+                .page_bytes = i % 2 ? 512 : 4096,
+                .blocks = 512 * (1 + i),
+                .pages_per_block = 301,
+            };
+            decode_against_double(&o, 150 + 33 * i, 30);
+        }
+        struct rig_options base = {
+            .config = {.layers = 2, .kv_heads = 2, .head_dim = 80, .group_tokens = 16},
+            .q_heads = 6,
+            .round = type,
+        };
+        uint64_t expected = scenario_bits(&base, 1, false);
+        base.round = KV_F16;
+        base.config.kv_type = type;
+        assert_true(scenario_bits(&base, 1, false) == expected);
+        base.round = type; // twice is once
+        for (uint32_t group = 16; group <= 256; group *= 4) {
+            struct rig_options o = base;
+            o.config.group_tokens = group;
+            o.pages_per_block = 300;
+            o.threads = group == 64 ? 4 : 1;
+            o.ram_rate = group == 16 ? 1000000000000u : 0;
+            o.kernels = group == 256 ? "reference" : NULL;
+            assert_true(scenario_bits(&o, group == 64 ? 3 : 1, true) == expected);
+        }
+    }
+}
+
 // The least DRAM that the plan allows must do.
 static void test_least_dram(void **state)
 {
@@ -287,7 +332,7 @@ int main(void)
         cmocka_unit_test(test_shapes),           cmocka_unit_test(test_file),
         cmocka_unit_test(test_window),           cmocka_unit_test(test_equal_bits),
         cmocka_unit_test(test_least_dram),       cmocka_unit_test(test_reads_out_of_order),
-        cmocka_unit_test(test_share_from_flash),
+        cmocka_unit_test(test_share_from_flash), cmocka_unit_test(test_blocks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -21,7 +21,8 @@ struct flash_geometry rig_geometry(const struct rig_options *o)
 
 void rig_open(struct rig *rig, const struct rig_options *o)
 {
-    *rig = (struct rig){.config = o->config, .q_heads = o->q_heads, .next_ticket = 1};
+    *rig = (struct rig){
+        .config = o->config, .q_heads = o->q_heads, .next_ticket = 1, .round = o->round};
     struct flash_geometry g = rig_geometry(o);
     rig->config.q_heads = o->q_heads;
     if (!rig->config.max_sequences)
@@ -139,6 +140,15 @@ uint16_t rig_value(const struct rig *rig, uint32_t content, uint32_t layer, uint
     return kernel_f32_to_f16(2 * noise(x));
 }
 
+void rig_row(const struct rig *rig, uint32_t content, uint32_t layer, uint32_t head, uint64_t token,
+             bool v, bool stored, uint16_t *row)
+{
+    for (uint32_t d = 0; d < rig->config.head_dim; d++)
+        row[d] = rig_value(rig, content, layer, head, token, d, v);
+    kv_round(rig->round, row, rig->config.head_dim);
+    kv_round(stored ? rig->config.kv_type : KV_F16, row, rig->config.head_dim);
+}
+
 int rig_write(struct rig *rig, uint32_t seq, uint32_t content, uint32_t layer, uint64_t pos,
               uint64_t n, uint32_t first, uint32_t count)
 {
@@ -153,9 +163,8 @@ int rig_write(struct rig *rig, uint32_t seq, uint32_t content, uint32_t layer, u
                    &(struct table_item){.seq = seq, .epoch = 1, .pos = pos, .n_tokens = n});
     for (uint32_t h = first; h < first + count; h++)
         for (int v = 0; v < 2; v++)
-            for (uint64_t t = pos; t < pos + n; t++)
-                for (uint32_t d = 0; d < dim; d++)
-                    *p++ = rig_value(rig, content, layer, h, t, d, v);
+            for (uint64_t t = pos; t < pos + n; t++, p += dim)
+                rig_row(rig, content, layer, h, t, v, false, p);
     int status = rig_call(
         rig,
         &(struct command){
@@ -204,17 +213,19 @@ void rig_expect_content(struct rig *rig, uint32_t seq, uint32_t content, uint32_
     uint32_t dim = rig->config.head_dim, heads = rig->config.kv_heads;
     uint64_t bytes;
     slab_bytes(heads, n, dim, &bytes);
-    uint16_t *out = malloc(bytes), *p = out;
+    uint16_t *out = malloc(bytes), *p = out, row[KERNEL_HEAD_DIM_MAX];
     int status = rig_read(rig, seq, layer, pos, n, 0, heads, out);
     if (status)
         fail_msg("READ of sequence %u: %s", seq, rig->text);
     for (uint32_t h = 0; h < heads; h++)
         for (int v = 0; v < 2; v++)
-            for (uint64_t t = pos; t < pos + n; t++)
+            for (uint64_t t = pos; t < pos + n; t++) {
+                rig_row(rig, content, layer, h, t, v, true, row);
                 for (uint32_t d = 0; d < dim; d++, p++)
-                    if (*p != rig_value(rig, content, layer, h, t, d, v))
+                    if (*p != row[d])
                         fail_msg("sequence %u layer %u head %u token %llu %c[%u] differs", seq,
                                  layer, h, (unsigned long long)t, v ? 'v' : 'k', d);
+            }
     free(out);
 }
 
@@ -249,14 +260,13 @@ int rig_attend(struct rig *rig, uint32_t layer, struct rig_query *queries, uint3
         for (uint32_t h = 0; h < rig->q_heads; h++)
             rig_query_vector(rig, query, layer, h,
                              (float *)(in + layout.q) + ((size_t)i * rig->q_heads + h) * dim);
-        for (uint32_t h = 0; h < heads; h++)
-            for (uint32_t d = 0; d < dim; d++) {
-                size_t at = ((size_t)i * heads + h) * dim + d;
-                ((uint16_t *)(in + layout.k))[at] =
-                    rig_value(rig, query->content, layer, h, query->pos, d, false);
-                ((uint16_t *)(in + layout.v))[at] =
-                    rig_value(rig, query->content, layer, h, query->pos, d, true);
-            }
+        for (uint32_t h = 0; h < heads; h++) {
+            size_t at = ((size_t)i * heads + h) * dim;
+            rig_row(rig, query->content, layer, h, query->pos, false, false,
+                    (uint16_t *)(in + layout.k) + at);
+            rig_row(rig, query->content, layer, h, query->pos, true, false,
+                    (uint16_t *)(in + layout.v) + at);
+        }
     }
     uint32_t ticket = rig->next_ticket++;
     int status = rig_call(rig,
@@ -297,14 +307,15 @@ void rig_expect_attention(struct rig *rig, uint32_t layer, const struct rig_quer
     uint64_t n = query->pos + query->append;
     double *p = malloc(n * sizeof *p);
     float q[KERNEL_HEAD_DIM_MAX];
+    uint16_t row[KERNEL_HEAD_DIM_MAX];
     for (uint32_t h = 0; h < rig->q_heads; h++) {
         double max = -INFINITY, sum = 0, acc[KERNEL_HEAD_DIM_MAX] = {0};
         rig_query_vector(rig, query, layer, h, q);
         for (uint64_t t = query->window; t < n; t++) {
             p[t] = 0;
+            rig_row(rig, query->content, layer, h / group, t, false, true, row);
             for (uint32_t d = 0; d < dim; d++)
-                p[t] += (double)q[d] * (double)kernel_f16_to_f32(rig_value(
-                                           rig, query->content, layer, h / group, t, d, false));
+                p[t] += (double)q[d] * (double)kernel_f16_to_f32(row[d]);
             p[t] *= 1 / sqrt((double)dim);
             if (rig->softcap > 0)
                 p[t] = (double)rig->softcap * tanh(p[t] / (double)rig->softcap);
@@ -313,9 +324,9 @@ void rig_expect_attention(struct rig *rig, uint32_t layer, const struct rig_quer
         for (uint64_t t = query->window; t < n; t++) {
             double e = exp(p[t] - max);
             sum += e;
+            rig_row(rig, query->content, layer, h / group, t, true, true, row);
             for (uint32_t d = 0; d < dim; d++)
-                acc[d] += e * (double)kernel_f16_to_f32(
-                                  rig_value(rig, query->content, layer, h / group, t, d, true));
+                acc[d] += e * (double)kernel_f16_to_f32(row[d]);
         }
         for (uint32_t d = 0; d < dim; d++)
             if (!(fabs(acc[d] / sum - (double)out[h * dim + d]) < 2e-5))

@@ -24,6 +24,7 @@ struct rig {
     uint64_t seed;
     float softcap;   // of every ATTEND, 0 = none
     uint32_t method; // of every ATTEND
+    uint32_t round;  // enum kv_type: K and V are rounded so before they are sent
 };
 
 struct rig_options {
@@ -41,10 +42,14 @@ struct rig_options {
     struct engine *engine;            // NULL: the pool
     const struct method *const *methods; // of the test's own
     bool no_read_ahead;
+    uint32_t round;           // see struct rig
     bool row_cache;           // off: what is read comes from flash
     uint64_t row_cache_bytes; // 0: as many as fit
 };
 
+// K or V of a token as it is sent, or as it is stored.
+void rig_row(const struct rig *rig, uint32_t content, uint32_t layer, uint32_t head, uint64_t token,
+             bool v, bool stored, uint16_t *row);
 // Of the flash that rig_open makes.
 struct flash_geometry rig_geometry(const struct rig_options *options);
 void rig_open(struct rig *rig, const struct rig_options *options);

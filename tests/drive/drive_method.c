@@ -231,6 +231,14 @@ static void test_refused(void **state)
     o.methods = NULL; // a drive that has not got it
     assert_int_equal(config_status(&o, 64 << 20, &text), INST_ENOTSUP);
     assert_non_null(strstr(text, "unknown method"));
+    o.config.method = METHOD_DENSE;
+    o.config.kv_type = KV_TYPES; // nor this one
+    assert_int_equal(config_status(&o, 64 << 20, &text), INST_ENOTSUP);
+    assert_non_null(strstr(text, "unknown type 3 of K and V"));
+    o.config.method = METHOD_SPARF;
+    o.config.kv_type = KV_Q8;
+    assert_int_equal(config_status(&o, 64 << 20, &text), INST_ENOTSUP);
+    assert_non_null(strstr(text, "sparf needs K and V as f16, not q8"));
     o = base;
     o.config.method = METHOD_DENSE; // a space that was not made for it
     rig_open(&rig, &o);

@@ -222,6 +222,39 @@ static void test_bits(void **state)
     scene_free(&s);
 }
 
+// K and V in blocks: the bits of a space that holds the same numbers as fp16, whose index therefore
+// is made of what is stored.
+static void test_blocks(void **state)
+{
+    (void)state;
+    const struct scene_knobs knobs = {.pages = true, .ratio = 0.25f, .audit = true};
+    for (uint32_t type = KV_Q8; type < KV_TYPES; type++) {
+        struct scene s = scene_of(SCENE_CLUSTERED), rounded = scene_of(SCENE_CLUSTERED);
+        for (size_t row = 0; row < (size_t)LAYERS * KV_HEADS * TOKENS; row++) {
+            kv_round(type, rounded.k + row * DIM, DIM);
+            kv_round(type, rounded.v + row * DIM, DIM);
+        }
+        uint64_t expected = run_bits(&rounded, &base, AT_ONCE, &knobs);
+        assert_true(run_bits(&s, &base, AT_ONCE, &knobs) != expected);
+        unsigned runs = 0;
+        for (uint32_t group = 32; group <= 256; group *= 2, runs++) {
+            struct rig_options o = base;
+            o.config.group_tokens = group;
+            o.config.kv_type = type;
+            o.page_bytes = runs % 2 ? 512 : 4096;
+            o.threads = 1 + runs % 3;
+            o.row_cache = runs == 2;
+            o.ram_rate = runs == 3 ? 0 : base.ram_rate;
+            o.request_bytes = runs == 1 ? 8192 : 0;
+            if (run_bits(&s, &o, (enum way)(runs % WAYS), &knobs) != expected)
+                fail_msg("%s, group %u, pages of %u, way %u: other bits", kv_type_name(type), group,
+                         o.page_bytes, runs % WAYS);
+        }
+        scene_free(&s);
+        scene_free(&rounded);
+    }
+}
+
 // Everything is chosen: by the ratio, by the window, and where there is no complete piece but one.
 static void test_dense(void **state)
 {
@@ -385,8 +418,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_reference), cmocka_unit_test(test_bits),
-        cmocka_unit_test(test_dense),     cmocka_unit_test(test_bytes),
-        cmocka_unit_test(test_captures),  cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_blocks),    cmocka_unit_test(test_dense),
+        cmocka_unit_test(test_bytes),     cmocka_unit_test(test_captures),
+        cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

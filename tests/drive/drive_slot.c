@@ -26,7 +26,7 @@ struct scene {
 
 static struct scene scene_new(uint32_t tokens, uint32_t head_dim, uint32_t page_bytes)
 {
-    struct scene s = {.slot = slot_layout(tokens, head_dim, page_bytes)};
+    struct scene s = {.slot = slot_layout(KV_F16, tokens, head_dim, page_bytes, 64)};
     size_t n = (size_t)tokens * head_dim;
     s.k = malloc(2 * n);
     s.v = malloc(2 * n);
@@ -166,7 +166,7 @@ static void test_pages(void **state_)
                  {32, 128, 0, 32},    {64, 8, 4096, 64},  {64, 512, 4096, 16},  {128, 80, 4096, 16},
                  {64, 32, 4096, 64},  {64, 64, 8192, 64}, {64, 128, 16384, 64}, {16, 8, 512, 16}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        struct slot s = slot_layout(cases[i].tokens, cases[i].head_dim, cases[i].page);
+        struct slot s = slot_layout(KV_F16, cases[i].tokens, cases[i].head_dim, cases[i].page, 64);
         assert_int_equal(s.k_tokens, cases[i].k_tokens);
         // Tokens that shared a page before they were turned still do.
         for (uint64_t t = 0; cases[i].page && cases[i].head_dim <= 128 &&

@@ -51,6 +51,7 @@ static void open_target(struct target *t, uint8_t shape)
                                             : shape & 8 ? METHOD_DENSE
                                                         : METHOD_SPARF,
                                   .piece_tokens = 16,
+                                  .kv_type = shape & 72 ? shape % 3u : KV_F16,
                                   // Channel rows of 256, 64, 32 or 16 tokens.
                                   .page_channels = 1u << "\0\2\3\4"[shape >> 4 & 3]};
     space_config_encode(payload, &config);
@@ -71,7 +72,8 @@ static void put_config(uint8_t *data, const uint8_t *p)
                                                      .q_heads = p[6] % 20,
                                                      .method = p[7] % 4,
                                                      .page_channels = p[8] % 18,
-                                                     .piece_tokens = 8u << p[3] / 4 % 5});
+                                                     .piece_tokens = 8u << p[3] / 4 % 5,
+                                                     .kv_type = p[8] / 18 % 4});
 }
 
 // 16 bytes choose the entry's fields from small ranges, so that most commands get past the first
