@@ -1,5 +1,5 @@
 # Tests of the flash back ends and their wrappers.
-foreach(test flash_conformance flash_ram flash_file flash_probe flash_wrappers)
+foreach(test flash_conformance flash_ram flash_file flash_probe flash_wrappers nand_flash)
   inst_test(NAME drive/${test} SOURCES ${test}.c flash_harness.c
             LIBS inst_drive inst_kernels inst_base)
 endforeach()
@@ -17,4 +17,4 @@ if("HAVE_LIBURING" IN_LIST INST_FLASH_DEFINITIONS)
   target_compile_definitions(test_drive_flash_file PRIVATE HAVE_LIBURING)
   target_link_options(test_drive_flash_file PRIVATE -Wl,--wrap=io_uring_submit)
 endif()
-inst_fast(drive/nand_profile drive/nand_time drive/flash_ram drive/flash_file drive/flash_wrappers)
+inst_fast(drive/nand_flash drive/nand_profile drive/nand_time drive/flash_ram drive/flash_file drive/flash_wrappers)

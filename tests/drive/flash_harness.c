@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "flash_harness.h"
+#include "drive/flash/nand_flash.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -13,6 +15,32 @@ const char *work_directory(void)
     return directory;
 }
 
+// Of any geometry, faster than a device, as tests are many.
+static int nand_open(struct flash **flash, const struct flash_geometry *g, const char *directory,
+                     struct inst_msg *msg)
+{
+    uint32_t channels = g->dies % g->channels ? 1 : g->channels;
+    struct flash_nand_options o = {
+        .profile.time = {.channels = channels,
+                         .dies = g->dies / channels,
+                         .planes = 1,
+                         .page_bytes = g->page_bytes,
+                         .pages_per_block = g->pages_per_block,
+                         .read_ns = 1000,
+                         .program_ns = 3000,
+                         .erase_ns = 10000,
+                         .command_ns = 20,
+                         .bus = 100000000000,
+                         .registers = 2,
+                         .suspends = 2,
+                         .suspend_ns = 500},
+        .payload = directory ? NAND_PAYLOAD_FILE : NAND_PAYLOAD_RAM,
+        .name = "tests",
+    };
+    snprintf(o.directory, sizeof o.directory, "%s", directory ? directory : "");
+    return flash_nand_open(flash, &o, g, NULL, msg);
+}
+
 struct flash *kind_open(const struct flash_kind *kind, const struct flash_geometry *geometry)
 {
     struct inst_msg msg = {0};
@@ -20,6 +48,8 @@ struct flash *kind_open(const struct flash_kind *kind, const struct flash_geomet
     int rc;
     if (kind->null) {
         rc = flash_null_open(&flash, geometry, &msg);
+    } else if (kind->nand) {
+        rc = nand_open(&flash, geometry, kind->directory, &msg);
     } else if (!kind->directory) {
         rc = flash_ram_open(&flash, geometry, kind->rate, &msg);
     } else {
