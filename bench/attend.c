@@ -27,11 +27,11 @@ int attend_bench_flush(struct attend_bench *b, struct inst_msg *msg)
     return call(b, (struct command){.opcode = OP_FLUSH}, NULL, NULL, msg);
 }
 
-static struct space_config config_of(const struct attend_options *o)
+static struct space_config config_of(const struct attend_options *o, uint32_t page_bytes)
 {
     uint32_t group = o->group;
     if (!group && !o->directory) // the largest power of two whose K fits a page
-        for (group = 16; 4ull * group * o->head_dim <= o->page_bytes;)
+        for (group = 16; 4ull * group * o->head_dim <= page_bytes;)
             group *= 2;
     return (struct space_config){.layers = o->layers,
                                  .kv_heads = o->kv_heads,
@@ -50,7 +50,8 @@ static int check_memory(const struct attend_options *o, const struct flash_geome
 {
     double flash = (double)g->page_bytes * (double)g->pages_per_block * (double)g->blocks;
     double texts = 2.0 * o->sequences * o->layers * o->kv_heads * (double)(o->context + o->room);
-    double needed = texts + (o->directory ? 0 : flash);
+    // Emulated NAND takes what is written to it.
+    double needed = texts + (o->directory || o->nand ? 0 : flash);
     if (!o->memory || needed <= (double)o->memory)
         return 0;
     return inst_fail(msg, INST_ENOMEM, "%llu tokens need %.1f GiB of memory, %.1f are available",
@@ -77,13 +78,20 @@ static int nand_geometry(struct flash_geometry *g, const struct attend_options *
 static int open_drive(struct attend_bench *b, struct inst_msg *msg)
 {
     const struct attend_options *o = &b->o;
-    struct space_config config = config_of(o);
     struct drive_plan plan;
     uint64_t limit = o->dram ? o->dram : o->dram_limit, group;
     int err = pool_new(&b->pool, o->threads, msg);
-    if (!err && o->directory)
+    if (!err && o->nand)
+        err = flash_nand_options_new(&b->nand, o->nand, msg);
+    if (err)
+        return err;
+    struct flash_nand_about nand = {0};
+    if (b->nand)
+        b->geometry = (nand = flash_nand_about(b->nand)).geometry;
+    struct space_config config = config_of(o, b->nand ? b->geometry.page_bytes : o->page_bytes);
+    if (!b->nand && o->directory)
         err = drive_geometry_for(&b->geometry, &config, 0, limit, msg);
-    else if (!err)
+    else if (!b->nand)
         err = nand_geometry(&b->geometry, o, &config, msg);
     if (!err)
         err = check_memory(o, &b->geometry, msg);
@@ -101,8 +109,9 @@ static int open_drive(struct attend_bench *b, struct inst_msg *msg)
         .geometry = b->geometry,
         .clock_ns = o->method == METHOD_DENSE ? NULL : clock_ns,
     };
-    err = o->directory ? flash_file_open(&b->flash, &file, msg)
-                       : flash_ram_open(&b->flash, &b->geometry, 0, msg);
+    err = b->nand        ? flash_nand_open(&b->flash, b->nand, &b->geometry, NULL, msg)
+          : o->directory ? flash_file_open(&b->flash, &file, msg)
+                         : flash_ram_open(&b->flash, &b->geometry, 0, msg);
     struct drive_limits limits = {
         .dram_bytes = b->dram,
         .pool = b->pool,
@@ -112,7 +121,8 @@ static int open_drive(struct attend_bench *b, struct inst_msg *msg)
     if (!err)
         err = drive_open(&b->drive, b->flash, &limits, msg);
     if (!err)
-        err = link_local_open(&b->link, b->drive, b->flash, msg);
+        err = b->nand && !nand.paced ? link_local_open_virtual(&b->link, b->drive, b->flash, msg)
+                                     : link_local_open(&b->link, b->drive, b->flash, msg);
     if (err)
         return err;
     unsigned char payload[CONFIG_BYTES] __attribute__((aligned(64)));
@@ -213,6 +223,7 @@ void attend_bench_close(struct attend_bench *b)
     link_close(b->link);
     drive_close(b->drive);
     flash_close(b->flash);
+    flash_nand_options_free(b->nand);
     pool_free(b->pool);
     clusters_free(b->clusters);
     free(b->table);
@@ -245,6 +256,13 @@ static void query_head(void *arg, size_t index, unsigned worker)
                     (uint16_t *)(b->in + b->layout.v) + index * o->head_dim);
 }
 
+// The time by the drive's clock.
+static double seconds_of(const struct attend_bench *b)
+{
+    uint64_t ns = link_local_virtual_ns(b->link);
+    return ns ? 1e-9 * (double)ns : clock_seconds();
+}
+
 int attend_bench_step(struct attend_bench *b, const struct attend_step *step, double *seconds,
                       float *captured, struct inst_msg *msg)
 {
@@ -266,7 +284,7 @@ int attend_bench_step(struct attend_bench *b, const struct attend_step *step, do
             table_put_item(b->table, s,
                            &(struct table_item){
                                .seq = s, .epoch = 1, .pos = b->tokens, .n_tokens = step->append});
-        double start = clock_seconds();
+        double start = seconds_of(b);
         err = call(b,
                    (struct command){.opcode = OP_ATTEND,
                                     .space = 1,
@@ -282,7 +300,7 @@ int attend_bench_step(struct attend_bench *b, const struct attend_step *step, do
                                         .ticket = b->ticket,
                                         .length = (uint32_t)layout.out_bytes},
                        NULL, b->out, msg);
-        *seconds += clock_seconds() - start;
+        *seconds += seconds_of(b) - start;
         for (uint32_t i = 0; i < o->sequences && !err; i++) {
             err = inst_status_from_nvme((uint16_t)((uint32_t *)(b->out + layout.status))[i]);
             if (err)

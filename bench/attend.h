@@ -11,6 +11,7 @@
 
 struct attend_options {
     const char *directory; // NULL: RAM with the geometry of NAND below
+    const char *nand;      // NULL, or emulated NAND: PROFILE[:SIZE][,KEY=VALUE]...
     uint32_t q_heads, kv_heads, head_dim, layers, sequences;
     uint64_t context; // tokens written; `room` more can be appended
     uint64_t room;
@@ -30,6 +31,7 @@ struct attend_bench {
     struct attend_options o;
     struct pool *pool;
     struct flash *flash;
+    struct flash_nand_options *nand;
     struct drive *drive;
     struct link *link;
     struct clusters *clusters;
@@ -53,7 +55,8 @@ struct attend_step {
     bool append;                // the step adds a token to every sequence
 };
 // One decode step: ATTEND and COLLECT of every layer. *seconds: their time, without making up
-// q, k and v. captured (or NULL): [layers][sequences][q_heads].
+// q, k and v; on emulated NAND in virtual time that of the model. captured (or NULL):
+// [layers][sequences][q_heads].
 int attend_bench_step(struct attend_bench *bench, const struct attend_step *step, double *seconds,
                       float *captured, struct inst_msg *msg);
 

@@ -402,7 +402,9 @@ static int check_options(struct bench *bench)
                     "bench drive: --kv: '%s': ram: takes no size, it is as large as "
                     "the context needs",
                     bench->kv);
-    if (bench->kv && strcmp(bench->kv, "ram:"))
+    if (bench->kv && !strncmp(bench->kv, "nand:", 5))
+        o->nand = bench->kv + 5;
+    else if (bench->kv && strcmp(bench->kv, "ram:"))
         o->directory = bench->kv;
     o->memory = system_memory_available();
     if (o->group & (o->group - 1))
@@ -480,7 +482,8 @@ int bench_drive(int argc, char **argv)
     const struct option rows[] = {
         {"The KV cache", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
         {"--kv", 0, OPTION_TEXT, &b.kv, 0, 0, "WHERE",
-         "ram: (default) = memory with the geometry of NAND, or a directory"},
+         "ram: (default) = memory with the geometry of NAND, a directory, or nand:PROFILE = "
+         "emulated, times are the model's"},
         {"--shape", 0, OPTION_LIST, &b.shapes, 0, 0, "Q/KVxD",
          "query heads / KV heads x head_dim; may be repeated; default: 40/40x128, 32/8x128, "
          "32/8x64"},

@@ -48,8 +48,8 @@ struct engine_options {
          0,                                                                                        \
          0,                                                                                        \
          "WHERE",                                                                                  \
-         "where KV lives: a directory, ram:SIZE[@RATE] or null:; default: the cache directory; "   \
-         "may be given several times: each drive gets a part of the heads"},                       \
+         "where KV lives: a directory, ram:SIZE[@RATE], null: or nand:PROFILE; default: the "      \
+         "cache directory; may be given several times: each drive gets a part of the heads"},      \
         {"--on-drive-loss",                                                                        \
          0,                                                                                        \
          OPTION_TEXT,                                                                              \

@@ -29,6 +29,24 @@ static bool add_model(cJSON *o, const struct inst_model_info *info)
            cJSON_AddStringToObject(o, "chat_template", info->chat ? info->chat : "");
 }
 
+static bool add_flash(cJSON *one, const struct inst_drive_stats *d)
+{
+    return add(one, "modelled_flash_seconds", d->modelled_flash_seconds) &&
+           add(one, "modelled_channel_seconds", d->modelled_channel_seconds) &&
+           add(one, "modelled_die_seconds", d->modelled_die_seconds) &&
+           add(one, "read_pages", (double)d->read_pages) &&
+           add(one, "program_pages", (double)d->program_pages) &&
+           add(one, "block_erases", (double)d->block_erases) &&
+           add(one, "read_retries", (double)d->read_retries) &&
+           add(one, "suspensions", (double)d->suspensions) &&
+           add(one, "joined_pages", (double)d->joined_pages) &&
+           add(one, "bad_blocks", (double)d->bad_blocks) &&
+           add(one, "grown_bad_blocks", (double)d->grown_bad_blocks) &&
+           add(one, "failed_programs", (double)d->failed_programs) &&
+           add(one, "failed_erases", (double)d->failed_erases) &&
+           add(one, "most_erases", (double)d->most_erases);
+}
+
 static bool add_drives(cJSON *o, const struct run_result *r)
 {
     cJSON *list = cJSON_AddArrayToObject(o, "drives");
@@ -41,7 +59,8 @@ static bool add_drives(cJSON *o, const struct run_result *r)
              add(one, "flash_read_bytes", (double)d->flash_read_bytes) &&
              add(one, "flash_program_bytes", (double)d->flash_program_bytes) &&
              add(one, "stream_bytes", (double)d->stream_bytes) &&
-             add(one, "cache_hit_bytes", (double)d->cache_hit_bytes);
+             add(one, "cache_hit_bytes", (double)d->cache_hit_bytes) &&
+             (!d->emulated || add_flash(one, d));
     }
     return ok;
 }

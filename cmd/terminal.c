@@ -106,6 +106,31 @@ void terminal_end_progress(struct terminal *terminal)
     terminal->bar_start = 0;
 }
 
+// Emulated drives: what they would take beside what was measured.
+static void print_emulated(const struct run_result *r)
+{
+    const struct inst_stats *s = &r->stats;
+    uint64_t pages = 0, retries = 0, bad = 0;
+    bool emulated = false;
+    for (uint32_t i = 0; i < r->n_drives; i++) {
+        const struct inst_drive_stats *d = &r->drives[i];
+        emulated |= d->emulated;
+        pages += d->read_pages;
+        retries += d->read_retries;
+        bad += d->grown_bad_blocks;
+    }
+    if (!emulated)
+        return;
+    // A drive that is held to the real time has no other.
+    bool paced = s->decode_tokens && !(s->modelled_attention_seconds > 0);
+    fprintf(stderr,
+            "emulated drives: decode waits %.3f s for attention (%.3f s here); flash busy %.3f s; "
+            "%llu pages read, %llu times again; %llu blocks gone bad\n",
+            paced ? s->attention_seconds : s->modelled_attention_seconds, s->attention_seconds,
+            s->modelled_flash_seconds, (unsigned long long)pages, (unsigned long long)retries,
+            (unsigned long long)bad);
+}
+
 void terminal_summary(const struct terminal *terminal, const struct run_result *r)
 {
     if (!terminal->lines)
@@ -123,6 +148,7 @@ void terminal_summary(const struct terminal *terminal, const struct run_result *
             r->stop_reason, size_text(each, per_token),
             rate((double)s->decode_flash_read_bytes, s->attention_seconds) / 1e9, s->waf,
             size_text(r->peak_memory, peak));
+    print_emulated(r);
 }
 
 // Value of "NAME:   N kB" in /proc/self/status.

@@ -36,7 +36,9 @@ extern "C" {
     X(uint64_t, lost_drives, "drives that were given up")                                          \
     X(uint64_t, recomputed_tokens, "tokens computed again because of that")                        \
     X(uint64_t, drive_dram_bytes, "DRAM that the drive states to have")                            \
-    X(uint64_t, drive_dram_peak_bytes, "the most of it that was in use")
+    X(uint64_t, drive_dram_peak_bytes, "the most of it that was in use")                           \
+    X(double, modelled_attention_seconds, "what attention_seconds would be on emulated drives")    \
+    X(double, modelled_flash_seconds, "that emulated flash was busy, of the drive with the most")
 
 // Of what a method of attention counts on its own.
 struct inst_counter {
@@ -64,6 +66,13 @@ INST_API double inst_stats_method(const struct inst_stats *stats, const char *na
 struct inst_drive_stats {
     const char *place; // in the order of inst_options.kv; the engine's
     uint64_t flash_read_bytes, flash_program_bytes, stream_bytes, cache_hit_bytes;
+    // Of emulated flash ("nand:"), in its own time; else 0.
+    bool emulated;
+    double modelled_flash_seconds;   // that it was busy
+    double modelled_channel_seconds; // that its flash channels were, summed over them
+    double modelled_die_seconds;     // that its dies were, summed over them
+    uint64_t read_pages, program_pages, block_erases, read_retries, suspensions, joined_pages;
+    uint64_t bad_blocks, grown_bad_blocks, failed_programs, failed_erases, most_erases;
 };
 // Of the first n drives, as they were when inst_engine_stats was last called (the first time, if it
 // never was): they add up to what that told. `size` is that of one.

@@ -38,6 +38,13 @@ struct flash;
 // In-process link. The drive and its flash stay the caller's and must outlive the link.
 int link_local_open(struct link **out, struct drive *drive, struct flash *flash,
                     struct inst_msg *msg);
+// The same in virtual time, for flash that is emulated: it stands still while the drive works, and
+// where the drive can do nothing more it goes on at once to when it can. What the host does takes
+// what link_local_pass is told. link_local_virtual_ns: the time, 0 where it is the real one.
+int link_local_open_virtual(struct link **out, struct drive *drive, struct flash *flash,
+                            struct inst_msg *msg);
+uint64_t link_local_virtual_ns(const struct link *link);
+void link_local_pass(struct link *link, uint64_t ns);
 
 // A drive array: a link made of links (array.c says how). They and `budget` stay the caller's and
 // must outlive it; nobody else uses them meanwhile.

@@ -107,6 +107,37 @@ enum {
 bool flash_probe(struct flash *flash, uint64_t (*clock_ns)(void), struct budget *budget,
                  uint32_t *request_bytes);
 
+// Emulated NAND (nand_flash.h): what a profile describes, over memory, a file or nothing. Time is
+// what is handed in.
+struct flash_nand_options;
+// PROFILE[:SIZE][,KEY=VALUE]...; flash_nand_options_free gives it back, NULL is fine.
+int flash_nand_options_new(struct flash_nand_options **out, const char *text, struct inst_msg *msg);
+void flash_nand_options_free(struct flash_nand_options *options);
+struct flash_nand_about {
+    struct flash_geometry geometry;
+    const char *directory; // where payload lies, NULL: in memory or nowhere
+    bool in_memory;
+    bool paced; // time shall be the real one; else it goes on as nothing else is to be done
+};
+struct flash_nand_about flash_nand_about(const struct flash_nand_options *options);
+// The geometry may have fewer blocks than the options'.
+int flash_nand_open(struct flash **out, const struct flash_nand_options *options,
+                    const struct flash_geometry *geometry, struct budget *budget,
+                    struct inst_msg *msg);
+struct flash_nand_counters {
+    uint64_t busy_ns;             // while any operation was outstanding
+    uint64_t channel_ns, die_ns;  // that channels and dies were busy, summed over them
+    uint64_t read_pages, retries; // retries beside them
+    uint64_t program_pages, erases, suspends;
+    uint64_t joined_pages; // beyond the first of a multi-plane operation
+    uint64_t bad_blocks;   // from the beginning
+    uint64_t grown_bad;    // blocks that have gone bad
+    uint64_t lost_blocks;  // of both, those without a spare
+    uint64_t failed_programs, failed_erases;
+    uint64_t most_erases; // of a block
+};
+void flash_nand_counters(const struct flash *flash, struct flash_nand_counters *out);
+
 // The file below, for measuring the raw disk beside it (block b lies at b * block size; only
 // programmed pages have extents). Stays the back end's. -1 if `flash` is none of these.
 int flash_file_descriptor(const struct flash *flash);

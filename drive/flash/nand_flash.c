@@ -278,8 +278,26 @@ int flash_nand_open(struct flash **out, const struct flash_nand_options *o,
 void flash_nand_counters(const struct flash *flash, struct flash_nand_counters *out)
 {
     const struct flash_nand_emulated *self = (const struct flash_nand_emulated *)flash;
-    nand_time_counters(self->time, &out->time);
-    out->wear = self->wear.counters;
+    const struct nand_wear_counters *wear = &self->wear.counters;
+    struct nand_counters time;
+    nand_time_counters(self->time, &time);
+    *out = (struct flash_nand_counters){
+        .busy_ns = time.busy_ns,
+        .channel_ns = time.channel_ns,
+        .die_ns = time.die_ns,
+        .read_pages = time.read_pages,
+        .retries = time.retries,
+        .program_pages = time.program_pages,
+        .erases = time.erases,
+        .suspends = time.suspends,
+        .joined_pages = time.joined_pages,
+        .bad_blocks = wear->bad_blocks,
+        .grown_bad = wear->grown_bad,
+        .lost_blocks = wear->lost_blocks,
+        .failed_programs = wear->failed_programs,
+        .failed_erases = wear->failed_erases,
+        .most_erases = wear->most_erases,
+    };
 }
 
 // ---- PROFILE[:SIZE][,KEY=VALUE]... -------------------------------------------------------------
@@ -381,4 +399,30 @@ int flash_nand_parse(struct flash_nand_options *o, const char *text, struct inst
     struct flash_geometry geometry;
     err = nand_profile_read(&o->profile, &profile, msg);
     return err ? err : nand_profile_geometry(&o->profile, o->size_bytes, &geometry, msg);
+}
+
+int flash_nand_options_new(struct flash_nand_options **out, const char *text, struct inst_msg *msg)
+{
+    *out = malloc(sizeof **out);
+    int err = *out ? flash_nand_parse(*out, text, msg) : inst_fail(msg, INST_ENOMEM, "no memory");
+    if (err) {
+        free(*out);
+        *out = NULL;
+    }
+    return err;
+}
+
+void flash_nand_options_free(struct flash_nand_options *options)
+{
+    free(options);
+}
+
+struct flash_nand_about flash_nand_about(const struct flash_nand_options *o)
+{
+    struct flash_nand_about about = {.directory = *o->directory ? o->directory : NULL,
+                                     .in_memory = o->payload == NAND_PAYLOAD_RAM,
+                                     .paced = o->paced};
+    // It was looked at when the options were parsed.
+    (void)nand_profile_geometry(&o->profile, o->size_bytes, &about.geometry, NULL);
+    return about;
 }

@@ -22,14 +22,4 @@ struct flash_nand_options {
 // retries=on|off, wear=ERASES, age=DAYS, seed=N.
 int flash_nand_parse(struct flash_nand_options *out, const char *text, struct inst_msg *msg);
 
-int flash_nand_open(struct flash **out, const struct flash_nand_options *options,
-                    const struct flash_geometry *geometry, struct budget *budget,
-                    struct inst_msg *msg);
-
-struct flash_nand_counters {
-    struct nand_counters time;
-    struct nand_wear_counters wear;
-};
-void flash_nand_counters(const struct flash *flash, struct flash_nand_counters *out);
-
 #endif

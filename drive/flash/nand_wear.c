@@ -22,7 +22,7 @@ static double share(uint64_t seed, uint64_t what, uint64_t a, uint64_t b, uint64
 
 enum { USE_BAD = 1, USE_LIFE, USE_RETRY };
 
-static bool take_spare(struct nand_wear *w, uint64_t block)
+static void take_spare(struct nand_wear *w, uint64_t block)
 {
     uint32_t *left = &w->spares[block % w->units];
     struct nand_block *b = &w->block[block];
@@ -30,7 +30,6 @@ static bool take_spare(struct nand_wear *w, uint64_t block)
     b->replaced++;
     w->counters.lost_blocks += b->lost;
     *left -= *left > 0;
-    return !b->lost;
 }
 
 int nand_wear_init(struct nand_wear *w, const struct nand_wear_options *options,
@@ -90,18 +89,18 @@ int nand_wear_program(struct nand_wear *w, uint64_t block, bool first, uint64_t 
         return 0;
     if (!b->lost && erases_of(w, block) < life(w, block))
         return 0;
-    w->counters.grown_bad += !b->failed && !b->lost;
     w->counters.failed_programs++;
-    b->failed = true;
+    if (!b->lost) {
+        w->counters.grown_bad++;
+        take_spare(w, block);
+        b->erases = 0; // new, but as old as the drive
+    }
     return INST_EIO;
 }
 
 int nand_wear_erase(struct nand_wear *w, uint64_t block)
 {
     struct nand_block *b = &w->block[block];
-    if (b->failed && !b->lost && take_spare(w, block))
-        b->erases = 0; // a new one, but as old as the drive
-    b->failed = false;
     if (b->lost) {
         w->counters.failed_erases++;
         return INST_EIO;

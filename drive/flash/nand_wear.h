@@ -5,9 +5,9 @@
 //
 // Of all blocks a share (bad_blocks) is bad from the beginning and was replaced by spare blocks of
 // the same plane. A block that is good lasts for so many erases: a share (grown_bad) goes bad
-// within the endurance, evenly over it, the others between once and twice the endurance. Once it
-// has gone bad the next program in it fails, and the erase after that replaces it by a spare block,
-// or fails where the plane has none left.
+// within the endurance, evenly over it, the others between once and twice the endurance. The next
+// program in it fails then; what follows goes to a spare block of the plane that replaces it, as
+// the controllers of drives do it. Where none is left all programs and erases of the block fail.
 //
 // A page is read again, on average, retries_fresh times, plus retries_worn times the erases of its
 // block over the endurance, plus retries_aged times the age of its block's data over retention_ns:
@@ -37,7 +37,6 @@ struct nand_block {
     uint64_t programmed_ns; // its first page, since it was erased
     uint32_t erases;
     uint16_t replaced;
-    bool failed; // a program of it has
     bool lost;
 };
 

@@ -153,19 +153,42 @@ static void fail_all(struct step *t, const struct step_set *set, int code, const
         step_fail(t, &t->seg[i], code, text);
 }
 
+// A wait for decode attention: what it takes here, and what it would take emulated drives.
+struct attention_wait {
+    double start;
+    uint64_t since[LINK_ARRAY_MOST];
+};
+
+static void wait_begin(struct inst_engine *e, struct attention_wait *wait)
+{
+    uint64_t now = clock_ns();
+    wait->start = 1e-9 * (double)now;
+    store_pass(&e->store, now, false);
+    store_waited_ns(&e->store, wait->since);
+}
+
+static void wait_end(struct inst_engine *e, struct attention_wait *wait)
+{
+    uint64_t now = clock_ns();
+    store_pass(&e->store, now, true);
+    e->stats.attention_seconds += 1e-9 * (double)now - wait->start;
+    e->stats.modelled_attention_seconds += 1e-9 * (double)store_waited_ns(&e->store, wait->since);
+}
+
 void decode_begin(struct step *t, struct step_set *set)
 {
     close_up(t, set);
     if (!set->items)
         return;
-    double start = clock_seconds();
+    struct attention_wait wait = {0};
+    wait_begin(t->e, &wait);
     struct inst_msg msg = {0};
     put_table(t, set);
     int err = send(t, set, &msg);
     set->attending = !err;
     if (err)
         fail_all(t, set, err, msg.text);
-    t->e->stats.attention_seconds += clock_seconds() - start;
+    wait_end(t->e, &wait);
 }
 
 static void fail_items(struct step *t, const struct step_set *set, struct inst_msg *msg)
@@ -204,7 +227,8 @@ static void spread(struct step *t, struct step_set *set)
 
 static void collect(struct step *t, struct step_set *set)
 {
-    double start = clock_seconds();
+    struct attention_wait wait = {0};
+    wait_begin(t->e, &wait);
     struct port *port = &t->e->port;
     struct port_patience patience = {0};
     struct inst_msg msg = {0};
@@ -222,7 +246,7 @@ static void collect(struct step *t, struct step_set *set)
         fail_all(t, set, err, msg.text);
     else
         fail_items(t, set, &msg);
-    t->e->stats.attention_seconds += clock_seconds() - start;
+    wait_end(t->e, &wait);
 }
 
 void decode_end(struct step *t, struct step_set *set)

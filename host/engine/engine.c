@@ -180,11 +180,31 @@ static bool rounds_x(const struct gguf *gguf)
 struct plan_place engine_plan_place(const struct store_where *where)
 {
     bool ram = where->kind == STORE_RAM;
+    if (where->kind == STORE_NAND)
+        return (struct plan_place){.has_geometry = true,
+                                   .geometry = flash_nand_about(where->nand).geometry};
     return (struct plan_place){
         .limit = ram ? where->size : 0,
         // Memory itself is attended in place.
         .in_place = (ram && !where->rate) || where->kind == STORE_NULL,
     };
+}
+
+// On NAND, where pages are what is read, K of a group of one head fills one. 0: the drive chooses;
+// it does so where pieces are chosen.
+static uint32_t group_for(const inst_engine *e, const struct plan_place *places)
+{
+    enum { LEAST = 16, MOST = 1024 };
+    if (e->attend.method == METHOD_PAGES)
+        return 0;
+    for (uint32_t i = 0; i < e->n_places; i++) {
+        uint32_t group = LEAST, most = places[i].geometry.page_bytes / 2 / e->config.head_dim;
+        while (places[i].has_geometry && group < MOST && 2 * group <= most)
+            group *= 2;
+        if (places[i].has_geometry)
+            return group;
+    }
+    return 0;
 }
 
 static int make_plan(inst_engine *e, const struct inst_options *o, struct inst_msg *msg)
@@ -206,7 +226,7 @@ static int make_plan(inst_engine *e, const struct inst_options *o, struct inst_m
         .sessions = e->max_sessions,
         .threads = o->threads,
         .max_threads = system_cpus(),
-        .group = o->group,
+        .group = o->group ? o->group : group_for(e, places),
         .chunk = (uint32_t)min_u64(o->chunk, e->context),
         .method = e->attend.method,
         .page_channels = o->page_channels,

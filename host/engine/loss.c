@@ -73,6 +73,25 @@ void loss_drive_counts(struct inst_drive_stats *out, const struct drive_stats *s
     out->cache_hit_bytes += stats->cache_hit_bytes;
 }
 
+void loss_flash_counts(struct inst_drive_stats *out, const struct flash_nand_counters *c)
+{
+    out->emulated = true;
+    out->modelled_flash_seconds += 1e-9 * (double)c->busy_ns;
+    out->modelled_channel_seconds += 1e-9 * (double)c->channel_ns;
+    out->modelled_die_seconds += 1e-9 * (double)c->die_ns;
+    out->read_pages += c->read_pages;
+    out->program_pages += c->program_pages;
+    out->block_erases += c->erases;
+    out->read_retries += c->retries;
+    out->suspensions += c->suspends;
+    out->joined_pages += c->joined_pages;
+    out->bad_blocks = max_u64(out->bad_blocks, c->bad_blocks);
+    out->grown_bad_blocks += c->grown_bad;
+    out->failed_programs += c->failed_programs;
+    out->failed_erases += c->failed_erases;
+    out->most_erases = max_u64(out->most_erases, c->most_erases);
+}
+
 // What all drives have counted so far, as far as they still say it.
 static void keep_counts(struct inst_engine *e)
 {
@@ -86,6 +105,9 @@ static void keep_counts(struct inst_engine *e)
         if (!(late >> i & 1))
             (void)link_stat(e->store.drives[i].link, &stats[i], NULL);
         loss_drive_counts(&l->before_of[l->place[i]], &stats[i]);
+        struct flash_nand_counters flash;
+        if (store_emulated(&e->store, i, &flash))
+            loss_flash_counts(&l->before_of[l->place[i]], &flash);
     }
     link_array_merge(stats, e->store.n, e->config.kv_heads, &all);
     loss_add_counts(&all, &l->before);

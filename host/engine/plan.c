@@ -217,6 +217,16 @@ static uint64_t drive_limit(const struct plan_input *in, uint32_t drive, struct 
     return own && limit ? min_u64(own, limit) : own + limit;
 }
 
+// As much of a device as the limit allows, a block of each die at least.
+static struct flash_geometry device_geometry(const struct flash_geometry *device, uint64_t limit)
+{
+    struct flash_geometry g = *device;
+    uint64_t row = (uint64_t)g.page_bytes * g.pages_per_block * g.dies;
+    if (limit)
+        g.blocks = min_u64(g.blocks, max_u64(limit / row, 1) * g.dies);
+    return g;
+}
+
 // One drive with this token group (0: the best, in the geometry that suits it) and `dram` bytes, of
 // which it may need more.
 static int try_drive(struct engine_plan *p, const struct plan_input *in, uint32_t i, uint32_t group,
@@ -226,6 +236,11 @@ static int try_drive(struct engine_plan *p, const struct plan_input *in, uint32_
     struct space_config space = drive_space(p, share);
     struct plan_drive *part = &p->part[i];
     part->heads = share.heads;
+    if (in->places && in->places[i].has_geometry) {
+        part->geometry = device_geometry(&in->places[i].geometry, drive_limit(in, i, share));
+        space.group_tokens = group;
+        return drive_plan(drive, &part->geometry, &space, dram, msg);
+    }
     // The geometry suits a group and the best group depends on the geometry: the second round is
     // about the group that the first one settled on.
     for (int round = 0; round < 2; round++) {

@@ -50,8 +50,10 @@ enum buffer_id {
 
 // A place for KV.
 struct plan_place {
-    uint64_t limit; // bytes it has; 0: no limit of its own
-    bool in_place;  // memory, or nothing at all: a row cache would be of no use
+    uint64_t limit;    // bytes it has; 0: no limit of its own
+    bool in_place;     // memory, or nothing at all: a row cache would be of no use
+    bool has_geometry; // it is a device with one of its own
+    struct flash_geometry geometry;
 };
 
 struct plan_input {

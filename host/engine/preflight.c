@@ -40,8 +40,9 @@ int preflight_place(struct inst_engine *e, const struct inst_options *o, struct 
     }
     int err = 0;
     for (uint32_t i = 0; i < e->n_places && !err; i++) {
-        if (e->where[i].kind == STORE_DIRECTORY)
-            err = kv_place_look(&e->place[i], e->where[i].path, msg);
+        const char *directory = store_where_directory(&e->where[i]);
+        if (directory)
+            err = kv_place_look(&e->place[i], directory, msg);
     }
     return err;
 }
@@ -78,7 +79,7 @@ static uint64_t kv_bytes(const struct inst_engine *e, uint32_t place)
 
 static bool is_directory(const struct inst_engine *e, uint32_t place)
 {
-    return e->where[place].kind == STORE_DIRECTORY;
+    return store_where_directory(&e->where[place]) != NULL;
 }
 
 // The disk of a place, with the other places on it.
@@ -116,7 +117,7 @@ static int check_memory(struct inst_engine *e, struct inst_msg *msg)
     uint64_t ram = 0, directories = 0, meant = e->memory > e->available ? 0 : e->memory, both;
     uint32_t first = e->n_places;
     for (uint32_t i = 0; i < e->n_places; i++) {
-        bool is_ram = e->where[i].kind == STORE_RAM;
+        bool is_ram = store_where_is_memory(&e->where[i]);
         uint64_t *sum = is_ram ? &ram : &directories;
         if (!is_ram && !e->place[i].memory)
             continue;

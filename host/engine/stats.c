@@ -55,6 +55,20 @@ double inst_stats_method(const struct inst_stats *stats, const char *name)
     return 0;
 }
 
+// Of the drive that was busy for the longest.
+static double flash_seconds(const struct inst_engine *e)
+{
+    double most = 0;
+    for (uint32_t i = 0; i < e->plan.drives; i++) {
+        struct inst_drive_stats drive = e->loss.before_of[e->loss.place[i]];
+        struct flash_nand_counters flash;
+        if (store_emulated(&e->store, i, &flash))
+            loss_flash_counts(&drive, &flash);
+        most = drive.modelled_flash_seconds > most ? drive.modelled_flash_seconds : most;
+    }
+    return most;
+}
+
 int inst_engine_stats_sized(inst_engine *e, struct inst_stats *out, size_t size,
                             struct inst_msg *msg)
 {
@@ -83,6 +97,7 @@ int inst_engine_stats_sized(inst_engine *e, struct inst_stats *out, size_t size,
     stats->bridged_bytes = drive.bridged_bytes;
     stats->read_ahead_rows = drive.read_ahead_rows;
     stats->read_ahead_hits = drive.read_ahead_hits;
+    stats->modelled_flash_seconds = flash_seconds(e);
     put_method(e, stats, &drive);
     sized_write(out, size, stats, sizeof *stats);
     return 0;
@@ -111,6 +126,9 @@ int inst_engine_drives_sized(inst_engine *e, struct inst_drive_stats *out, size_
     for (uint32_t i = 0; i < e->plan.drives; i++) {
         loss_drive_counts(&drives[e->loss.place[i]],
                           e->store.n > 1 ? link_array_stats(e->store.link, i) : &all);
+        struct flash_nand_counters flash;
+        if (store_emulated(&e->store, i, &flash))
+            loss_flash_counts(&drives[e->loss.place[i]], &flash);
     }
     for (size_t i = 0; i < n && i < e->n_places; i++)
         sized_write((unsigned char *)out + i * size, size, &drives[i], sizeof *drives);

@@ -450,6 +450,7 @@ int step_run(struct inst_engine *e, struct inst_segment *segments, size_t count,
              const struct step_progress *progress, struct inst_msg *msg)
 {
     double start = clock_seconds();
+    store_pass(&e->store, clock_ns(), false);
     struct step t = {.e = e,
                      .seg = e->scratch.seg,
                      .wire = (struct compute_wire *)engine_bytes(e, BUFFER_wires),

@@ -68,6 +68,18 @@ static int default_directory(struct store_where *where, struct inst_msg *msg)
     return 0;
 }
 
+static int check_directory(const char *text, struct inst_msg *msg)
+{
+    struct stat st;
+    if (stat(text, &st))
+        return inst_fail(msg, errno == ENOENT ? INST_ENOENT : INST_EIO, "%s: %s", text,
+                         strerror(errno));
+    if (!S_ISDIR(st.st_mode))
+        return inst_fail(msg, INST_ENOTSUP,
+                         "%s: not a directory (files and devices cannot hold KV yet)", text);
+    return 0;
+}
+
 int store_where_open(struct store_where *where, const char *text, struct inst_msg *msg)
 {
     *where = (struct store_where){.kind = STORE_DIRECTORY};
@@ -83,19 +95,32 @@ int store_where_open(struct store_where *where, const char *text, struct inst_ms
         where->kind = STORE_RAM;
         return parse_ram(where, text, msg);
     }
-    struct stat st;
-    if (stat(text, &st))
-        return inst_fail(msg, errno == ENOENT ? INST_ENOENT : INST_EIO, "%s: %s", text,
-                         strerror(errno));
-    if (!S_ISDIR(st.st_mode))
-        return inst_fail(msg, INST_ENOTSUP,
-                         "%s: not a directory (files and devices cannot hold KV yet)", text);
-    return 0;
+    if (!strncmp(text, "nand:", 5)) {
+        where->kind = STORE_NAND;
+        int err = flash_nand_options_new(&where->nand, text + 5, msg);
+        const char *directory = err ? NULL : store_where_directory(where);
+        return directory ? check_directory(directory, msg) : err;
+    }
+    return check_directory(text, msg);
+}
+
+const char *store_where_directory(const struct store_where *where)
+{
+    return where->kind == STORE_DIRECTORY ? where->path
+           : where->kind == STORE_NAND    ? flash_nand_about(where->nand).directory
+                                          : NULL;
+}
+
+bool store_where_is_memory(const struct store_where *where)
+{
+    return where->kind == STORE_RAM ||
+           (where->kind == STORE_NAND && flash_nand_about(where->nand).in_memory);
 }
 
 void store_where_free(struct store_where *where)
 {
     free(where->path);
+    flash_nand_options_free(where->nand);
     *where = (struct store_where){0};
 }
 
@@ -131,13 +156,16 @@ static int open_flash(struct flash **flash, const struct store_where *where,
         return flash_null_open(flash, &part->geometry, msg);
     case STORE_RAM:
         return flash_ram_open(flash, &part->geometry, where->rate, msg);
+    case STORE_NAND:
+        return flash_nand_open(flash, where->nand, &part->geometry, budget, msg);
     default:
         return open_file(flash, where, part, dense, budget, msg);
     }
 }
 
-static int open_drive(struct store *store, struct store_drive *d, const struct plan_drive *part,
-                      const struct store_options *options, struct inst_msg *msg)
+static int open_drive(struct store *store, struct store_drive *d, const struct store_where *where,
+                      const struct plan_drive *part, const struct store_options *options,
+                      struct inst_msg *msg)
 {
     int err = budget_take(store->budget, part->dram, "a drive", msg);
     if (err)
@@ -151,7 +179,12 @@ static int open_drive(struct store *store, struct store_drive *d, const struct p
         .no_row_cache = part->row_cache == UINT64_MAX,
     };
     err = drive_open(&d->drive, d->flash, &limits, msg);
-    return err ? err : link_local_open(&d->link, d->drive, d->flash, msg);
+    if (err)
+        return err;
+    d->emulated = where->kind == STORE_NAND;
+    return d->emulated && !flash_nand_about(where->nand).paced
+               ? link_local_open_virtual(&d->link, d->drive, d->flash, msg)
+               : link_local_open(&d->link, d->drive, d->flash, msg);
 }
 
 static int open_array(struct store *store, const struct store_where *where, uint64_t limit_ns,
@@ -182,7 +215,7 @@ int store_open(struct store *store, const struct store_where *where,
         err = open_flash(&store->drives[i].flash, &where[i], &plan->part[i], dense, store->budget,
                          msg);
     for (uint32_t i = 0; i < store->n && !err; i++)
-        err = open_drive(store, &store->drives[i], &plan->part[i], options, msg);
+        err = open_drive(store, &store->drives[i], &where[i], &plan->part[i], options, msg);
     if (!err && store->n == 1)
         store->link = store->drives->link;
     else if (!err)
@@ -190,6 +223,36 @@ int store_open(struct store *store, const struct store_where *where,
     if (err)
         store_close(store, options->limit_ns);
     return err;
+}
+
+void store_pass(struct store *store, uint64_t now_ns, bool waiting)
+{
+    uint64_t ns = store->passed_ns && !waiting ? now_ns - store->passed_ns : 0;
+    store->passed_ns = now_ns;
+    for (uint32_t i = 0; i < store->n && store->drives; i++) {
+        if (store->drives[i].link)
+            link_local_pass(store->drives[i].link, ns);
+    }
+}
+
+uint64_t store_waited_ns(const struct store *store, uint64_t *since)
+{
+    uint64_t most = 0;
+    for (uint32_t i = 0; i < store->n && store->drives; i++) {
+        const struct store_drive *d = &store->drives[i];
+        uint64_t now = d->link ? link_local_virtual_ns(d->link) : 0;
+        most = now > since[i] && now - since[i] > most ? now - since[i] : most;
+        since[i] = now;
+    }
+    return most;
+}
+
+bool store_emulated(const struct store *store, uint32_t i, struct flash_nand_counters *out)
+{
+    if (i >= store->n || !store->drives || !store->drives[i].emulated)
+        return false;
+    flash_nand_counters(store->drives[i].flash, out);
+    return true;
 }
 
 // ---- closing -----------------------------------------------------------------------------------

@@ -74,6 +74,17 @@ class BenchDrive(unittest.TestCase):
         self.assertEqual([row["method"] for row in rows], ["sparf", "dense"])
         self.assertEqual(sorted(os.listdir(self.dir)), ["x.csv", "x.svg"])
 
+    def test_emulated(self):
+        # What a step takes is the model's: it has to read K and V, at no more than 8 flash channels
+        # of 1.4 GB/s carry, or the port of a drive that has one, and at most of that.
+        for profile, most in (("instcsd-zynq7045", 11.2), ("smartssd", 3.3)):
+            rows, out, _ = self.bench("--contexts", 8192, "--shape", "8/8x128", "-n", 2,
+                                      "--method", "dense", "--kv", "nand:" + profile)
+            rate = 4 * 8192 * 8 * 128 / rows[0]["seconds"] / 1e9
+            self.assertLess(rate, most)
+            self.assertGreater(rate, 0.8 * most)
+            self.assertIn("emulated NAND, " + profile, out)
+
     def test_locality_is_what_sparf_lives_on(self):
         def read(segment):
             rows, _, _ = self.bench("--contexts", 2048, "--shape", "4/4x128", "-n", 4,

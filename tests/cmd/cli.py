@@ -211,7 +211,8 @@ class Cli(unittest.TestCase):
 
         one, alone = ask("ram:16M")
         self.assertEqual([d["place"] for d in alone["drives"]], ["ram:16M"])
-        for places in ["ram:16M"] * 2, ["ram:16M", self.dir.name, "ram:9M@1G"], ["ram:4M"] * 5:
+        for places in (["ram:16M"] * 2, ["ram:16M", self.dir.name, "ram:9M@1G"], ["ram:4M"] * 5,
+                       ["nand:instcsd-zynq7045", "nand:ssd-980pro,clock=paced"]):
             text, s = ask(*places)
             self.assertEqual(s["lost_drives"], 0)
             self.assertEqual((text, s["text_tokens"]), (one, alone["text_tokens"]))

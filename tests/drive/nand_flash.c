@@ -79,8 +79,8 @@ static void test_time(void **state)
     assert_int_equal(now, before);
     struct flash_nand_counters c;
     flash_nand_counters(flash, &c);
-    assert_int_equal(c.time.busy_ns, now - 1000);
-    assert_int_equal(c.time.read_pages, 1);
+    assert_int_equal(c.busy_ns, now - 1000);
+    assert_int_equal(c.read_pages, 1);
     flash_close(flash);
     // Without payload the times are the same.
     o.payload = NAND_PAYLOAD_NONE;
@@ -147,10 +147,10 @@ static void test_grown_bad(void **state)
     assert_int_equal(lost, 9);
     struct flash_nand_counters c;
     flash_nand_counters(flash, &c);
-    assert_int_equal(c.wear.grown_bad, 16);
-    assert_int_equal(c.wear.lost_blocks, 9);
-    assert_int_equal(c.wear.failed_programs, 16);
-    assert_int_equal(c.wear.failed_erases, 18);
+    assert_int_equal(c.grown_bad, 16);
+    assert_int_equal(c.lost_blocks, 9);
+    assert_int_equal(c.failed_programs, 16);
+    assert_int_equal(c.failed_erases, 18);
     flash_close(flash);
     // The same seed, the same fate; with erases behind it, so many fewer.
     o.erases = 50;
@@ -175,13 +175,13 @@ static void test_bad_from_the_beginning(void **state)
     unsigned char *page = pages_new(PAGE);
     struct flash_nand_counters c;
     flash_nand_counters(flash, &c);
-    assert_true(c.wear.bad_blocks > 40 && c.wear.bad_blocks < 88); // of 256
+    assert_true(c.bad_blocks > 40 && c.bad_blocks < 88); // of 256
     uint64_t works = 0, now = 0;
     for (uint64_t b = 0; b < flash->geometry.blocks; b++)
         works += call(flash, FLASH_PROGRAM, b, 0, page, &now) == 0;
     // All but those for which a plane has no spare.
-    assert_int_equal(works, 256 - c.wear.lost_blocks);
-    assert_true(c.wear.lost_blocks < 16);
+    assert_int_equal(works, 256 - c.lost_blocks);
+    assert_true(c.lost_blocks < 16);
     flash_close(flash);
     free(page);
 }
