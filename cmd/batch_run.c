@@ -326,7 +326,7 @@ static void show(struct work *w)
             inst_generation_usage(entry->choices[i], &usage);
             tokens += usage.completion_tokens;
         }
-    terminal_batch(&w->b->terminal, w->done, w->todo, w->done - w->done_before, tokens);
+    terminal_batch(&w->b->terminal, w->b->e, w->done, w->todo, w->done - w->done_before, tokens);
 }
 
 static bool on_progress(void *user, uint64_t done, uint64_t total)
@@ -384,7 +384,7 @@ int batch_run(struct batch *b)
     b->result.prompt_tokens = w.prompts;
     b->result.generated_tokens = w.tokens;
     if (b->terminal.lines && !code)
-        terminal_batch_summary(&b->terminal, w.done - w.done_before, w.tokens);
+        terminal_batch_summary(&b->terminal, b->e, w.done - w.done_before, w.tokens);
     while (w.first) {
         struct entry *entry = w.first;
         w.first = entry->next;

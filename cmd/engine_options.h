@@ -132,10 +132,15 @@ struct engine_options {
          "N",        "of pages: newest tokens that are always read; default: 64"},                 \
         {"--no-rest", 0, OPTION_FLAG, &(E).engine.pages_no_rest,                                   \
          0,           0, NULL,        "of pages: do not estimate what is not read"},               \
-        {"--audit",  0,                                                                            \
-         OPTION_F32, &(E).audit,                                                                   \
-         0,          1,                                                                            \
-         "P",        "share of decode steps that also attend densely, to say what was captured"},  \
+        {"--audit",                                                                                \
+         0,                                                                                        \
+         OPTION_F32,                                                                               \
+         &(E).audit,                                                                               \
+         0,                                                                                        \
+         1,                                                                                        \
+         "P",                                                                                      \
+         "share of decode steps that are computed densely, too, to say what was captured "         \
+         "and how far the logits are"},                                                            \
         {"--micro-batches",                                                                        \
          0,                                                                                        \
          OPTION_U32,                                                                               \

@@ -88,11 +88,11 @@ static int interrupt(struct run *r, inst_generation *g)
     return err;
 }
 
-static bool is_past_prompt(const inst_generation *g)
+static uint64_t generated(const inst_generation *g)
 {
     struct inst_usage usage;
     inst_generation_usage(g, &usage);
-    return usage.completion_tokens > 0;
+    return usage.completion_tokens;
 }
 
 // Rounds until something ends them. 0 or an exit code.
@@ -113,8 +113,10 @@ static int rounds(struct run *r, inst_generation *g)
             return interrupt(r, g);
         if (!err)
             err = inst_generation_error(g, &msg);
-        if (err || inst_generation_finish(g) || is_past_prompt(g))
+        if (err || inst_generation_finish(g) || generated(g) == 1)
             terminal_end_progress(&r->terminal);
+        else if (generated(g) > 1)
+            terminal_generated(&r->terminal, r->e, generated(g));
         bool printed = print_piece(r, g);
         if (err)
             return failed(err, &msg);

@@ -14,10 +14,43 @@ double rate(double amount, double time)
     return time > 0 ? amount / time : 0;
 }
 
+// How good attention is: exact, or what its method captures and what audits have found.
+enum { QUALITY_TEXT = 224 };
+static const char *quality_text(const struct inst_stats *s, char out[QUALITY_TEXT])
+{
+    if (!s->n_method)
+        return "attention exact";
+    bool measured = inst_stats_method(s, "audits") > 0;
+    double tokens = inst_stats_method(s, "audited_tokens");
+    size_t n =
+        (size_t)snprintf(out, QUALITY_TEXT, "captured mass %.3f, worst head %.3f (%s)",
+                         inst_stats_method(s, measured ? "captured_mean" : "predicted_mean"),
+                         inst_stats_method(s, measured ? "captured_worst" : "predicted_worst"),
+                         measured ? "measured" : "predicted");
+    if (tokens > 0)
+        snprintf(out + n, QUALITY_TEXT - n,
+                 "; KL to dense %.2g nats/token, at most %.2g; %.0f of %.0f tokens flipped",
+                 inst_stats_method(s, "kl_mean"), inst_stats_method(s, "kl_worst"),
+                 inst_stats_method(s, "flips"), tokens);
+    return out;
+}
+
+// The same, of an engine that goes on, or "".
+static const char *quality_now(inst_engine *e, char out[QUALITY_TEXT])
+{
+    struct inst_stats s;
+    if (inst_engine_stats(e, &s, NULL) || !(inst_stats_method(&s, "audited_tokens") > 0))
+        return "";
+    return quality_text(&s, out);
+}
+
 void terminal_open(struct terminal *terminal, bool verbose)
 {
     bool tty = isatty(STDERR_FILENO);
-    *terminal = (struct terminal){.lines = tty || verbose, .bar = tty, .opened = clock_seconds()};
+    *terminal = (struct terminal){.lines = tty || verbose,
+                                  .bar = tty,
+                                  .text_shown = isatty(STDOUT_FILENO),
+                                  .opened = clock_seconds()};
 }
 
 void terminal_first_line(const struct terminal *terminal, const struct inst_model_info *info)
@@ -75,27 +108,47 @@ static const char *time_text(double left, char out[32])
     return out;
 }
 
-void terminal_batch(struct terminal *terminal, uint64_t done, uint64_t total, uint64_t now,
-                    uint64_t tokens)
+void terminal_generated(struct terminal *terminal, inst_engine *e, uint64_t tokens)
 {
-    char left[32];
+    char quality[QUALITY_TEXT];
+    double now = clock_seconds();
+    if (!terminal->bar || terminal->text_shown || now - terminal->bar_last < 0.2)
+        return;
+    terminal->bar_last = now;
+    const char *text = quality_now(e, quality);
+    if (!*text)
+        return;
+    terminal->bar_shown = true;
+    fprintf(stderr, "\r%llu tokens; %s\033[K", (unsigned long long)tokens, text);
+}
+
+void terminal_batch(struct terminal *terminal, inst_engine *e, uint64_t done, uint64_t total,
+                    uint64_t now, uint64_t tokens)
+{
+    char left[32], quality[QUALITY_TEXT];
     double time = clock_seconds();
     if (!terminal->bar || time - terminal->bar_last < 0.2)
         return;
     terminal->bar_last = time;
     terminal->bar_shown = true;
     double spent = time - terminal->opened;
-    fprintf(stderr, "\r%llu/%llu lines, %.1f tokens/s, %s left\033[K", (unsigned long long)done,
+    const char *text = quality_now(e, quality);
+    fprintf(stderr, "\r%llu/%llu lines, %.1f tokens/s, %s left%s%s\033[K", (unsigned long long)done,
             (unsigned long long)total, rate((double)tokens, spent),
-            now ? time_text(spent / (double)now * (double)(total - done), left) : "?");
+            now ? time_text(spent / (double)now * (double)(total - done), left) : "?",
+            *text ? "; " : "", text);
 }
 
-void terminal_batch_summary(const struct terminal *terminal, uint64_t now, uint64_t tokens)
+void terminal_batch_summary(const struct terminal *terminal, inst_engine *e, uint64_t now,
+                            uint64_t tokens)
 {
-    char spent[32];
+    char spent[32], quality[QUALITY_TEXT];
     double time = clock_seconds() - terminal->opened;
-    fprintf(stderr, "%llu lines, %llu tokens in %s, %.1f tokens/s\n", (unsigned long long)now,
-            (unsigned long long)tokens, time_text(time, spent), rate((double)tokens, time));
+    struct inst_stats s;
+    bool known = !inst_engine_stats(e, &s, NULL);
+    fprintf(stderr, "%llu lines, %llu tokens in %s, %.1f tokens/s%s%s\n", (unsigned long long)now,
+            (unsigned long long)tokens, time_text(time, spent), rate((double)tokens, time),
+            known ? "; " : "", known ? quality_text(&s, quality) : "");
 }
 
 void terminal_end_progress(struct terminal *terminal)
@@ -136,18 +189,20 @@ void terminal_summary(const struct terminal *terminal, const struct run_result *
     if (!terminal->lines)
         return;
     const struct inst_stats *s = &r->stats;
-    char per_token[SIZE_TEXT_BYTES], peak[SIZE_TEXT_BYTES];
+    char per_token[SIZE_TEXT_BYTES], peak[SIZE_TEXT_BYTES], quality[QUALITY_TEXT];
     double decoded = (double)s->decode_tokens;
-    uint64_t each = s->decode_tokens ? s->decode_flash_read_bytes / s->decode_tokens : 0;
-    fprintf(stderr,
-            "prompt %llu tokens, %.1f tokens/s; generated %llu tokens, %.1f tokens/s (%s); "
-            "flash read %s per token, %.2f GB/s; WAF %.2f; peak memory %s\n",
-            (unsigned long long)r->prompt_tokens,
-            rate((double)s->prefill_tokens, s->prefill_seconds),
-            (unsigned long long)r->generated_tokens, rate(decoded, s->decode_seconds),
-            r->stop_reason, size_text(each, per_token),
-            rate((double)s->decode_flash_read_bytes, s->attention_seconds) / 1e9, s->waf,
-            size_text(r->peak_memory, peak));
+    uint64_t reads = s->decode_flash_read_bytes,
+             audits = (uint64_t)inst_stats_method(s, "audit_read_bytes");
+    reads -= audits < reads ? audits : reads;
+    uint64_t each = s->decode_tokens ? reads / s->decode_tokens : 0;
+    fprintf(
+        stderr,
+        "prompt %llu tokens, %.1f tokens/s; generated %llu tokens, %.1f tokens/s (%s); "
+        "flash read %s per token, %.2f GB/s; WAF %.2f; peak memory %s; %s\n",
+        (unsigned long long)r->prompt_tokens, rate((double)s->prefill_tokens, s->prefill_seconds),
+        (unsigned long long)r->generated_tokens, rate(decoded, s->decode_seconds), r->stop_reason,
+        size_text(each, per_token), rate((double)reads, s->attention_seconds) / 1e9, s->waf,
+        size_text(r->peak_memory, peak), quality_text(s, quality));
     print_emulated(r);
 }
 

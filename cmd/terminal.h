@@ -6,8 +6,9 @@
 #include "instinfer_stats.h"
 
 struct terminal {
-    bool lines; // first line and summary
-    bool bar;   // stderr is a terminal
+    bool lines;      // first line and summary
+    bool bar;        // stderr is a terminal
+    bool text_shown; // stdout is one, too
     bool bar_shown;
     double bar_start, bar_last; // seconds
     double opened;
@@ -17,10 +18,13 @@ void terminal_open(struct terminal *terminal, bool verbose);
 void terminal_first_line(const struct terminal *terminal, const struct inst_model_info *info);
 void terminal_progress(struct terminal *terminal, uint64_t done, uint64_t total);
 void terminal_end_progress(struct terminal *terminal);
+// While a text is generated that is not shown on the terminal; what audits say so far.
+void terminal_generated(struct terminal *terminal, inst_engine *e, uint64_t tokens);
 // Of a batch: lines done in all, of which `now` in this run, and tokens generated in it.
-void terminal_batch(struct terminal *terminal, uint64_t done, uint64_t total, uint64_t now,
-                    uint64_t tokens);
-void terminal_batch_summary(const struct terminal *terminal, uint64_t now, uint64_t tokens);
+void terminal_batch(struct terminal *terminal, inst_engine *e, uint64_t done, uint64_t total,
+                    uint64_t now, uint64_t tokens);
+void terminal_batch_summary(const struct terminal *terminal, inst_engine *e, uint64_t now,
+                            uint64_t tokens);
 
 struct run_result {
     struct inst_stats stats;

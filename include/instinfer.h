@@ -74,7 +74,8 @@ struct inst_options {
     uint32_t sparf_local;      // most recent tokens that are always among the k; 0
     uint32_t page_channels;    // channels that share a flash page; chosen by the drive
     uint32_t micro_batches;    // of a step of decode: 1 or 2; 0: whichever turns out to be faster
-    double audit;              // share of steps, 0 to 1, that measure the captured mass exactly
+    double audit;              // share of decode steps, 0 to 1, that measure the captured mass
+                               // exactly and are computed densely, too, to compare the logits
     uint32_t drive_timeout_ms; // that a command of a drive is waited for; 0: a minute
     const char *on_drive_loss; // of several, one gives back errors, or nothing for that time:
                                // "fail" (NULL) or "recompute"

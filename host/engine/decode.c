@@ -88,13 +88,20 @@ static void close_up(struct step *t, struct step_set *set)
                         in + part[p].from + (i - set->first) * part[p].bytes, part[p].bytes);
 }
 
+// A window is short, and its mean value is not kept.
+static bool is_dense(const struct step *t, const struct step_set *set)
+{
+    return t->dense || t->e->attend.method == METHOD_DENSE ||
+           model_layer_window(&t->e->config, set->layer);
+}
+
 static void put_table(struct step *t, const struct step_set *set)
 {
     struct table_header header = t->e->attend;
     unsigned char *table = engine_bytes(t->e, BUFFER_attend_table) + set->table;
     header.audit = t->audit;
-    if (model_layer_window(&t->e->config, set->layer))
-        header.method = METHOD_DENSE; // a window is short, and its mean value is not kept
+    if (is_dense(t, set))
+        header.method = METHOD_DENSE;
     table_put_header(table, &header);
     for (size_t i = set->first; i < set->end; i++) {
         const struct step_segment *seg = &t->seg[i];
@@ -209,6 +216,18 @@ static void fail_items(struct step *t, const struct step_set *set, struct inst_m
     }
 }
 
+// What the method is predicted to capture; an audit measures instead.
+static void note_captured(const struct step *t, const struct step_set *set)
+{
+    size_t heads = t->e->config.heads;
+    if (t->audit || is_dense(t, set))
+        return;
+    for (size_t i = set->first; i < set->end; i++)
+        if (!t->seg[i].status)
+            audit_captured(
+                t->e, data_out(t, set) + set->layout.captured + 4 * heads * t->seg[i].item, heads);
+}
+
 // Outputs of items to the rows of the set, zeros to those that have failed. Descending, as an item
 // is never behind its row.
 static void spread(struct step *t, struct step_set *set)
@@ -246,6 +265,8 @@ static void collect(struct step *t, struct step_set *set)
         fail_all(t, set, err, msg.text);
     else
         fail_items(t, set, &msg);
+    if (!err)
+        note_captured(t, set);
     wait_end(t->e, &wait);
 }
 

@@ -368,10 +368,12 @@ static int prepare(inst_engine *e, const struct inst_options *o, struct inst_msg
     if (err)
         return err;
     preflight_model(e, o);
-    e->audit = o->audit;
+    e->audit.share = o->audit;
     e->micro.asked = o->micro_batches;
     e->host_attention = o->attention && !strcmp(o->attention, "host");
     err = choose_attention(e, o, msg);
+    if (!err)
+        err = audit_open(e, o->max_sessions ? o->max_sessions : 1, msg);
     if (!err)
         err = make_plan(e, o, msg);
     return err ? err : preflight_plan(e, o, msg);
@@ -545,6 +547,7 @@ void inst_engine_close(inst_engine *e)
         e->compute->ops->buffer_free(e->compute, e->buffer[i]);
     compute_close(e->compute);
     pool_free(e->pool);
+    audit_close(e);
     budget_free(&e->budget, e->scratch.seg);
     budget_free(&e->budget, e->scratch.item);
     budget_free(&e->budget, e->scratch.segment);

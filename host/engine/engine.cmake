@@ -3,6 +3,7 @@ set(INST_HOST_ENGINE_SOURCES
   compute/cpu_attend.c
   compute/cpu_layers.c
   compute/fault.c
+  engine/audit.c
   engine/chat.c
   engine/decode.c
   engine/engine.c

@@ -4,6 +4,7 @@
 #define INST_HOST_ENGINE_ENGINE_H
 
 #include "host/compute/compute.h"
+#include "host/engine/audit.h"
 #include "host/engine/kv_place.h"
 #include "host/engine/micro.h"
 #include "host/engine/plan.h"
@@ -92,11 +93,10 @@ struct inst_engine {
     uint64_t row_cache; // bytes, as in inst_options
     uint64_t memory, context, kv_limit;
     struct table_header attend;        // method and its knobs, for every ATTEND
-    double audit;                      // share of decode steps
+    struct audit audit;
     const struct guest *guest;         // attends in the engine's place (guest.h), or NULL
     struct compute_buffer *guest_rows; // q of the host's rows, and outputs of one
     bool host_attention; // the drive only stores: what decode attends comes back by READ
-    uint64_t decode_steps;
     struct micro micro;
     uint64_t drive_dram; // bytes, as the drive states
     uint32_t next_epoch;
@@ -110,7 +110,7 @@ struct inst_engine {
     struct scratch scratch;
     uint64_t call;                          // calls that named sessions, counted
     struct inst_stats stats;                // what the drive does not count
-    struct inst_counter counter[STAT_ROWS]; // of the method, for whoever asked last
+    struct inst_counter counter[STAT_ROWS + AUDIT_COUNTERS]; // of the method, for whoever asked last
     uint64_t prefill_read_bytes;            // flash read while prefilling
     struct drive_stats counted;             // by all drives, as inst_engine_stats last told
     bool has_counted;

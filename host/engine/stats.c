@@ -33,17 +33,9 @@ static void put_method(struct inst_engine *e, struct inst_stats *stats,
             continue;
         e->counter[n++] = (struct inst_counter){r->name, r->text, (double)stat_of(drive, row)};
     }
-    double audits = (double)drive->audits;
-    const struct inst_counter audit[] = {
-        {"audit_read_bytes", "read by audits only", (double)drive->audit_read_bytes},
-        {"audits", "query heads whose captured mass was measured", audits},
-        {"captured_mean", "of these, the mean share of softmax weight held by the chosen tokens",
-         audits > 0 ? 1e-6 * (double)drive->captured_sum / audits : 0},
-        {"captured_worst", "of these, the least", 1e-6 * (double)drive->captured_worst},
-    };
-    memcpy(e->counter + n, audit, sizeof audit);
+    n += audit_counters(e, drive, e->counter + n);
     stats->method = e->counter;
-    stats->n_method = n + sizeof audit / sizeof *audit;
+    stats->n_method = n;
 }
 
 double inst_stats_method(const struct inst_stats *stats, const char *name)

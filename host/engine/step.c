@@ -336,6 +336,12 @@ static void wanted_begin(struct wanted *w, struct step *t)
 static void give_logits(struct step *t, struct step_segment *seg, size_t row, const float *logits)
 {
     struct inst_session *s = seg->s;
+    if (t->dense) {
+        audit_dense(t->e, s, logits);
+        return;
+    }
+    if (t->audit)
+        audit_compare(t->e, s, logits);
     if (row + 1 == seg->n && logits != s->logits)
         memcpy(s->logits, logits, t->e->config.vocab * sizeof *logits);
     if (s->on_logits && !s->on_logits(s->on_logits_user, seg->pos0 + row, logits))
@@ -439,43 +445,86 @@ static void account(struct step *t, double seconds, size_t decoded, uint64_t rea
         t->e->prefill_read_bytes += flash_read_bytes(t->e) - read_before;
 }
 
-// Evenly spread over the steps, whatever the share is.
-static bool audits(struct inst_engine *e)
+// Places are given: all layers, and the logits that are wanted.
+static void run(struct step *t, size_t sets, const struct step_progress *progress)
 {
-    double step = (double)e->decode_steps++;
-    return (uint64_t)((step + 1) * e->audit) > (uint64_t)(step * e->audit);
+    t->wire = (struct compute_wire *)engine_bytes(t->e, BUFFER_wires);
+    t->alive = t->n_seg;
+    t->n_sets = sets;
+    if (t->e->compute_lost)
+        fail_all(t, t->e->compute_lost, t->e->compute_message.text);
+    prefill_place(t);
+    decode_divide(t);
+    run_layers(t, progress);
+    uint64_t since = trace_begin(&t->e->trace);
+    put_logits(t);
+    stage(t, "logits", INST_TRACE_NO_LAYER, t->n_rows, &since);
+}
+
+// The decode rows of a step whose logits are wanted, densely; then all is as before. A row that
+// fails here is not compared, and its step comes all the same. Only where the drive does not take
+// back what was appended the row fails.
+static void run_densely(struct step *later, struct inst_segment *segments, size_t count)
+{
+    struct inst_engine *e = later->e;
+    struct step t = {.e = e, .seg = e->scratch.seg, .dense = true};
+    struct inst_segment *copy = e->audit.segment;
+    double start = clock_seconds(), attention = e->stats.attention_seconds,
+           modelled = e->stats.modelled_attention_seconds;
+    uint64_t read = flash_read_bytes(e);
+    size_t n = 0;
+    store_pass(&e->store, clock_ns(), false);
+    memset(e->audit.there, 0, e->max_sessions * sizeof *e->audit.there);
+    for (size_t i = 0; i < count; i++) {
+        const struct inst_segment *s = &segments[i];
+        if (s->status || !on_drive(e, s) || !(s->logits || s->session->on_logits))
+            continue;
+        copy[n] = *s;
+        copy[n].logits = true;
+        copy[n++].msg = NULL;
+    }
+    place(&t, copy, n, true);
+    t.n_decode = t.n_seg;
+    if (t.n_seg)
+        run(&t, 1, &(struct step_progress){0});
+    for (size_t i = 0; i < t.n_seg; i++) {
+        struct inst_session *s = t.seg[i].s;
+        struct inst_msg why = {0};
+        int err = session_cut(s, s->seq->length, &why);
+        for (size_t k = 0; k < count && err; k++)
+            if (segments[k].session == s) {
+                segments[k].status = err;
+                fail(later, &segments[k], err, why.text);
+            }
+    }
+    e->audit.seconds += clock_seconds() - start;
+    e->audit.read_bytes += flash_read_bytes(e) - read;
+    e->stats.attention_seconds = attention;
+    e->stats.modelled_attention_seconds = modelled;
 }
 
 int step_run(struct inst_engine *e, struct inst_segment *segments, size_t count,
              const struct step_progress *progress, struct inst_msg *msg)
 {
+    struct step t = {.e = e, .seg = e->scratch.seg, .msg = msg};
+    size_t decoded = 0, drive = 0; // rows, wherever they are attended
+    for (size_t i = 0; i < count; i++)
+        drive += !segments[i].status && on_drive(e, &segments[i]);
+    t.audit = drive && audit_is_due(e);
+    if (t.audit && !method_is_exact(e))
+        run_densely(&t, segments, count);
     double start = clock_seconds();
     store_pass(&e->store, clock_ns(), false);
-    struct step t = {.e = e,
-                     .seg = e->scratch.seg,
-                     .wire = (struct compute_wire *)engine_bytes(e, BUFFER_wires),
-                     .msg = msg};
     place(&t, segments, count, true);
     t.n_decode = t.n_seg;
     place(&t, segments, count, false);
-    t.alive = t.n_seg;
     if (!t.n_seg)
         return t.first_error;
-    t.audit = t.n_decode && audits(e);
-    size_t decoded = 0; // rows, wherever they are attended
     for (size_t i = 0; i < t.n_seg; i++)
         decoded += is_decode(t.seg[i].out);
-    if (e->compute_lost)
-        fail_all(&t, e->compute_lost, e->compute_message.text);
     uint64_t read = decoded ? 0 : flash_read_bytes(e);
-    prefill_place(&t);
     bool alone = t.n_decode == t.n_seg;
-    t.n_sets = alone ? micro_choose(&e->micro, t.n_decode) : 1;
-    decode_divide(&t);
-    run_layers(&t, progress);
-    uint64_t since = trace_begin(&e->trace);
-    put_logits(&t);
-    stage(&t, "logits", INST_TRACE_NO_LAYER, t.n_rows, &since);
+    run(&t, alone ? micro_choose(&e->micro, t.n_decode) : 1, progress);
     for (size_t i = 0; i < t.n_seg; i++)
         settle(&t, &t.seg[i]);
     double seconds = clock_seconds() - start;

@@ -73,7 +73,8 @@ struct step {
     // decode
     struct step_set set[MICRO_MOST];
     size_t n_sets; // 1 at least
-    bool audit;
+    bool audit;    // the drive measures what its method captures
+    bool dense;    // whatever the method, and for an audit alone (audit.h)
     // prompts
     struct step_reader reader;
     struct step_writes writes;

@@ -106,7 +106,8 @@ class Case(unittest.TestCase):
 
     def test_stats(self):
         lines = self.some_lines(5) + ["no JSON"]
-        answers = self.batch(lines, "--stats", self.path("stats.json"), "--attention", "sparf")
+        answers = self.batch(lines, "--stats", self.path("stats.json"), "--attention", "sparf",
+                             "--audit", 1)
         s = json.loads(read(self.path("stats.json")))
         usage = [a["response"]["body"]["usage"] for a in answers if a["response"]]
         for key in ("prompt_tokens", "completion_tokens"):
@@ -114,6 +115,8 @@ class Case(unittest.TestCase):
         self.assertEqual((s["lines"], s["failed_lines"], s["stop_reason"]), (6, 1, "end"))
         self.assertEqual(s["prefill_tokens"] + s["shared_tokens"] > 0, True)
         self.assertGreater(s["sparf_steps"], 0)
+        self.assertGreater(s["audited_tokens"], 0)
+        self.assertLess(0, s["captured_worst"])
         self.assertEqual(s["drives"][0]["place"], "ram:64M")
         self.assertNotIn("text_tokens", s)
         self.assertGreater(s["peak_memory_bytes"], 0)
@@ -726,7 +729,8 @@ class Sizes(Case):
         write(self.path("in.jsonl"),
               "".join(l + "\n" for l in self.some_lines(300, 150)).encode())
         ours, theirs = pty.openpty()
-        p = subprocess.Popen([INSTINFER, *map(str, self.command("in.jsonl"))], cwd=self.dir,
+        p = subprocess.Popen([INSTINFER, *map(str, self.command("in.jsonl", "--attention", "pages",
+                                                              "--piece", 16, "--audit", 1))], cwd=self.dir,
                              stderr=theirs, stdout=subprocess.DEVNULL)
         os.close(theirs)
         shown = b""
@@ -741,8 +745,9 @@ class Sizes(Case):
             shown += piece
         os.close(ours)
         self.assertEqual(p.wait(), 0)
-        self.assertRegex(shown.decode(), r"\d+/300 lines, [\d.]+ tokens/s, .* left")
-        self.assertRegex(shown.decode(), r"300 lines, \d+ tokens in")
+        self.assertRegex(shown.decode(), r"\d+/300 lines, [\d.]+ tokens/s, .* left; captured mass "
+                                         r".*; KL to dense .* tokens flipped")
+        self.assertRegex(shown.decode(), r"300 lines, \d+ tokens in .*; KL to dense")
 
 
 class Heavy(Resume):

@@ -279,6 +279,32 @@ class Cli(unittest.TestCase):
             self.assertEqual(other, text)
             self.assertLessEqual(s["read_ahead_hits"], s["read_ahead_rows"])
 
+    def test_quality_is_said(self):
+        stats = self.path("quality.json")
+
+        def ask(*args):
+            r = run("run", "-m", self.model, "--kv", "ram:64M", "-p", "hello " * 40, "-n", 12, "-v",
+                    "--temp", 0, "--ignore-eos", "--group", 16, "--stats", stats, *args)
+            self.assertEqual(r.returncode, 0, r.stderr)
+            return r.stdout, r.stderr.decode().splitlines()[-1], json.loads(read(stats))
+
+        _, line, s = ask()
+        self.assertTrue(line.endswith("; attention exact"), line)
+        self.assertNotIn("kl_mean", s)
+        sparse = ("--attention", "pages", "--ratio", "1/8", "--piece", 16, "--newest", 16, "--no-rest")
+        text, line, s = ask(*sparse)
+        self.assertRegex(line, r"; captured mass 0\.\d+, worst head 0\.\d+ \(predicted\)$")
+        self.assertLess(s["predicted_worst"], s["predicted_mean"])
+        self.assertEqual(s["audited_tokens"], 0)
+        other, line, s = ask(*sparse, "--audit", 0.5)
+        self.assertEqual(other, text)
+        self.assertRegex(line, r"worst head 0\.\d+ \(measured\); KL to dense [\d.e-]+ nats/token, "
+                               r"at most [\d.e-]+; \d+ of 6 tokens flipped$")
+        self.assertEqual(s["audited_tokens"], 6)
+        self.assertGreater(s["kl_worst"], s["kl_mean"])
+        self.assertGreater(s["kl_mean"], 0)
+        self.assertGreater(s["audit_seconds"], 0)
+
     def test_seed_and_length(self):
         outs = [self.run_model("-p", "abc", "-n", 30, "--temp", 2, "--ignore-eos", "--seed", s).stdout
                 for s in (1, 1, 2)]
