@@ -4,6 +4,7 @@
 #include "cmd/options.h"
 #include "cmd/output_file.h"
 #include "cmd/sim.h"
+#include "cmd/sim_real.h"
 #include "sim/paper.h"
 
 #include <math.h>
@@ -16,7 +17,8 @@ struct sim {
     struct shape shape; // given, where model is NULL
     uint32_t billions;  // of its parameters, in tenths
     uint32_t batch, input, output, drives, gpus;
-    bool paper, fit, constants, no_ranges;
+    bool paper, fit, constants, no_ranges, real;
+    uint32_t sample;
     struct output_file csv;
     struct constants c;
 };
@@ -156,6 +158,26 @@ static void csv_row(FILE *f, enum system_id id, const struct machine *m, const s
             *r->oom ? "yes" : "no");
 }
 
+static int run_each(struct sim *s, const bool wanted[SYSTEM_COUNT], const struct machine *m,
+                    const struct workload *w, struct drive_source *drives)
+{
+    struct inst_msg msg = {0};
+    if (s->csv.stream)
+        csv_head(s->csv.stream);
+    for (int id = 0; id < SYSTEM_COUNT; id++) {
+        struct sim_result r;
+        if (!wanted[id])
+            continue;
+        int err = sim_run(&r, (enum system_id)id, m, w, &s->c, drives, &msg);
+        if (err)
+            return fail(EXIT_FAILED, "sim: %s: %s", system_names[id], msg.text);
+        print_result((enum system_id)id, &r);
+        if (s->csv.stream)
+            csv_row(s->csv.stream, (enum system_id)id, m, w, &r);
+    }
+    return 0;
+}
+
 static int run_systems(struct sim *s, const bool wanted[SYSTEM_COUNT])
 {
     struct machine m = {.drives = s->drives, .gpus = s->gpus};
@@ -172,20 +194,19 @@ static int run_systems(struct sim *s, const bool wanted[SYSTEM_COUNT])
     printf("%s: %u layers, %u/%u heads of %u; %u x (%u + %u) tokens; %u %s, %u %s, %s\n",
            w.shape.name, w.shape.layers, w.shape.heads, w.shape.kv_heads, w.shape.head_dim, w.batch,
            w.input, w.output, m.drives, s->drive, m.gpus, s->gpu, s->host);
-    if (s->csv.stream)
-        csv_head(s->csv.stream);
-    for (int id = 0; id < SYSTEM_COUNT; id++) {
-        struct sim_result r;
-        if (!wanted[id])
-            continue;
-        err = sim_run(&r, (enum system_id)id, &m, &w, &s->c, NULL, &msg);
-        if (err)
-            return fail(EXIT_FAILED, "sim: %s: %s", system_names[id], msg.text);
-        print_result((enum system_id)id, &r);
-        if (s->csv.stream)
-            csv_row(s->csv.stream, (enum system_id)id, &m, &w, &r);
+    struct sim_real real = {0};
+    struct drive_source *drives = NULL;
+    if (s->real) {
+        m.csd.overlap = 1; // as our drive works
+        code = sim_real_open(&real, s->drive, s->sample, &m, &w);
+        drives = &real.drive.source;
     }
-    return output_file_close(&s->csv);
+    if (!code)
+        code = run_each(s, wanted, &m, &w, drives);
+    if (!code && s->real)
+        sim_real_print(&real, &m, &w);
+    sim_real_close(&real);
+    return code ? code : output_file_close(&s->csv);
 }
 
 static int run(struct sim *s, const struct options *options)
@@ -230,7 +251,8 @@ int command_sim(int argc, char **argv)
                      .input = 1024,
                      .output = 1024,
                      .drives = 1,
-                     .gpus = 1};
+                     .gpus = 1,
+                     .sample = 4};
     const struct option rows[] = {
         {"Workload", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
         {"--model", 'm', OPTION_TEXT, &s.model, 0, 0, "NAME",
@@ -253,12 +275,17 @@ int command_sim(int argc, char **argv)
         {"--host", 0, OPTION_TEXT, &s.host, 0, 0, "PROFILE", "default xeon-5320"},
         {"System", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
         {"--system", 's', OPTION_LIST, &s.systems, 0, 0, "NAME",
-         "insta, insta_sparf, insta_pages, hilos, flexgen, flexgen_gds, flexgen_sparq, deepspeed, "
+         "insta, insta_sparf, insta_pages, hilos, direct, flexgen, flexgen_gds, flexgen_sparq, "
+         "deepspeed, "
          "recompute, queueing; may be given several times; default: all"},
         {"--set", 0, OPTION_LIST, &s.settings, 0, 0, "NAME=VALUE",
          "a constant or an assumption; may be given several times"},
         {"--constants", 0, OPTION_FLAG, &s.constants, 0, 0, NULL, "print them all, and end"},
         {"--fit", 0, OPTION_FLAG, &s.fit, 0, 0, NULL, "fit the fitted ones again, and end"},
+        {"--real", 0, OPTION_FLAG, &s.real, 0, 0, NULL,
+         "the project's own drive over emulated NAND in virtual time, instead of a model of one"},
+        {"--sample", 0, OPTION_U32, &s.sample, 1, 256, "N",
+         "sequences of the batch that --real runs; default 4"},
         {"Reports", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
         {"--csv", 0, OPTION_OUTPUT, &s.csv, 0, 0, "FILE", "a line for each system"},
         {"--paper", 0, OPTION_FLAG, &s.paper, 0, 0, NULL,

@@ -1,11 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sim/drive_timing.h"
+#include "link/link.h"
 #include "sim/timeline.h"
 
 #include <math.h>
 #include <string.h>
 
-enum { CHANNELS_MAX = 64, PHASES_MAX = 3, PIECES_RUN = 48, PIECES_SKIPPED = 8 };
+enum {
+    CHANNELS_MAX = 64,
+    PHASES_MAX = 3,
+    PIECES_RUN = 48, // at most
+    PIECES_LEAST = 16,
+    PIECES_SKIPPED = 8,
+    PAGES_RUN = 1 << 19, // of these pieces, where pieces are that large
+};
 
 // What a job does in one phase, but for its pages.
 struct phase {
@@ -44,7 +52,15 @@ static void load_page(void *arg, uint32_t page)
 
 uint32_t drive_heads(const struct machine *m, const struct shape *s)
 {
-    return (s->kv_heads + m->drives - 1) / m->drives;
+    // The last group has the fewest drives.
+    uint32_t groups = link_array_share(m->drives, s->kv_heads, 0).groups;
+    return link_array_share(m->drives, s->kv_heads, groups - 1).head_count;
+}
+
+uint32_t drive_sequences(const struct machine *m, const struct workload *w)
+{
+    uint32_t groups = link_array_share(m->drives, w->shape.kv_heads, 0).groups;
+    return (w->batch + groups - 1) / groups;
 }
 
 static double page_ns(const struct csd *c)
@@ -89,6 +105,12 @@ static void draw_load(struct load *load, const struct plan *plan, int phase, con
 {
     memset(load->pages, 0, sizeof load->pages);
     bool by_channel = method == SIM_SPARF && phase == 0;
+    for (uint32_t j = first_job; j < first_job + jobs && method == SIM_DENSE; j++)
+        for (uint32_t i = 0; i < load->channels; i++) // as drawn below, all of them
+            load->pages[(2 * j + (phase == plan->n - 1) + i) % load->channels] +=
+                plan->groups / load->channels + (i < plan->groups % load->channels);
+    if (method == SIM_DENSE)
+        return;
     for (uint32_t j = first_job; j < first_job + jobs; j++) {
         // Page p of row r lies on die p + r: a head's K and V are two pages of a row, its channel
         // pages are a row of their own.
@@ -102,8 +124,7 @@ static void draw_load(struct load *load, const struct plan *plan, int phase, con
             load->first = 2 * j;
             selection_draw_pages(&all, draw, plan->tail_pages, plan->page_tokens, load_page, load);
         } else {
-            selection_draw_pages(method == SIM_DENSE ? &all : sel, draw, plan->groups, unit,
-                                 load_page, load);
+            selection_draw_pages(sel, draw, plan->groups, unit, load_page, load);
         }
     }
 }
@@ -180,11 +201,16 @@ int drive_timing(struct drive_timing *out, const struct machine *m, const struct
         return inst_fail(msg, INST_EINVAL, "a context of %g tokens", context);
     struct plan plan;
     struct drive d = {.csd = &m->csd};
-    double jobs = (double)w->batch * drive_heads(m, &w->shape);
+    double jobs = (double)drive_sequences(m, w) * drive_heads(m, &w->shape);
     make_plan(&plan, &m->csd, w, method, sel, context);
     double in_piece = fmin(plan.per_piece, jobs), pieces = jobs / in_piece;
-    uint32_t run = (uint32_t)fmin(ceil(pieces), PIECES_RUN);
-    if (pieces < PIECES_RUN) // all of them, as equal as they come
+    double most = 1, enough = PIECES_RUN;
+    for (int i = 0; i < plan.n; i++)
+        most = fmax(most, in_piece * plan.phases[i].pages);
+    if (method != SIM_DENSE)
+        enough = fmax(PIECES_LEAST, fmin(PIECES_RUN, PAGES_RUN / most));
+    uint32_t run = (uint32_t)fmin(ceil(pieces), enough);
+    if (pieces < enough) // all of them, as equal as they come
         in_piece = jobs / run;
     uint64_t begun[PIECES_RUN + PHASES_MAX];
     uint64_t end = run_pieces(&d, &plan, w, method, sel, run, in_piece, begun);

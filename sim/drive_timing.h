@@ -48,7 +48,9 @@ int drive_memory_new(struct drive_memory **out, struct drive_source *inner, stru
 void drive_memory_free(struct drive_memory *memory);
 struct drive_source *drive_memory_source(struct drive_memory *memory);
 
-// KV heads of the drive that has most.
+// KV heads of the drive that has most, and sequences where drives outnumber heads: the array is
+// then divided into groups that each have all heads (link/link.h).
 uint32_t drive_heads(const struct machine *machine, const struct shape *shape);
+uint32_t drive_sequences(const struct machine *machine, const struct workload *workload);
 
 #endif

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Machines from profiles (base/profile.h). Of a drive's flash only what bounds reads in bulk is
 // looked at: rate and number of the flash channels, time and parallelism of the array.
-#include "base/profile.h"
+#include "drive/flash/nand_profile.h"
 #include "sim/machine.h"
 
 #define FIELDS(table) table, sizeof table / sizeof *table
@@ -44,51 +44,23 @@ static int load_host(struct host *h, const struct profile *p, struct inst_msg *m
 
 static int load_flash(struct csd *c, const struct profile *p, struct inst_msg *msg)
 {
-    uint64_t channels, bus, page, dies, planes, size, read, endurance, port = UINT64_MAX;
-    uint64_t count, bytes, ns;
-    double number;
-    const struct profile_field flash[] = {
-        {"channels", PROFILE_COUNT, &channels, 1, 64, false},
-        {"bus", PROFILE_RATE, &bus, 0, 0, false},
-        {"page", PROFILE_BYTES, &page, 0, 0, false},
-        {"dies", PROFILE_COUNT, &dies, 1, 256, false},
-        {"planes", PROFILE_COUNT, &planes, 1, 64, false},
-        {"size", PROFILE_BYTES, &size, 0, 0, false},
-        {"read", PROFILE_NS, &read, 0, 0, false},
-        {"port", PROFILE_RATE, &port, 0, 0, true},
-        // of writing, and of single requests
-        {"pages_per_block", PROFILE_COUNT, &count, 0, 0, true},
-        {"program", PROFILE_NS, &ns, 0, 0, true},
-        {"erase", PROFILE_NS, &ns, 0, 0, true},
-        {"command", PROFILE_NS, &ns, 0, 0, true},
-        {"registers", PROFILE_COUNT, &count, 0, 0, true},
-        {"suspends", PROFILE_COUNT, &count, 0, 0, true},
-        {"suspend", PROFILE_NS, &ns, 0, 0, true},
-    };
-    const struct profile_field wear[] = {
-        {"endurance", PROFILE_COUNT, &endurance, 0, 0, false},
-        {"bad_blocks", PROFILE_NUMBER, &number, 0, 0, true},
-        {"grown_bad", PROFILE_NUMBER, &number, 0, 0, true},
-        {"spare_blocks", PROFILE_NUMBER, &number, 0, 0, true},
-        {"retries_fresh", PROFILE_NUMBER, &number, 0, 0, true},
-        {"retries_worn", PROFILE_NUMBER, &number, 0, 0, true},
-        {"retries_aged", PROFILE_NUMBER, &number, 0, 0, true},
-        {"retention", PROFILE_NS, &bytes, 0, 0, true},
-    };
-    int err = profile_read(p, "flash", FIELDS(flash), msg);
-    err = err ? err : profile_read(p, "wear", FIELDS(wear), msg);
+    struct nand_profile nand;
+    int err = nand_profile_read(&nand, p, msg);
     if (err)
         return err;
-    c->flash_channels = (double)channels;
-    c->channel_rate = (double)bus;
+    if (!nand.has_wear)
+        return inst_fail(msg, INST_EINVAL, "%s: no [wear]", p->place);
+    const struct nand_params *n = &nand.time;
+    c->flash_channels = (double)n->channels;
+    c->channel_rate = (double)n->bus;
     // Everything that the engine reads comes through the port where there is one.
-    if (port != UINT64_MAX && (double)port < c->flash_channels * c->channel_rate)
-        c->channel_rate = (double)port / c->flash_channels;
-    c->page_bytes = (double)page;
-    c->dies_a_channel = (double)(dies * planes);
-    c->capacity_bytes = (double)size;
-    c->read_ns = (double)read;
-    c->cycles = (double)endurance;
+    if (n->port && (double)n->port < c->flash_channels * c->channel_rate)
+        c->channel_rate = (double)n->port / c->flash_channels;
+    c->page_bytes = (double)n->page_bytes;
+    c->dies_a_channel = (double)(n->dies * n->planes);
+    c->capacity_bytes = (double)nand.size_bytes;
+    c->read_ns = (double)n->read_ns;
+    c->cycles = (double)nand.wear.endurance;
     return 0;
 }
 

@@ -152,9 +152,10 @@ static int insta_step(struct run *s, enum method_kind method, double context, do
                         : drive_timing(&d, m, &part, method, &sel, context, s->msg);
     if (err)
         return err;
-    double share = (double)drive_heads(m, shape) / shape->kv_heads, layers = shape->layers;
+    double jobs = (double)part.batch * shape->kv_heads, layers = shape->layers;
+    double drives = jobs / ((double)drive_heads(m, shape) * drive_sequences(m, &part));
     double lin = linear(s, part.batch) / layers,
-           link = q_and_out_bytes(shape, part.batch) * share / m->csd.link_rate,
+           link = q_and_out_bytes(shape, part.batch) / drives / m->csd.link_rate,
            host = host_work(s, part.batch) / layers;
     struct layer_times t = {.before = duration_ns(lin / 4, 1),
                             .after = duration_ns(lin * 3 / 4, 1),
@@ -169,7 +170,6 @@ static int insta_step(struct run *s, enum method_kind method, double context, do
     p->transfer += all * link;
     p->host += all * host / m->gpus;
     p->gpu += all * lin / m->gpus;
-    double drives = shape->kv_heads / (double)drive_heads(m, shape);
     s->r->flash_read += all * d.bytes * drives;
     s->r->dense_bytes += all * d.dense * drives;
     s->r->tail_bytes = fmax(s->r->tail_bytes, all * d.tail_bytes * drives);
@@ -199,9 +199,10 @@ static void insta_storage(struct run *s, enum method_kind method)
         s->m->drives * s->m->csd.capacity_bytes * s->m->csd.cycles / (token_bytes * r->waf);
     r->drive_link = q_and_out_bytes(m, s->w->batch) * m->layers;
     r->gpu_link = r->drive_link;
-    double fresh = s->w->batch * (double)s->w->input * shape_kv_bytes(m) / m->layers;
-    verdict(r, "VRAM (weights, KV of one layer)", shape_weight_bytes(m) / s->m->gpus + fresh,
-            s->m->gpu.vram_bytes);
+    // Prefill goes in parts of the batch where the KV of a layer of all of it has no room.
+    double fresh = (double)s->w->input * shape_kv_bytes(m) / m->layers;
+    verdict(r, "VRAM (weights, KV of a sequence and layer)",
+            shape_weight_bytes(m) / s->m->gpus + fresh, s->m->gpu.vram_bytes);
     verdict(r, "drives", r->written, s->m->drives * s->m->csd.capacity_bytes);
     double write = r->written * s->w->input / tokens / (s->m->drives * s->m->csd.program_rate);
     r->prefill = fmax(prefill_compute(s, s->w->batch), write);
@@ -297,6 +298,28 @@ static int run_flexgen(struct run *s, enum system_id system)
     verdict(r, "VRAM (weights, scores of prefill)", (shape_weight_bytes(m) + scores) / gpus,
             s->m->gpu.vram_bytes);
     verdict(r, "drives", r->stored, s->m->drives * s->m->csd.capacity_bytes);
+    return 0;
+}
+
+// As good as it gets without computing in the drives.
+static int run_direct(struct run *s)
+{
+    const struct machine *m = s->m;
+    struct sim_result *r = s->r;
+    double kv = workload_kv_bytes(s->w, s->w->input + s->w->output / 2.0),
+           tokens = (double)s->w->input + s->w->output;
+    r->parts.kv = kv / fmin(m->drives * m->csd.link_rate, m->gpus * m->gpu.link_rate);
+    r->parts.engine = kv / gpu_vram_rate(s) / m->gpus;
+    r->parts.host = host_work(s, s->w->batch) / m->gpus;
+    r->parts.gpu = linear(s, s->w->batch) / m->gpus;
+    r->step = r->parts.kv + r->parts.engine + r->parts.host + r->parts.gpu;
+    r->flash_read = r->drive_link = r->gpu_link = r->dense_bytes = kv;
+    r->vram = kv + shape_weight_bytes(&s->w->shape);
+    r->stored = r->written = workload_kv_bytes(s->w, tokens);
+    r->prefill = fmax(prefill_compute(s, s->w->batch),
+                      workload_kv_bytes(s->w, s->w->input) / (m->drives * m->csd.program_rate));
+    verdict(r, "VRAM (weights)", shape_weight_bytes(&s->w->shape) / m->gpus, m->gpu.vram_bytes);
+    verdict(r, "drives", r->stored, m->drives * m->csd.capacity_bytes);
     return 0;
 }
 
@@ -406,6 +429,9 @@ int sim_run(struct sim_result *out, enum system_id system, const struct machine 
     case SIM_flexgen_gds:
     case SIM_flexgen_sparq:
         err = run_flexgen(&s, system);
+        break;
+    case SIM_direct:
+        err = run_direct(&s);
         break;
     case SIM_deepspeed:
         err = run_deepspeed(&s);

@@ -15,6 +15,7 @@
     X(insta_sparf, "SparF in the drives: r channels, k tokens, K stored twice")                    \
     X(insta_pages, "whole pages in the drives, ranked by an index in their DRAM")                  \
     X(hilos, "exact, near storage: part of the batch as layer inputs X, writes delayed")           \
+    X(direct, "KV on plain SSDs, striped and sent to the GPU at the rate of their links: a bound") \
     X(flexgen, "KV on an SSD behind a file system and the page cache")                             \
     X(flexgen_gds, "the same by GPUDirect Storage, without page cache")                            \
     X(flexgen_sparq, "the same with SparQ on the GPU, K stored twice")                             \

@@ -13,7 +13,7 @@ from needs import HANG  # noqa: E402
 
 INSTINFER, ROOT = sys.argv[1:3]
 MORE = os.environ.get("INST_MORE") == "1"
-SYSTEMS = ("insta insta_sparf insta_pages hilos flexgen flexgen_gds flexgen_sparq deepspeed "
+SYSTEMS = ("insta insta_sparf insta_pages hilos direct flexgen flexgen_gds flexgen_sparq deepspeed "
            "recompute queueing").split()
 
 
@@ -23,8 +23,8 @@ def sim(*args):
     return r
 
 
-def block(name):
-    with open(ROOT + "/docs/sim.md", encoding="utf-8") as f:
+def block(name, page="sim"):
+    with open(f"{ROOT}/docs/{page}.md", encoding="utf-8") as f:
         return f.read().split(f"<!-- begin {name} -->\n")[1].split(f"<!-- end {name} -->")[0].strip()
 
 
@@ -47,7 +47,8 @@ class Sim(unittest.TestCase):
                 (["--set", "run"], "NAME=VALUE"), (["--set", "ru=1"], "NAME=VALUE"),
                 (["--set", "run=99"], "out of range"), (["--set", "run=1x"], "out of range"),
                 (["--set", "run=nan"], "out of range"), (["-o", "x"], "--paper"),
-                (["--paper"], "-o DIR"), (["--drives", 0], "--drives"),
+                (["--paper"], "-o DIR"),
+                (["--real", "--sample", 257], "--sample"), (["--drives", 0], "--drives"),
                 (["--drive", "ssd-980pro"], "engine"), (["--gpu", "no"], "no"),
                 (["--gpu", "instcsd-zynq7045"], "gpu"), (["--heads", 40, "--kv-heads", 3], "40/3"),
                 (["--paper", "-o", file], "is not a folder"), (["x"], "unexpected"),
@@ -121,6 +122,17 @@ class Sim(unittest.TestCase):
             self.assertAlmostEqual(off, float(row["deviation"]), delta=1e-3)
             self.assertTrue(abs(off) <= 0.1 or row["reason"], row)
             self.assertIn(row["class"], ("fitted", "held out", "assumption", "implied"))
+
+    def test_real(self):
+        """Our own drive in virtual time: the same each time, and dense reads what there is."""
+        args = ("--real", "-s", "insta", "--heads", 8, "--layers", 2, "--sample", 2, "-b", 8,
+                "--input", 256, "--output", 256)
+        a, b = sim(*args), sim(*args)
+        self.assertEqual((a.returncode, a.stderr), (0, ""))
+        self.assertEqual(a.stdout, b.stdout)
+        self.assertIn("real drive, dense: 8 heads, a layer of 8 sequences of 320 tokens (2 run)",
+                      a.stdout)
+        self.assertNotIn("real drive, sparf", a.stdout)
 
     def test_constants(self):
         r = sim("--constants")

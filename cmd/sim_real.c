@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cmd/sim_real.h"
+#include "cmd/options.h"
+
+#include <math.h>
+#include <stdio.h>
+
+static void content_kv(void *user, uint32_t sequence, uint32_t head, uint64_t pos, uint64_t n,
+                       uint16_t *k, uint16_t *v)
+{
+    clusters_kv(user, sequence, 0, head, pos, n, k, v);
+}
+
+static void content_query(void *user, uint32_t sequence, uint32_t head, uint64_t pos,
+                          uint32_t group, float *q)
+{
+    clusters_query(user, sequence, 0, head, pos, group, q);
+}
+
+int sim_real_open(struct sim_real *real, const char *profile, uint32_t sequences,
+                  const struct machine *m, const struct workload *w)
+{
+    // What bench drive measures unless told otherwise.
+    const struct clusters_options locality = {.seed = 1,
+                                              .segment = 32,
+                                              .topics = 64,
+                                              .focus = 4,
+                                              .cohesion = 0.8f,
+                                              .sharpness = 6,
+                                              .outliers = 0.6f};
+    struct inst_msg msg = {0};
+    int err = clusters_new(&real->clusters, &locality, sequences, 1, drive_heads(m, &w->shape),
+                           w->shape.head_dim, (uint64_t)w->input + w->output, &msg);
+    if (err)
+        return fail(EXIT_FAILED, "sim: --real: %s", msg.text);
+    const struct drive_real_options options = {
+        .profile = profile,
+        .sequences = sequences,
+        .content = {content_kv, content_query, real->clusters}};
+    drive_real_source_open(&real->drive, &options);
+    return 0;
+}
+
+void sim_real_close(struct sim_real *real)
+{
+    clusters_free(real->clusters);
+}
+
+void sim_real_print(const struct sim_real *real, const struct machine *m, const struct workload *w)
+{
+    static const char *const names[] = {"dense", "sparf", "pages"};
+    for (int i = 0; i < 3; i++) {
+        const struct drive_real_line *line = &real->drive.lines[i];
+        for (int j = 0; j < 2 && line->known; j++) {
+            const struct drive_timing *t = &line->at[j];
+            const struct drive_real_report *r = &line->report[j];
+            printf(
+                "real drive, %s: %u heads, a layer of %u sequences of %.0f tokens (%u run): %.4g "
+                "ms, "
+                "%.3g GB/s, %.3f of dense; prefill writes %.3g GB/s, %.4f programmed "
+                "and %.4f erased for each byte of K and V\n",
+                names[i], drive_heads(m, &w->shape), drive_sequences(m, w), line->context[j],
+                (uint32_t)fmin(real->drive.options.sequences, drive_sequences(m, w)),
+                1e3 * t->seconds, t->bytes / t->seconds / 1e9, t->bytes / t->dense,
+                r->write_rate / 1e9, r->programmed, r->erased);
+        }
+    }
+}

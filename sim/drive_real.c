@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sim/drive_real.h"
+#include "base/checked.h"
+#include "drive/drive.h"
+#include "sim/engine_timed.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { CHUNK = 512, TICKET = 1, SPACE = 1, TABLE_ITEMS_MAX = 256 };
+
+struct real {
+    const struct drive_real_options *o;
+    const struct machine *m;
+    const struct workload *w;
+    struct space_config config;
+    struct pool *pool;
+    struct engine_timed engine;
+    struct budget budget;
+    struct flash_nand_options *nand;
+    struct flash *flash;
+    struct drive *drive;
+    uint64_t now_ns, steps;
+    uint32_t q_heads, sequences;
+    uint64_t tokens;
+    struct table_header header; // of ATTEND
+    _Alignas(64) unsigned char table[TABLE_HEADER_BYTES + TABLE_ITEMS_MAX * TABLE_ITEM_BYTES];
+    struct inst_msg *msg;
+};
+
+// One command to its completion; time goes on to when the drive can do something, nowhere else.
+static int call(struct real *r, struct command command, void *data)
+{
+    uint8_t entry[COMMAND_BYTES];
+    struct completion done;
+    command_encode(entry, &command);
+    int err =
+        drive_submit(r->drive, 0, entry, r->table, command_table_bytes(&command), data, r->now_ns);
+    while (!err && !drive_step(r->drive, r->now_ns, &done, 1)) {
+        uint64_t next = drive_next_ns(r->drive);
+        if (next == UINT64_MAX)
+            return inst_fail(r->msg, INST_EINTERNAL, "the drive waits for nothing");
+        r->now_ns = later(r->now_ns, next);
+        r->steps++;
+    }
+    if (err)
+        return inst_fail(r->msg, err, "the drive: %s", inst_status_text(err));
+    return done.status ? inst_fail(r->msg, done.status, "the drive: %s", done.text) : 0;
+}
+
+static int read_stats(struct real *r, struct drive_stats *stats)
+{
+    unsigned char data[(STAT_TABLE_BYTES + 63) / 64 * 64] __attribute__((aligned(64)));
+    int err = call(r, (struct command){.opcode = OP_FLUSH}, NULL);
+    err =
+        err ? err : call(r, (struct command){.opcode = OP_STAT, .length = STAT_TABLE_BYTES}, data);
+    return err ? err : stats_decode(stats, data, STAT_TABLE_BYTES);
+}
+
+static int open_flash(struct real *r, uint64_t bytes)
+{
+    char text[160];
+    // Blocks that are open, and what striping leaves empty in them.
+    snprintf(text, sizeof text, "%s:%lluM,payload=ram,bad=off,retries=off", r->o->profile,
+             (unsigned long long)(2 * bytes / (1 << 20) + 2048));
+    int err = flash_nand_options_new(&r->nand, text, r->msg);
+    if (err)
+        return err;
+    struct flash_nand_about about = flash_nand_about(r->nand);
+    return flash_nand_open(&r->flash, r->nand, &about.geometry, &r->budget, r->msg);
+}
+
+static int open_drive(struct real *r, enum method_kind method, const struct selection *sel)
+{
+    static const uint32_t methods[] = {METHOD_DENSE, METHOD_SPARF, METHOD_PAGES};
+    const struct shape *s = &r->w->shape;
+    uint32_t group = 16;
+    while (4.0 * group * s->head_dim <= r->m->csd.page_bytes)
+        group *= 2;
+    r->config = (struct space_config){.layers = 1,
+                                      .kv_heads = drive_heads(r->m, s),
+                                      .head_dim = s->head_dim,
+                                      .group_tokens = group,
+                                      .max_sequences = r->sequences,
+                                      .max_tokens = r->tokens,
+                                      .q_heads = r->q_heads,
+                                      .method = methods[method]};
+    if (method == SIM_PAGES)
+        r->config.piece_tokens = (uint32_t)min_u64(group, 64);
+    if (method == SIM_SPARF)
+        r->config.page_channels = sel->page_channels;
+    double payload = r->sequences * (double)r->tokens * r->config.kv_heads * s->head_dim * 4 *
+                     (method == SIM_SPARF ? 1.5 : 1);
+    uint64_t memory = r->o->memory ? r->o->memory : 4ull << 30;
+    if (payload > (double)memory / 2)
+        return inst_fail(r->msg, INST_ENOMEM,
+                         "%u sequences of %llu tokens are %.1f GB: sample less", r->sequences,
+                         (unsigned long long)r->tokens, payload / 1e9);
+    budget_init(&r->budget, memory);
+    int err = pool_new(&r->pool, 1, r->msg);
+    err = err ? err : open_flash(r, (uint64_t)payload);
+    if (err)
+        return err;
+    struct drive_plan plan;
+    err = drive_plan(&plan, &r->flash->geometry, &r->config, 0, r->msg);
+    if (err)
+        return err;
+    engine_timed_open(&r->engine, &r->m->csd, (double)r->q_heads / r->config.kv_heads, r->pool);
+    struct drive_limits limits = {
+        .dram_bytes = getenv("DR") ? strtoull(getenv("DR"), NULL, 10) << 20 : plan.good_dram_bytes,
+        .pool = r->pool,
+        .engine = &r->engine.engine,
+        .no_row_cache = true,
+        .no_read_ahead = true};
+    err = drive_open(&r->drive, r->flash, &limits, r->msg);
+    if (err)
+        return err;
+    space_config_encode(r->table, &r->config);
+    return call(r, (struct command){.opcode = OP_CONFIG, .space = SPACE}, NULL);
+}
+
+static int fill(struct real *r)
+{
+    const struct drive_content *c = &r->o->content;
+    uint32_t heads = r->config.kv_heads, dim = r->config.head_dim;
+    uint64_t most = 0;
+    if (!slab_bytes(heads, CHUNK, dim, &most))
+        return inst_fail(r->msg, INST_EINVAL, "%u heads of %u", heads, dim);
+    uint16_t *data = aligned_alloc(64, most);
+    int err = data ? 0 : inst_fail(r->msg, INST_ENOMEM, "K and V of %d tokens", CHUNK);
+    for (uint32_t seq = 0; seq < r->sequences && !err; seq++)
+        for (uint64_t pos = 0, n; pos < r->tokens && !err; pos += n) {
+            uint64_t bytes;
+            n = min_u64(CHUNK, r->tokens - pos);
+            slab_bytes(heads, n, dim, &bytes);
+            for (uint32_t h = 0; h < heads; h++)
+                c->kv(c->user, seq, h, pos, n, data + 2 * h * n * dim,
+                      data + (2 * h + 1) * n * dim);
+            table_put_header(r->table, &(struct table_header){.head_count = heads});
+            // A batch that ends together shares its blocks.
+            table_put_item(r->table, 0,
+                           &(struct table_item){
+                               .seq = seq, .epoch = 1, .pos = pos, .n_tokens = n, .lifetime = 1});
+            err =
+                call(r,
+                     (struct command){
+                         .opcode = OP_WRITE, .space = SPACE, .count = 1, .length = (uint32_t)bytes},
+                     data);
+        }
+    free(data);
+    return err;
+}
+
+// One ATTEND over the first `count` sequences and its COLLECT. *ns: what it took.
+static int attend(struct real *r, uint32_t count, uint64_t *ns)
+{
+    const struct drive_content *c = &r->o->content;
+    struct attend_layout l;
+    uint32_t heads = r->config.kv_heads, dim = r->config.head_dim, group = r->q_heads / heads;
+    if (!attend_layout(&l, count, r->q_heads, heads, dim, false))
+        return inst_fail(r->msg, INST_EINVAL, "%u sequences", count);
+    unsigned char *in = aligned_alloc(64, (l.in_bytes + 63) / 64 * 64),
+                  *out = aligned_alloc(64, (l.out_bytes + 63) / 64 * 64);
+    int err = in && out ? 0 : inst_fail(r->msg, INST_ENOMEM, "queries of %u sequences", count);
+    for (uint32_t i = 0; i < count * heads && !err; i++)
+        c->query(c->user, i / heads, i % heads, r->tokens - 1, group,
+                 (float *)(in + l.q) + (size_t)i * group * dim);
+    table_put_header(r->table, &r->header);
+    for (uint32_t i = 0; i < count && !err; i++)
+        table_put_item(r->table, i, &(struct table_item){.seq = i, .epoch = 1, .pos = r->tokens});
+    uint64_t start = r->now_ns;
+    if (!err)
+        err = call(r,
+                   (struct command){.opcode = OP_ATTEND,
+                                    .space = SPACE,
+                                    .count = count,
+                                    .ticket = TICKET,
+                                    .length = (uint32_t)l.in_bytes},
+                   in);
+    if (!err)
+        err = call(r,
+                   (struct command){.opcode = OP_COLLECT,
+                                    .space = SPACE,
+                                    .ticket = TICKET,
+                                    .length = (uint32_t)l.out_bytes},
+                   out);
+    *ns = r->now_ns - start;
+    for (uint32_t i = 0; i < count && !err; i++) {
+        int status = inst_status_from_nvme((uint16_t)((uint32_t *)(out + l.status))[i]);
+        if (status)
+            err = inst_fail(r->msg, status, "ATTEND: %s", inst_status_text(status));
+    }
+    free(in);
+    free(out);
+    return err;
+}
+
+// All sequences end; *bytes: of the blocks that are erased for it.
+static int reclaim(struct real *r, double *bytes)
+{
+    struct drive_stats before = {0}, after = {0};
+    const struct flash_geometry *g = &r->flash->geometry;
+    int err = read_stats(r, &before);
+    table_put_header(r->table, &(struct table_header){0});
+    table_put_item(
+        r->table, 0,
+        &(struct table_item){.n_tokens = UINT64_MAX, .layer_count = 1, .seq_count = r->sequences});
+    err = err ? err
+              : call(r, (struct command){.opcode = OP_RECLAIM, .space = SPACE, .count = 1}, NULL);
+    err = err ? err : read_stats(r, &after);
+    *bytes = (double)(after.flash_erased_blocks - before.flash_erased_blocks) * g->pages_per_block *
+             g->page_bytes;
+    return err;
+}
+
+static void close_all(struct real *r)
+{
+    drive_close(r->drive);
+    flash_close(r->flash);
+    flash_nand_options_free(r->nand);
+    pool_free(r->pool);
+}
+
+// What the drive says of the sample, for all sequences.
+static void account(struct drive_timing *t, struct drive_real_report *report, const struct real *r,
+                    const struct drive_stats *before, const struct drive_stats *after,
+                    uint64_t half, uint64_t whole)
+{
+    double all = drive_sequences(r->m, r->w), n = r->sequences;
+    for (size_t i = 0; i < STAT_ROWS; i++)
+        *stat_at(&report->stats, i) = stat_of(after, i) - stat_of(before, i);
+    const struct drive_stats *d = &report->stats;
+    double each = n > 1 ? 1e-9 * (double)(whole - half) / (n - floor(n / 2)) : 0;
+    *t =
+        (struct drive_timing){.seconds = 1e-9 * (double)whole + each * (all - n),
+                              .bytes = all / n * (double)d->flash_read_bytes,
+                              .channel_bytes = all / n * (double)(d->channel_bytes + d->tail_bytes),
+                              .token_bytes = all / n * (double)d->token_bytes};
+    t->dense = all * (double)r->tokens * r->config.kv_heads * r->config.head_dim * 4;
+    t->read = t->seconds;
+}
+
+int drive_real_run(struct drive_timing *out, struct drive_real_report *report,
+                   const struct drive_real_options *options, const struct machine *machine,
+                   const struct workload *workload, enum method_kind method,
+                   const struct selection *selection, double context, struct inst_msg *msg)
+{
+    static const uint32_t methods[] = {METHOD_DENSE, METHOD_SPARF, METHOD_PAGES};
+    int err = machine_check(machine, msg);
+    err = err ? err : workload_check(workload, msg);
+    if (err)
+        return err;
+    struct real *r = aligned_alloc(64, sizeof *r);
+    if (!r)
+        return inst_fail(msg, INST_ENOMEM, "a drive");
+    memset(r, 0, sizeof *r);
+    r->o = options;
+    r->m = machine;
+    r->w = workload;
+    r->msg = msg;
+    r->sequences = (uint32_t)min_u64(
+        min_u64(options->sequences, drive_sequences(machine, workload)), TABLE_ITEMS_MAX);
+    r->tokens = (uint64_t)context;
+    r->q_heads =
+        drive_heads(machine, &workload->shape) * (workload->shape.heads / workload->shape.kv_heads);
+    r->header = (struct table_header){.method = methods[method],
+                                      .q_heads = r->q_heads,
+                                      .scale = 1 / sqrtf((float)workload->shape.head_dim)};
+    if (method == SIM_SPARF) {
+        r->header.sparf_channels = (uint32_t)ceil(selection->channels * workload->shape.head_dim);
+        r->header.sparf_divisor = (uint32_t)fmax(1, round(1 / selection->tokens));
+    } else if (method == SIM_PAGES) {
+        r->header.pages_ratio = (float)selection->tokens;
+    }
+    struct drive_stats empty, before, middle, after;
+    uint64_t half = 0, whole, start;
+    err = open_drive(r, method, selection);
+    err = err ? err : read_stats(r, &empty);
+    start = r->now_ns;
+    err = err ? err : fill(r);
+    err = err ? err : read_stats(r, &before);
+    uint64_t filled = r->now_ns - start;
+    if (!err && r->sequences > 1)
+        err = attend(r, r->sequences / 2, &half);
+    err = err ? err : read_stats(r, &middle);
+    err = err ? err : attend(r, r->sequences, &whole);
+    err = err ? err : read_stats(r, &after);
+    if (!err) {
+        account(out, report, r, &middle, &after, half, whole);
+        double kv = r->sequences * (double)r->tokens * r->config.kv_heads * r->config.head_dim * 4;
+        double programmed = (double)(before.flash_program_bytes - empty.flash_program_bytes);
+        report->waf = programmed / (double)(before.stream_bytes - empty.stream_bytes);
+        report->programmed = programmed / kv;
+        report->write_rate = kv / (1e-9 * (double)filled);
+        report->steps = r->steps;
+        err = reclaim(r, &report->erased);
+        report->erased /= kv;
+    }
+    close_all(r);
+    free(r);
+    return err;
+}
+
+// ---- as a source -------------------------------------------------------------------------------
+
+static bool same_workload(const struct workload *a, const struct workload *b)
+{
+    const struct shape *s = &a->shape, *t = &b->shape;
+    return a->batch == b->batch && a->input == b->input && a->output == b->output &&
+           s->layers == t->layers && s->heads == t->heads && s->kv_heads == t->kv_heads &&
+           s->head_dim == t->head_dim;
+}
+
+// Both ends of a line over the context: at a quarter and at three quarters of the output.
+static int measure(struct drive_real_source *d, struct drive_real_line *line,
+                   const struct machine *m, const struct workload *w, enum method_kind method,
+                   const struct selection *sel, struct inst_msg *msg)
+{
+    line->workload = *w;
+    line->drives = m->drives;
+    for (int i = 0; i < 2; i++) {
+        line->context[i] = floor(w->input + (i ? 0.75 : 0.25) * w->output);
+        int err = drive_real_run(&line->at[i], &line->report[i], &d->options, m, w, method, sel,
+                                 line->context[i], msg);
+        if (err)
+            return err;
+    }
+    line->known = true;
+    return 0;
+}
+
+static int source_timing(struct drive_source *source, struct drive_timing *out,
+                         const struct machine *m, const struct workload *w, enum method_kind method,
+                         const struct selection *sel, double context, struct inst_msg *msg)
+{
+    struct drive_real_source *d = (struct drive_real_source *)source;
+    struct drive_real_line *line = &d->lines[method];
+    if (!line->known || line->drives != m->drives || !same_workload(&line->workload, w)) {
+        line->known = false;
+        int err = measure(d, line, m, w, method, sel, msg);
+        if (err)
+            return err;
+    }
+    double along = (context - line->context[0]) / fmax(1, line->context[1] - line->context[0]);
+    const struct drive_timing *a = &line->at[0], *b = &line->at[1];
+    *out = (struct drive_timing){
+        .seconds = fmax(0, a->seconds + along * (b->seconds - a->seconds)),
+        .read = fmax(0, a->read + along * (b->read - a->read)),
+        .bytes = fmax(0, a->bytes + along * (b->bytes - a->bytes)),
+        .dense = fmax(0, a->dense + along * (b->dense - a->dense)),
+    };
+    return 0;
+}
+
+void drive_real_source_open(struct drive_real_source *source,
+                            const struct drive_real_options *options)
+{
+    *source = (struct drive_real_source){.source = {.timing = source_timing}, .options = *options};
+}
