@@ -17,7 +17,7 @@ struct sim {
     struct shape shape; // given, where model is NULL
     uint32_t billions;  // of its parameters, in tenths
     uint32_t batch, input, output, drives, gpus;
-    bool paper, fit, constants, no_ranges, real;
+    bool paper, beyond, fit, constants, no_ranges, real;
     uint32_t sample;
     struct output_file csv;
     struct constants c;
@@ -225,10 +225,13 @@ static int run(struct sim *s, const struct options *options)
             return unknown("--system", s->systems.items[i], system_names, SYSTEM_COUNT);
         wanted[id] = true;
     }
-    if (s->folder && !s->paper)
-        return fail(EXIT_USAGE, "sim: -o goes with --paper");
-    if (s->paper && !s->folder)
-        return fail(EXIT_USAGE, "sim: --paper: no folder given: use -o DIR");
+    if (s->folder && !s->paper && !s->beyond)
+        return fail(EXIT_USAGE, "sim: -o goes with --paper or --beyond");
+    if ((s->paper || s->beyond) && !s->folder)
+        return fail(EXIT_USAGE, "sim: %s: no folder given: use -o DIR",
+                    s->paper ? "--paper" : "--beyond");
+    if (s->paper && s->beyond)
+        return fail(EXIT_USAGE, "sim: --paper and --beyond: one at a time");
     code = output_files_open(options);
     if (code)
         return code;
@@ -238,6 +241,8 @@ static int run(struct sim *s, const struct options *options)
     }
     if (s->fit)
         return print_fit(&s->c);
+    if (s->beyond)
+        return sim_beyond(s->folder, &s->c);
     return s->paper ? sim_paper(s->folder, &s->c, !s->no_ranges) : run_systems(s, wanted);
 }
 
@@ -292,7 +297,11 @@ int command_sim(int argc, char **argv)
          "every figure and table of the paper that has numbers, beside the paper's"},
         {"--no-ranges", 0, OPTION_FLAG, &s.no_ranges, 0, 0, NULL,
          "--paper without the ranges over the assumptions, which take most of its time"},
-        {"--output-dir", 'o', OPTION_TEXT, &s.folder, 0, 0, "DIR", "where --paper writes"},
+        {"--beyond", 0, OPTION_FLAG, &s.beyond, 0, 0, NULL,
+         "when attention near storage pays: GQA, long contexts, many drives "
+         "(docs/near-storage.md)"},
+        {"--output-dir", 'o', OPTION_TEXT, &s.folder, 0, 0, "DIR",
+         "where --paper and --beyond write"},
     };
     const struct options options = {"sim", NULL,
                                     "Simulates systems of GPUs, hosts and computational drives.",

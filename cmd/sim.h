@@ -11,5 +11,7 @@
 // where it is missing, and prints the deviations. Without ranges it takes a tenth of the time. An
 // exit code.
 int sim_paper(const char *folder, const struct constants *constants, bool ranges);
+// Writes figures of what goes beyond the paper to files there, and prints where it breaks even.
+int sim_beyond(const char *folder, const struct constants *constants);
 
 #endif

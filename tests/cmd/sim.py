@@ -48,6 +48,7 @@ class Sim(unittest.TestCase):
                 (["--set", "run=99"], "out of range"), (["--set", "run=1x"], "out of range"),
                 (["--set", "run=nan"], "out of range"), (["-o", "x"], "--paper"),
                 (["--paper"], "-o DIR"),
+                (["--beyond"], "-o DIR"), (["--paper", "--beyond", "-o", "x"], "one at a time"),
                 (["--real", "--sample", 257], "--sample"), (["--drives", 0], "--drives"),
                 (["--drive", "ssd-980pro"], "engine"), (["--gpu", "no"], "no"),
                 (["--gpu", "instcsd-zynq7045"], "gpu"), (["--heads", 40, "--kv-heads", 3], "40/3"),
@@ -122,6 +123,20 @@ class Sim(unittest.TestCase):
             self.assertAlmostEqual(off, float(row["deviation"]), delta=1e-3)
             self.assertTrue(abs(off) <= 0.1 or row["reason"], row)
             self.assertIn(row["class"], ("fitted", "held out", "assumption", "implied"))
+
+    @unittest.skipUnless(MORE, "ten seconds: cmd/sim_more")
+    def test_beyond(self):
+        """The table of the document and its figures."""
+        out = self.dir.name + "/beyond"
+        r = sim("--beyond", "-o", out)
+        self.assertEqual((r.returncode, r.stderr), (0, ""))
+        self.assertEqual(block("even", "near-storage"), r.stdout.strip())
+        kept = ROOT + "/docs/near-storage/"
+        self.assertEqual(sorted(os.listdir(out)), sorted(os.listdir(kept)))
+        for name in os.listdir(out):
+            with open(out + "/" + name, encoding="utf-8") as a, \
+                    open(kept + name, encoding="utf-8") as b:
+                self.assertEqual(a.read(), b.read(), name)
 
     def test_real(self):
         """Our own drive in virtual time: the same each time, and dense reads what there is."""
