@@ -421,7 +421,7 @@ int command_batch(int argc, char **argv)
         {"Reports", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
         {"--stats", 0, OPTION_OUTPUT, &b.stats, 0, 0, "FILE.json",
          "counters of this run, those of before not included"},
-        TRACE_ROW(b.trace),
+        TRACE_ROWS(b.trace),
         {"--verbose", 'v', OPTION_FLAG, &b.verbose, 0, 0, NULL,
          "first line and summary even when stderr is no terminal"},
     };

@@ -164,7 +164,7 @@ int command_run(int argc, char **argv)
          "default: random, reported in --stats"},
         {"Reports", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
         {"--stats", 0, OPTION_OUTPUT, &r.stats, 0, 0, "FILE.json", "counters and token ids"},
-        TRACE_ROW(r.trace),
+        TRACE_ROWS(r.trace),
         {"--verbose", 'v', OPTION_FLAG, &r.verbose, 0, 0, NULL,
          "first line and summary even when stderr is no terminal"},
     };

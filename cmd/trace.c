@@ -53,6 +53,7 @@ static void put(void *user, const struct inst_trace_event *e)
 
 void trace_file_engine(struct trace_file *trace, struct inst_options *options)
 {
+    flash_trace_engine(&trace->flash, options);
     if (!trace->file.stream)
         return;
     options->trace = put;
@@ -62,8 +63,9 @@ void trace_file_engine(struct trace_file *trace, struct inst_options *options)
 int trace_file_close(struct trace_file *trace)
 {
     FILE *f = trace->file.stream;
+    int code = flash_trace_close(&trace->flash);
     if (!f)
-        return 0;
+        return code;
     fputs(trace->begun ? ",\n" : "[\n", f);
     fprintf(f,
             "{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":%d,\"tid\":%d,\"args\":{\"name\":"
@@ -71,5 +73,6 @@ int trace_file_close(struct trace_file *trace)
             "{\"name\":\"thread_name\",\"ph\":\"M\",\"pid\":%d,\"tid\":%d,\"args\":{\"name\":"
             "\"commands\"}}\n]\n",
             PROCESS, HOST, PROCESS, DRIVE);
-    return output_file_close(&trace->file);
+    int other = output_file_close(&trace->file);
+    return code ? code : other;
 }

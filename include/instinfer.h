@@ -90,6 +90,8 @@ struct inst_options {
     uint32_t pages_piece;  // tokens of a piece: 16, 32 or 64; 32
     uint32_t pages_newest; // most recent tokens that are always read; 64
     bool pages_no_rest;    // what is not read counts for nothing instead of being estimated
+    inst_flash_trace_fn *flash_trace; // NULL, or told of every flash operation
+    void *flash_trace_user;
 };
 
 // What can be said of options alone, without looking at model or machine. inst_engine_open does.

@@ -26,4 +26,19 @@ struct inst_trace_event {
 // On the thread that called the engine, in the order in which they end.
 typedef void inst_trace_fn(void *user, const struct inst_trace_event *event);
 
+// What the drives of an engine do to their flash.
+enum inst_flash_op { INST_FLASH_READ, INST_FLASH_PROGRAM, INST_FLASH_ERASE, INST_FLASH_SYNC };
+
+struct inst_flash_event {
+    uint32_t drive; // in the order of inst_options.kv
+    enum inst_flash_op op;
+    uint64_t block; // SYNC: unused, as all below
+    uint32_t page, pages;
+    uint64_t offset, bytes; // as if blocks lay one after another; ERASE: of the block
+    uint64_t time_ns;       // by the drive's clock, of an emulated one in its own time
+};
+
+// On the thread that called the engine, when the drive hands the operation over.
+typedef void inst_flash_trace_fn(void *user, const struct inst_flash_event *event);
+
 #endif

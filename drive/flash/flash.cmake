@@ -6,7 +6,7 @@
 # Without liburing the file back end falls back to threads.
 option(INST_LIBURING "use liburing where it is found" ON)
 set(INST_FLASH_SOURCES flash/common.c flash/null.c flash/ram.c flash/file.c flash/file_uring.c
-  flash/file_threads.c flash/probe.c flash/fault.c flash/check.c
+  flash/file_threads.c flash/probe.c flash/fault.c flash/check.c flash/trace.c
   flash/nand_time.c flash/nand_profile.c flash/nand_wear.c flash/nand_flash.c)
 set(INST_FLASH_LIBS Threads::Threads)
 set(INST_FLASH_INCLUDES)

@@ -153,6 +153,11 @@ int flash_fault_open(struct flash **out, struct flash *inner, const struct flash
                      struct inst_msg *msg);
 uint64_t flash_fault_count(const struct flash *wrapper); // faults injected so far
 
+// Wrapper: tells of every operation, in order, when it is handed over. Takes ownership of `inner`.
+typedef void flash_trace_fn(void *user, const struct flash_io *io, uint64_t now_ns);
+int flash_trace_open(struct flash **out, struct flash *inner, flash_trace_fn *fn, void *user,
+                     struct inst_msg *msg);
+
 // Wrapper for tests: fails (INST_EINVAL, and counts) whatever breaks the NAND contract.
 int flash_check_open(struct flash **out, struct flash *inner, struct inst_msg *msg);
 uint64_t flash_check_violations(const struct flash *wrapper);

@@ -406,6 +406,8 @@ static int prepare_with(inst_engine **out, const struct inst_options *options,
     if (!e)
         return inst_fail(msg, INST_ENOMEM, "engine: out of memory");
     e->trace = (struct trace){o.trace, o.trace_user};
+    e->flash_trace = o.flash_trace;
+    e->flash_trace_user = o.flash_trace_user;
     e->compute_kind = compute;
     e->compute_limit_ns = 1000000ull * TIMEOUT_MS;
     e->drive_limit_ns = 1000000ull * (o.drive_timeout_ms ? o.drive_timeout_ms : TIMEOUT_MS);
@@ -426,7 +428,10 @@ int engine_open_drives(inst_engine *e, struct inst_msg *msg)
                                           .budget = &e->budget,
                                           .pool = e->pool,
                                           .kernels = e->kernels,
-                                          .limit_ns = e->drive_limit_ns};
+                                          .limit_ns = e->drive_limit_ns,
+                                          .trace = e->flash_trace,
+                                          .trace_user = e->flash_trace_user,
+                                          .place = e->loss.place};
     int err = store_open(&e->store, where, &options, msg);
     if (err)
         return err;

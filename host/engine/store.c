@@ -163,6 +163,42 @@ static int open_flash(struct flash **flash, const struct store_where *where,
     }
 }
 
+static void tell(void *user, const struct flash_io *io, uint64_t now_ns)
+{
+    const struct store_drive *d = user;
+    const struct flash_geometry *g = &d->flash->geometry;
+    uint64_t block = (uint64_t)g->page_bytes * g->pages_per_block;
+    static const enum inst_flash_op ops[] = {[FLASH_READ] = INST_FLASH_READ,
+                                             [FLASH_PROGRAM] = INST_FLASH_PROGRAM,
+                                             [FLASH_ERASE] = INST_FLASH_ERASE,
+                                             [FLASH_SYNC] = INST_FLASH_SYNC};
+    struct inst_flash_event e = {.drive = d->place, .op = ops[io->op], .time_ns = now_ns};
+    if (io->op != FLASH_SYNC) {
+        bool erase = io->op == FLASH_ERASE;
+        e.block = io->block;
+        e.page = erase ? 0 : io->page;
+        e.pages = erase ? g->pages_per_block : io->pages;
+        e.offset = io->block * block + (uint64_t)e.page * g->page_bytes;
+        e.bytes = (uint64_t)e.pages * g->page_bytes;
+    }
+    d->trace(d->trace_user, &e);
+}
+
+static int open_traced(struct store_drive *d, uint32_t i, const struct store_where *where,
+                       const struct store_options *options, bool dense, struct inst_msg *msg)
+{
+    struct flash *inner;
+    int err = open_flash(&inner, where, &options->plan->part[i], dense, options->budget, msg);
+    if (err)
+        return err;
+    d->flash = inner;
+    d->nand = where->kind == STORE_NAND ? inner : NULL;
+    d->trace = options->trace;
+    d->trace_user = options->trace_user;
+    d->place = options->place ? options->place[i] : i;
+    return d->trace ? flash_trace_open(&d->flash, inner, tell, d, msg) : 0;
+}
+
 static int open_drive(struct store *store, struct store_drive *d, const struct store_where *where,
                       const struct plan_drive *part, const struct store_options *options,
                       struct inst_msg *msg)
@@ -181,8 +217,7 @@ static int open_drive(struct store *store, struct store_drive *d, const struct s
     err = drive_open(&d->drive, d->flash, &limits, msg);
     if (err)
         return err;
-    d->emulated = where->kind == STORE_NAND;
-    return d->emulated && !flash_nand_about(where->nand).paced
+    return d->nand && !flash_nand_about(where->nand).paced
                ? link_local_open_virtual(&d->link, d->drive, d->flash, msg)
                : link_local_open(&d->link, d->drive, d->flash, msg);
 }
@@ -212,8 +247,7 @@ int store_open(struct store *store, const struct store_where *where,
         err = inst_fail(msg, INST_ENOMEM, "out of memory");
     // First all flash: what it measures on the way uses memory that will be the drives'.
     for (uint32_t i = 0; i < store->n && !err; i++)
-        err = open_flash(&store->drives[i].flash, &where[i], &plan->part[i], dense, store->budget,
-                         msg);
+        err = open_traced(&store->drives[i], i, &where[i], options, dense, msg);
     for (uint32_t i = 0; i < store->n && !err; i++)
         err = open_drive(store, &store->drives[i], &where[i], &plan->part[i], options, msg);
     if (!err && store->n == 1)
@@ -249,9 +283,9 @@ uint64_t store_waited_ns(const struct store *store, uint64_t *since)
 
 bool store_emulated(const struct store *store, uint32_t i, struct flash_nand_counters *out)
 {
-    if (i >= store->n || !store->drives || !store->drives[i].emulated)
+    if (i >= store->n || !store->drives || !store->drives[i].nand)
         return false;
-    flash_nand_counters(store->drives[i].flash, out);
+    flash_nand_counters(store->drives[i].nand, out);
     return true;
 }
 

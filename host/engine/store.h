@@ -5,6 +5,7 @@
 #define INST_HOST_ENGINE_STORE_H
 
 #include "host/engine/plan.h"
+#include "instinfer_trace.h"
 #include "link/link.h"
 
 struct store_where {
@@ -27,9 +28,12 @@ struct store {
         struct flash *flash;
         struct drive *drive;
         struct link *link;
-        uint64_t bytes; // taken from the budget
-        bool emulated;
-    } * drives; // [n]
+        uint64_t bytes;     // taken from the budget
+        struct flash *nand; // of these the emulated one, NULL: none
+        inst_flash_trace_fn *trace;
+        void *trace_user;
+        uint32_t place; // among all that were named
+    } * drives;         // [n]
     uint32_t n;
     struct link *link; // the only drive's, or the array's
     struct budget *budget;
@@ -42,7 +46,10 @@ struct store_options {
     struct budget *budget;
     struct pool *pool;
     const struct kernels *kernels;
-    uint64_t limit_ns; // that an array waits for a drive
+    uint64_t limit_ns;          // that an array waits for a drive
+    inst_flash_trace_fn *trace; // NULL, or told of every flash operation
+    void *trace_user;
+    const uint32_t *place; // [drives], as events name them
 };
 int store_open(struct store *store, const struct store_where *where,
                const struct store_options *options, struct inst_msg *msg);

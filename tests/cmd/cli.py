@@ -225,6 +225,49 @@ class Cli(unittest.TestCase):
         self.assertEqual(*(d["stream_bytes"] for d in s["drives"]))
         self.assertEqual(s["stream_bytes"], alone["stream_bytes"])
 
+    def test_flash_traces(self):
+        stats, iolog, mqsim = map(self.path, ("stats.json", "iolog", "mqsim"))
+        for kv in ["ram:16M"], ["nand:instcsd-zynq7045"], ["ram:16M", "nand:ssd-980pro"]:
+            places = [word for place in kv for word in ("--kv", place)]
+            r = run("run", "-m", self.model, "-p", "hello " * 40, "-n", 30, "--ignore-eos",
+                    "--group", 16, "--row-cache", "off", "--stats", stats, "--flash-trace", iolog,
+                    "--flash-trace-mqsim", mqsim, *places)
+            self.assertEqual((r.returncode, r.stderr), (0, b""))
+            s = json.loads(read(stats))
+            lines = read(iolog).decode().splitlines()
+            self.assertEqual(lines[0], "fio version 3 iolog")
+            drives = [f"drive{i}" for i in range(len(kv))]
+            end = {d: {} for d in drives}  # of each block: where the next program goes
+            total, time, opened, sectors = {"read": 0, "write": 0}, 0, [], []
+            for line in lines[1:]:
+                at, drive, action, *place = line.split(" ")
+                self.assertGreaterEqual(int(at), time)
+                time = int(at)
+                if action in ("add", "open", "close"):
+                    opened.append((drive, action))
+                    continue
+                self.assertIn((drive, "open"), opened)
+                offset, length = map(int, place)
+                if action in total:
+                    total[action] += length
+                    sectors.append((drive[5:], offset // 512, length // 512,
+                                    int(action == "read")))
+                if action == "write":  # goes on where the block's last one ended, or begins one
+                    if offset in end[drive]:
+                        end[drive].pop(offset)
+                    end[drive][offset + length] = True
+                if action == "read":
+                    self.assertTrue(any(e >= offset + length for e in end[drive]))
+            self.assertEqual(sorted(opened), sorted((d, a) for d in drives
+                                                    for a in ("add", "open", "close")))
+            # What was in flight at the end is told and counted, too.
+            self.assertEqual(total["write"], s["flash_program_bytes"])
+            self.assertEqual(total["read"], s["flash_read_bytes"])
+            self.assertGreater(total["read"], 0)
+            rows = [tuple(map(int, line.split(" "))) for line in read(mqsim).decode().splitlines()]
+            self.assertEqual([(str(d), at, n, r) for _, d, at, n, r in rows], sectors)
+            self.assertEqual(sorted(row[0] for row in rows), [row[0] for row in rows])
+
     def test_quiet_in_a_pipe_and_stats(self):
         stats = self.path("stats.json")
         r = self.run_model("-p", "hello", "-n", 40, "--temp", 0, "--stats", stats, "--group", 16,
