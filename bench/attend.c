@@ -31,7 +31,7 @@ static struct space_config config_of(const struct attend_options *o, uint32_t pa
 {
     uint32_t group = o->group;
     if (!group && !o->directory) // the largest power of two whose K fits a page
-        for (group = 16; 4ull * group * o->head_dim <= page_bytes;)
+        for (group = 16; 2 * kv_key_bytes(o->kv_type, o->head_dim, group) <= page_bytes;)
             group *= 2;
     return (struct space_config){.layers = o->layers,
                                  .kv_heads = o->kv_heads,
@@ -41,7 +41,8 @@ static struct space_config config_of(const struct attend_options *o, uint32_t pa
                                  .max_tokens = o->context + o->room,
                                  .q_heads = o->q_heads,
                                  .method = o->method,
-                                 .page_channels = o->page_channels};
+                                 .page_channels = o->page_channels,
+                                 .kv_type = o->kv_type};
 }
 
 // The texts' topics are the only thing that grows with the context besides the flash itself.

@@ -192,6 +192,7 @@ static cJSON *make_head(const struct batch *b, const char *model, time_t now)
         add(head, "context", "%" PRIu64, b->info.context) &&
         add(head, "attention", "%s %s %u", o->attention ? o->attention : "dense", sparf,
             o->page_channels) &&
+        (!o->kv_type || !strcmp(o->kv_type, "f16") || add(head, "kv_type", "%s", o->kv_type)) &&
         (!o->attention || strcmp(o->attention, "pages") ||
          add(head, "pages", "%.9g %.9g %u %u %d", o->pages_ratio, o->pages_mass, o->pages_piece,
              o->pages_newest, o->pages_no_rest)) &&

@@ -47,7 +47,7 @@ struct bench {
     struct option_numbers contexts, page_channels;
     uint64_t memory;
     uint32_t steps, audits, threads;
-    const char *kv;
+    const char *kv, *kv_type;
     struct output_file csv, svg;
     struct shape shape[SHAPES_MAX];
     size_t n_shapes;
@@ -182,8 +182,8 @@ static void print_result(const struct result *r)
 // K and V that came to the drive.
 static double kv_bytes(const struct attend_bench *b)
 {
-    return 4.0 * b->o.kv_heads * b->o.head_dim * (double)b->o.layers * b->o.sequences *
-           (double)b->tokens;
+    return (double)kv_token_bytes(b->o.kv_type, b->o.head_dim) * b->o.kv_heads *
+           (double)b->o.layers * b->o.sequences * (double)b->tokens;
 }
 
 // One line for the drive itself: what it wrote.
@@ -409,6 +409,14 @@ static int check_options(struct bench *bench)
     o->memory = system_memory_available();
     if (o->group & (o->group - 1))
         return fail(EXIT_USAGE, "bench drive: --group: '%u' is not a power of two", o->group);
+    o->kv_type = kv_type_named(bench->kv_type);
+    if (o->kv_type == KV_TYPES)
+        return fail(EXIT_USAGE, "bench drive: --kv-type: '%s' is not f16, q8 or q4",
+                    bench->kv_type);
+    if (o->kv_type != KV_F16 && bench->with_sparf && bench->methods.n)
+        return fail(EXIT_USAGE, "bench drive: sparf needs K and V as f16");
+    if (o->kv_type != KV_F16)
+        bench->with_sparf = false;
     if (o->clusters.topics > 65535 || o->clusters.focus > o->clusters.topics)
         return fail(EXIT_USAGE, "bench drive: --focus is more than --topics");
     return 0;
@@ -442,12 +450,12 @@ static int measure_all(struct bench *bench)
         return code;
     measure_cpu_name(cpu, sizeof cpu);
     sparf_option_text(&bench->sparf, sparf, sizeof sparf);
-    printf("# %s, %u threads; %u sequences, %u layers; %u steps; sparf %s\n"
+    printf("# %s, %u threads; K and V as %s; %u sequences, %u layers; %u steps; sparf %s\n"
            "# K: segments of %u tokens, %u topics, cohesion %.2f, query on %u topics with "
            "sharpness %.1f, channel sizes of sigma %.2f, seed %llu (bench/clusters.h)\n",
-           cpu, bench->o.threads, bench->o.sequences, bench->o.layers, bench->steps, sparf,
-           k->segment, k->topics, (double)k->cohesion, k->focus, (double)k->sharpness,
-           (double)k->outliers, (unsigned long long)k->seed);
+           cpu, bench->o.threads, kv_type_name(bench->o.kv_type), bench->o.sequences,
+           bench->o.layers, bench->steps, sparf, k->segment, k->topics, (double)k->cohesion,
+           k->focus, (double)k->sharpness, (double)k->outliers, (unsigned long long)k->seed);
     fputs(header_line, stdout);
     for (size_t s = 0; s < bench->n_shapes && !code; s++)
         for (size_t i = 0; i < c.n && !code; i++)
@@ -516,6 +524,8 @@ int bench_drive(int argc, char **argv)
          "of the drive; default: what it asks for, up to 512M"},
         {"--group", 0, OPTION_U32, &b.o.group, 16, 1024, "T",
          "token group; default: one page of K on ram:, chosen by the drive on disk"},
+        {"--kv-type", 0, OPTION_TEXT, &b.kv_type, 0, 0, "TYPE",
+         "how K and V are stored: f16, q8 or q4; default: f16"},
         {"--page-channels", 0, OPTION_NUMBERS, &b.page_channels, 0, 16, "N,N,...",
          "channels of K in a page; default: chosen by the drive"},
         {"--threads", 't', OPTION_U32, &b.o.threads, 1, 1024, "N", "default 4"},

@@ -105,6 +105,10 @@ struct engine_options {
          "dense; sparf: only tokens that a few channels of K rank highest; pages: the pieces "     \
          "that an index predicts most of the softmax for; host: the drive only "                   \
          "stores, and all of KV comes back for every token, to compare; default: dense"},          \
+        {"--kv-type", 0,                                                                           \
+         OPTION_TEXT, &(E).engine.kv_type,                                                         \
+         0,           0,                                                                           \
+         "TYPE",      "how KV is stored: f16, or rounded to 8 or 4 bits: q8, q4; default: f16"},   \
         SPARF_OPTION_ROW((E).sparf),                                                               \
         {"--page-channels",                                                                        \
          0,                                                                                        \

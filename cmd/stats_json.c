@@ -26,6 +26,7 @@ static bool add_model(cJSON *o, const struct inst_model_info *info)
            cJSON_AddStringToObject(o, "kernels", info->kernels) &&
            cJSON_AddStringToObject(o, "kv_place", info->kv_place) &&
            cJSON_AddStringToObject(o, "kv_path", info->kv_path) &&
+           cJSON_AddStringToObject(o, "kv_type", info->kv_type) &&
            cJSON_AddStringToObject(o, "chat_template", info->chat ? info->chat : "");
 }
 

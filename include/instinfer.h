@@ -92,6 +92,9 @@ struct inst_options {
     bool pages_no_rest;    // what is not read counts for nothing instead of being estimated
     inst_flash_trace_fn *flash_trace; // NULL, or told of every flash operation
     void *flash_trace_user;
+    // How the drive stores K and V: "f16" (NULL), or rounded to blocks of 8 or 4 bits: "q8", "q4".
+    // Not with sparf.
+    const char *kv_type;
 };
 
 // What can be said of options alone, without looking at model or machine. inst_engine_open does.
@@ -121,6 +124,7 @@ struct inst_model_info {
     // room for the whole context, a context beyond the trained one, a budget beyond the machine.
     const char *const *notes;
     size_t n_notes;
+    const char *kv_type; // how K and V are stored
 };
 INST_API void inst_engine_info_sized(const inst_engine *engine, struct inst_model_info *info,
                                      size_t size);

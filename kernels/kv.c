@@ -4,6 +4,7 @@
 #include "kernels/kv.h"
 #include "kernels/kernels.h"
 
+#include <math.h>
 #include <stdbool.h>
 #include <string.h>
 
@@ -28,6 +29,14 @@ const char *kv_type_name(uint32_t type)
 {
     static const char *const names[KV_TYPES] = {"f16", "q8", "q4"};
     return type < KV_TYPES ? names[type] : NULL;
+}
+
+uint32_t kv_type_named(const char *name)
+{
+    uint32_t type = KV_F16;
+    while (name && type < KV_TYPES && strcmp(name, kv_type_name(type)) != 0)
+        type++;
+    return type;
 }
 
 static float scale_of(uint32_t type, uint8_t scale)
@@ -166,6 +175,21 @@ void kv_round(uint32_t type, uint16_t *x, size_t head_dim)
         for (size_t i = 0; i < n; i++)
             x[c + i] = kernel_f32_to_f16(number(s, b.code[i], b.zero));
     }
+}
+
+void kv_turn(float *x, size_t head_dim)
+{
+    const size_t block = head_dim & -head_dim;
+    const float size = 1 / sqrtf((float)block);
+    for (size_t step = 1; step < block; step *= 2)
+        for (size_t first = 0; first < head_dim; first += 2 * step)
+            for (size_t i = first; i < first + step; i++) {
+                float a = x[i], b = x[i + step];
+                x[i] = a + b;
+                x[i + step] = a - b;
+            }
+    for (size_t i = 0; i < head_dim; i++)
+        x[i] *= ((uint32_t)i + 1) * 0x9e3779b9u >> 31 ? -size : size;
 }
 
 // ---- parts of K --------------------------------------------------------------------------------

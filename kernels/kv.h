@@ -67,11 +67,25 @@ static inline size_t kv_value_bytes(uint32_t type, size_t head_dim, size_t token
     return tokens * (kv_value_codes(type, head_dim) + kv_scale_bytes(type, kv_blocks(head_dim)));
 }
 
+// K and V of a token of one head.
+static inline size_t kv_token_bytes(uint32_t type, size_t head_dim)
+{
+    return kv_key_bytes(type, head_dim, 1) + kv_value_bytes(type, head_dim, 1);
+}
+
 // "f16", "q8", "q4"; NULL for what is no type.
 const char *kv_type_name(uint32_t type);
+// The other way round, f16 without a name; KV_TYPES for what is none.
+uint32_t kv_type_named(const char *name);
 
 // Rounds head_dim channels of one token and head to what would be stored.
 void kv_round(uint32_t type, uint16_t *x, size_t head_dim);
+
+// Turns q or K of one head, in place: blocks of as many channels as the greatest power of two that
+// divides head_dim go through a Hadamard matrix, so that no channel is much larger than the others,
+// and some change their sign, so that turning them by that matrix again is not the way back. What
+// was turned has the products with each other that it had before, but for rounding.
+void kv_turn(float *x, size_t head_dim);
 
 // Tokens [t, t + n) of a part of `tokens` tokens, from or to rows of head_dim.
 void kv_put_keys(uint32_t type, void *part, size_t tokens, size_t head_dim, size_t t, size_t n,

@@ -51,8 +51,10 @@ struct compute_rows {
     const uint64_t *position; // [n]
 };
 
-// Where q (fp32), K and V (fp16) of rows [first, first + n) go, in the order of the wire. Without
-// q.buffer it stays for attend(). Distances count elements; heads of q follow each other.
+// Where q (fp32), K and V (fp16; in spaces of blocks q and K are turned, K and V rounded, so that
+// who attends here sees what the drive stores: kernels/kv.h) of rows [first, first + n) go, in the
+// order of the wire. Without q.buffer it stays for attend(). Distances count elements; heads of q
+// follow each other.
 struct compute_wire {
     uint32_t first, n;
     struct compute_slice q, k, v;
@@ -128,6 +130,7 @@ struct compute_plan {
     uint32_t strip;          // that a product takes at a time: 64 at most
     uint32_t slots;          // steps in flight
     bool rounds_x;           // some weights take x rounded
+    uint32_t kv_type;        // enum kv_type: K and V are rounded so
 };
 
 struct compute_setup {

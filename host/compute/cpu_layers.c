@@ -198,8 +198,17 @@ static void put_row(const struct qkv_job *job, size_t row, const float *q, const
         cpu->with.kernels->f32_to_f16(v16, v + h * dim, dim);
         fault_check_f16(&fault, FAULT_K, k16, k + h * dim, dim);
         fault_check_f16(&fault, FAULT_V, v16, v + h * dim, dim);
+        kv_round(cpu->with.plan.kv_type, k16, dim);
+        kv_round(cpu->with.plan.kv_type, v16, dim);
     }
     job->faults[row] = fault;
+}
+
+// Before K is rounded to blocks.
+static void turn_heads(float *x, size_t heads, size_t head_dim)
+{
+    for (size_t h = 0; h < heads; h++)
+        kv_turn(x + h * head_dim, head_dim);
 }
 
 static void qkv_row(void *arg, size_t index, unsigned worker)
@@ -218,6 +227,10 @@ static void qkv_row(void *arg, size_t index, unsigned worker)
     finish_heads(cpu, k, c->kv_heads, w->attn_k_bias, w->attn_k_norm, cos_sin);
     if (w->attn_v_bias)
         cpu->with.kernels->add(v, w->attn_v_bias, (size_t)c->kv_heads * c->head_dim);
+    if (cpu->with.plan.kv_type != KV_F16) {
+        turn_heads(q, c->heads, c->head_dim);
+        turn_heads(k, c->kv_heads, c->head_dim);
+    }
     put_row(job, job->first + index, q, k, v);
 }
 

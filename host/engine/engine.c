@@ -34,6 +34,12 @@ static int check_options(const struct inst_options *o, struct inst_msg *msg)
         return inst_fail(msg, INST_ENOTSUP,
                          "attention '%s' is not supported: dense, sparf, pages or host is",
                          o->attention);
+    if (kv_type_named(o->kv_type) == KV_TYPES)
+        return inst_fail(msg, INST_ENOTSUP, "KV as '%s' is not supported: f16, q8 or q4 is",
+                         o->kv_type);
+    if (o->attention && !strcmp(o->attention, "sparf") && kv_type_named(o->kv_type) != KV_F16)
+        return inst_fail(msg, INST_ENOTSUP, "attention 'sparf' needs KV as f16, not %s",
+                         o->kv_type);
     if (o->on_drive_loss && strcmp(o->on_drive_loss, "fail") &&
         strcmp(o->on_drive_loss, "recompute"))
         return inst_fail(msg, INST_EINVAL, "on the loss of a drive: '%s' is not fail or recompute",
@@ -231,6 +237,7 @@ static int make_plan(inst_engine *e, const struct inst_options *o, struct inst_m
         .method = e->attend.method,
         .page_channels = o->page_channels,
         .piece_tokens = o->pages_piece,
+        .kv_type = kv_type_named(o->kv_type),
         .request_bytes = (uint32_t)min_u64(o->request_cost, UINT32_MAX),
         .rounds_x = rounds_x(e->gguf),
         .host_attention = e->host_attention,
@@ -591,7 +598,8 @@ void inst_engine_info_sized(const inst_engine *e, struct inst_model_info *out, s
         .trained_context = c->context,
         .context = e->context,
         .weight_bytes = e->weights.bytes,
-        .kv_bytes_per_token = (uint64_t)c->layers * c->kv_heads * c->head_dim * 4,
+        .kv_bytes_per_token =
+            (uint64_t)c->layers * c->kv_heads * kv_token_bytes(e->plan.space.kv_type, c->head_dim),
         .memory = e->memory,
         .kv_limit = e->kv_limit,
         .chunk = e->plan.chunk,
@@ -606,6 +614,7 @@ void inst_engine_info_sized(const inst_engine *e, struct inst_model_info *out, s
         .chat = chat_template_name(&e->chat),
         .notes = e->note,
         .n_notes = e->n_notes,
+        .kv_type = kv_type_name(e->plan.space.kv_type),
         .begin_token = tokenizer_adds_bos(e->tokenizer) ? (int32_t)tokenizer_bos(e->tokenizer) : -1,
     };
     sized_write(out, size, &info, sizeof info);

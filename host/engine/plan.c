@@ -78,7 +78,8 @@ struct compute_plan engine_compute_plan(const struct engine_plan *p, const struc
                                  .own_rows = p->host_rows,
                                  .strip = p->strip,
                                  .slots = 1,
-                                 .rounds_x = in->rounds_x};
+                                 .rounds_x = in->rounds_x,
+                                 .kv_type = in->kv_type};
 }
 
 // Fills in everything that follows from threads, chunk and piece. False when it overflows.
@@ -140,7 +141,7 @@ static bool size_buffers(struct engine_plan *p, const struct model_config *c,
     }
 
     // A tile of K and V that the drive puts together lies behind the kernels' own scratch.
-    p->scratch = KERNEL_SCRATCH_BYTES + mul(&s, 4 * ATTENTION_TILE, c->head_dim);
+    p->scratch = KERNEL_SCRATCH_BYTES + mul(&s, 4 * ATTENTION_TILE, c->head_dim + 1ull);
     p->fixed = FIXED_BYTES + mul(&s, p->threads, add(&s, STACK_BYTES, p->scratch));
     p->text = add(&s, TEXT_BYTES,
                   min_u64(mul(&s, mul(&s, in->context, in->sessions), TEXT_PER_TOKEN),
@@ -420,6 +421,7 @@ int engine_plan(struct engine_plan *plan, const struct model_config *config,
         .method = input->method,
         .page_channels = input->page_channels,
         .piece_tokens = input->piece_tokens,
+        .kv_type = input->kv_type,
     };
     plan->drives = input->drives ? input->drives : 1;
     plan->threads = input->threads ? input->threads : input->max_threads;

@@ -61,7 +61,8 @@ void preflight_model(struct inst_engine *e, const struct inst_options *o)
         in_memory += e->place[i].memory;
     if (!in_memory || o->memory)
         return;
-    uint64_t kv = (uint64_t)c->layers * c->kv_heads * c->head_dim * 4;
+    uint64_t kv =
+        (uint64_t)c->layers * c->kv_heads * kv_token_bytes(kv_type_named(o->kv_type), c->head_dim);
     uint64_t tokens = e->context * max_u64(o->max_sessions, 1); // 2^32 * 2^16 at most
     if (!checked_mul(kv, tokens, &kv))
         kv = UINT64_MAX;

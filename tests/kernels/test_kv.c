@@ -70,6 +70,39 @@ static void rounding(void **unused)
     }
 }
 
+// What was turned has the products it had, no channel is much larger than the others, and the
+// Hadamard matrix does not turn it back.
+static void turning(void **unused)
+{
+    (void)unused;
+    uint64_t state = 9;
+    for (int d = 0; d < 11; d++) {
+        size_t n = dims[d], block = n & -n;
+        float q[DIM_MAX], k[DIM_MAX];
+        double before = 0, after = 0;
+        for (size_t i = 0; i < n; i++) {
+            q[i] = cases_uniform(&state);
+            k[i] = cases_uniform(&state) * (i == n / 2 ? 50 : 1);
+            before += (double)q[i] * (double)k[i];
+        }
+        kv_turn(q, n);
+        kv_turn(k, n);
+        for (size_t i = 0; i < n; i++)
+            after += (double)q[i] * (double)k[i];
+        assert_true(fabs(after - before) < 1e-4);
+        for (size_t i = 0; i < n; i++)
+            assert_true(block < 8 || fabsf(k[i]) < 51 / sqrtf((float)block) + 4);
+        size_t negative = 0;
+        for (size_t i = 0; i < n; i++) {
+            float one[DIM_MAX] = {0};
+            one[i / block * block] = 1;
+            kv_turn(one, n);
+            negative += one[i] < 0;
+        }
+        assert_true(block < 16 || (negative > n / 8 && negative < n - n / 8));
+    }
+}
+
 static void hard_numbers(void **unused)
 {
     (void)unused;
@@ -197,10 +230,8 @@ static void tiles(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rounding),
-        cmocka_unit_test(hard_numbers),
-        cmocka_unit_test(parts),
-        cmocka_unit_test(tiles),
+        cmocka_unit_test(rounding), cmocka_unit_test(turning), cmocka_unit_test(hard_numbers),
+        cmocka_unit_test(parts),    cmocka_unit_test(tiles),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
