@@ -84,7 +84,9 @@ static void put_marks(FILE *f, const struct axis *axis, bool y, double across_fr
                       double across_to)
 {
     double step = step_of(axis);
-    for (double u = ceil(axis->low / step - 1e-9) * step; u <= axis->high + 1e-9; u += step) {
+    // What is added makes -0 a 0.
+    for (double u = (ceil(axis->low / step - 1e-9) + 0.0) * step; u <= axis->high + 1e-9;
+         u += step) {
         double value = axis->base == 0 ? u : pow(axis->base, u);
         double at = place(axis, value);
         char text[32];
