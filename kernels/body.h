@@ -598,6 +598,7 @@ const struct kernels SET_TABLE = {
     .scale = set_scale,
     .softcap = set_softcap,
     .channel_scores = set_channel_scores,
+    .code_sums = set_code_sums,
     .exp_sum = set_exp_sum,
     .axpy = set_axpy,
 };

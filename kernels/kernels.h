@@ -196,6 +196,11 @@ struct kernels {
     void (*channel_scores)(const uint16_t *const *channels, size_t n_channels, size_t n,
                            const float *q, size_t q_stride, size_t n_q, float *out,
                            size_t out_stride);
+    // sums[i] = the sum over j < bytes of table[2j][low half of code] + table[2j + 1][high half],
+    // where code = codes[j * n + i]. bytes <= KERNEL_HEAD_DIM_MAX / 8. Whole numbers: any order is
+    // the same.
+    void (*code_sums)(const uint8_t *codes, size_t n, size_t bytes, const int8_t (*table)[16],
+                      int16_t *sums);
     // x[i] = exp(x[i] - max); returns sum16(x, n).
     float (*exp_sum)(float *x, size_t n, float max);
     // y[i] = fma(a, x[i], y[i])

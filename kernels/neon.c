@@ -247,4 +247,20 @@ OP float vn_greatest(vn v)
     return vmaxvq_f32(v);
 }
 
+// Sums of 16 neighbouring codes; see code_sums.
+OP void code_sums16(const uint8_t *codes, size_t stride, size_t bytes, const int8_t (*table)[16],
+                    int16_t *sums)
+{
+    int16x8_t first = vdupq_n_s16(0), second = first;
+    for (size_t j = 0; j < bytes; j++) {
+        uint8x16_t code = vld1q_u8(codes + j * stride);
+        int8x16_t low = vqtbl1q_s8(vld1q_s8(table[2 * j]), vandq_u8(code, vdupq_n_u8(15)));
+        int8x16_t high = vqtbl1q_s8(vld1q_s8(table[2 * j + 1]), vshrq_n_u8(code, 4));
+        first = vaddq_s16(first, vaddl_s8(vget_low_s8(low), vget_low_s8(high)));
+        second = vaddq_s16(second, vaddl_s8(vget_high_s8(low), vget_high_s8(high)));
+    }
+    vst1q_s16(sums, first);
+    vst1q_s16(sums + 8, second);
+}
+
 #include "kernels/body.h"

@@ -540,6 +540,7 @@ const struct kernels kernels_reference = {
     .scale = ref_scale,
     .softcap = ref_softcap,
     .channel_scores = ref_channel_scores,
+    .code_sums = ref_code_sums,
     .exp_sum = ref_exp_sum,
     .axpy = ref_axpy,
 };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The kernels that rank tokens by channels, and the transposing that lays channels out.
+// The kernels that rank tokens by channels or codes, and the transposing that lays channels out.
 #include "cases.h"
 
 #include <math.h>
@@ -66,6 +66,21 @@ static uint64_t softmax(const struct kernels *k, uint64_t *state, size_t n, int 
     return hash_words(y, n + 1, hash);
 }
 
+static uint64_t code_sums(const struct kernels *k, uint64_t *state, size_t n, size_t bytes)
+{
+    static uint8_t codes[70 * KERNEL_HEAD_DIM_MAX / 8];
+    static int8_t table[KERNEL_HEAD_DIM_MAX / 4][16];
+    int16_t sums[72];
+    for (size_t i = 0; i < n * bytes; i++)
+        codes[i] = (uint8_t)cases_random(state);
+    for (size_t i = 0; i < 32 * bytes; i++) // the least and the largest are among them
+        table[i / 16][i % 16] = (int8_t)(cases_random(state) % 3 ? cases_random(state) : 127);
+    for (size_t i = 0; i < 72; i++)
+        sums[i] = 7;
+    k->code_sums(codes, n, bytes, (const int8_t(*)[16])table, sums);
+    return hash_words(sums, sizeof sums / 4, 0xcbf29ce484222325u);
+}
+
 static uint64_t transpose(uint64_t *state, size_t rows, size_t cols)
 {
     static uint16_t in[70 * 70], out[70 * 70];
@@ -96,6 +111,12 @@ void cases_sparf(const struct kernels *k, case_fn *emit, void *arg)
         for (size_t cols = 1; cols <= 66; cols += cols < 18 ? 2 : 8) {
             snprintf(name, sizeof name, "transpose %zu %zu", rows, cols);
             emit(arg, name, transpose(&state, rows, cols));
+        }
+    }
+    for (size_t n = 1; n <= 70; n += n < 34 ? 1 : 9) {
+        for (size_t bytes = 1; bytes <= KERNEL_HEAD_DIM_MAX / 8; bytes += bytes * n % 3 + bytes) {
+            snprintf(name, sizeof name, "code_sums %zu %zu", n, bytes);
+            emit(arg, name, code_sums(k, &state, n, bytes));
         }
     }
 }
