@@ -129,11 +129,15 @@ struct engine_options {
         {"--piece",  0,                                                                            \
          OPTION_U32, &(E).engine.pages_piece,                                                      \
          16,         64,                                                                           \
-         "N",        "of pages: tokens chosen together, a power of two; default: 32"},             \
+         "N",        "of pages: tokens chosen together, a power of two; default: 16 or 32"},       \
+        {"--keys",   0,                                                                            \
+         OPTION_U32, &(E).engine.pages_keys,                                                       \
+         1,          64,                                                                           \
+         "N",        "of pages: keys in DRAM for each piece; default: one for each token"},        \
         {"--newest", 0,                                                                            \
          OPTION_U32, &(E).engine.pages_newest,                                                     \
          1,          4294967295.0,                                                                 \
-         "N",        "of pages: newest tokens that are always read; default: 64"},                 \
+         "N",        "of pages: newest tokens that are always read; default: 16 to 64"},           \
         {"--no-rest", 0, OPTION_FLAG, &(E).engine.pages_no_rest,                                   \
          0,           0, NULL,        "of pages: do not estimate what is not read"},               \
         {"--audit",                                                                                \

@@ -38,7 +38,7 @@ struct eval {
     struct option_list tasks, methods;
     struct option_numbers contexts;
     const char *budgets, *masses, *text, *row_cache;
-    uint32_t questions, each, decoded, seed;
+    uint32_t questions, each, decoded, seed, piece, keys;
     struct output_file csv, svg;
 
     uint32_t task[EVAL_TASKS + 1], divisor[BUDGETS_MOST];
@@ -464,6 +464,8 @@ static int prepare(struct eval *v, const struct options *options)
         v->engine.row_cache = v->row_cache;
     if (!code)
         code = engine_options_read(&v->engine, "eval");
+    v->engine.engine.pages_piece = v->piece; // of one method among others
+    v->engine.engine.pages_keys = v->keys;
     if (!code)
         code = output_files_open(options);
     if (!code)
@@ -566,6 +568,10 @@ int command_eval(int argc, char **argv)
          "what could be read for a request to the disk, of single pages; default: measured"},
         {"--group", 0, OPTION_U32, &o->group, 16, 1024, "T",
          "tokens of a token group, a power of two; default: chosen by the drive"},
+        {"--piece", 0, OPTION_U32, &v.piece, 16, 64, "N",
+         "of pages: tokens chosen together, a power of two; default: what fills a page"},
+        {"--keys", 0, OPTION_U32, &v.keys, 1, 64, "N",
+         "of pages: keys in DRAM for each piece; default: one for each token"},
     };
     const struct options options = {
         "eval", NULL, "Compares attention methods: how right answers are, by the bytes read.", rows,

@@ -65,6 +65,7 @@ void space_config_encode(uint8_t out[CONFIG_BYTES], const struct space_config *c
     le_put32(out + 40, config->page_channels);
     le_put32(out + 44, config->piece_tokens);
     le_put32(out + 48, config->kv_type);
+    le_put32(out + 52, config->piece_keys);
 }
 
 int space_config_decode(struct space_config *config, const void *in, size_t bytes)
@@ -84,6 +85,7 @@ int space_config_decode(struct space_config *config, const void *in, size_t byte
         .page_channels = le_get32(p + 40),
         .piece_tokens = le_get32(p + 44),
         .kv_type = le_get32(p + 48),
+        .piece_keys = le_get32(p + 52),
     };
     return 0;
 }

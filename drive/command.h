@@ -105,6 +105,9 @@ struct space_config {
     // enum kv_type (kernels/kv.h): how K and V are stored, which commands carry as fp16 whatever it
     // is. What kv_round has made comes back as it was; other numbers are rounded so.
     uint32_t kv_type;
+    // METHOD_PAGES: keys that stand for a piece in the index, no more than its tokens. 0: the drive
+    // chooses.
+    uint32_t piece_keys;
 };
 void space_config_encode(uint8_t out[CONFIG_BYTES], const struct space_config *config);
 int space_config_decode(struct space_config *config, const void *in, size_t bytes);
@@ -130,7 +133,7 @@ struct table_header {
     // ATTEND, METHOD_PAGES: how much is read, of the bytes that dense attention would.
     float pages_ratio;    // at most this part; 0 = 1/8, with a pages_mass 1
     float pages_mass;     // not 0: only until this share of the softmax is predicted to be captured
-    uint32_t pages_local; // so many most recent tokens are read whatever their rank
+    uint32_t pages_local; // so many most recent tokens are read whatever their rank; 0: by ratio
     uint32_t pages_no_rest; // 1: what is not read counts for nothing, instead of being estimated
 };
 

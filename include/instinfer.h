@@ -85,10 +85,11 @@ struct inst_options {
     inst_trace_fn *trace;      // NULL, or told what time goes to, with trace_user
     void *trace_user;
     // pages; each 0: its default
-    double pages_ratio;    // part of the bytes of dense attention that is read; 1/8, with a mass: 1
-    double pages_mass;     // read only until this share of the softmax is predicted to be captured
-    uint32_t pages_piece;  // tokens of a piece: 16, 32 or 64; 32
-    uint32_t pages_newest; // most recent tokens that are always read; 64
+    double pages_ratio;   // part of the bytes of dense attention that is read; 1/8, with a mass: 1
+    double pages_mass;    // read only until this share of the softmax is predicted to be captured
+    uint32_t pages_piece; // tokens of a piece: 16, 32 or 64; the least that fills pages of the disk
+    uint32_t pages_keys; // keys that stand for a piece in DRAM: fewer find less; one for each token
+    uint32_t pages_newest; // most recent tokens that are always read; 16 to 64, by the ratio
     bool pages_no_rest;    // what is not read counts for nothing instead of being estimated
     inst_flash_trace_fn *flash_trace; // NULL, or told of every flash operation
     void *flash_trace_user;

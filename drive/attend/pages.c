@@ -20,7 +20,8 @@
 #include <math.h>
 #include <string.h>
 
-enum { LOCAL = 64 }; // newest tokens where ATTEND says nothing
+// Newest tokens where ATTEND says nothing: a quarter of what may be read, but from 16 to 64.
+enum { LOCAL_LEAST = 16, LOCAL_MOST = 64, LOCAL_PART = 4 };
 
 // ---- sizes -------------------------------------------------------------------------------------
 
@@ -29,22 +30,23 @@ static uint64_t pieces_of(const struct space_config *config, uint64_t tokens)
     return tokens / index_piece(config);
 }
 
-// A head's: weights [group][pieces], their sum over the group [pieces], keys [pieces][INDEX_KEYS],
+// A head's: weights [group][pieces], their sum over the group [pieces], keys [pieces][keys],
 // and bits of the chosen pieces.
 uint64_t pages_floats(const struct space_config *config, uint64_t tokens, uint32_t group)
 {
     uint64_t pieces = pieces_of(config, tokens);
-    return pieces * (group + 1 + INDEX_KEYS) + 2 * (pieces / 64 + 2);
+    return pieces * (group + 1 + index_shape(config).keys) + 2 * (pieces / 64 + 2);
 }
 
-// A query's table: for each eight channels the products with all 256 codes.
+// A query's table, and the query, turned.
 size_t pages_scratch(uint32_t head_dim)
 {
-    return ((head_dim + 7) / 8 * 256 + 2 * (size_t)KERNEL_HEAD_DIM_MAX) * sizeof(float);
+    return (head_dim + 7) / 8 * 32 + 2 * (size_t)KERNEL_HEAD_DIM_MAX * sizeof(float);
 }
 
 struct pages_view {
     struct sparf_view v;
+    struct index_shape shape;
     uint64_t pieces, tokens; // complete pieces; tokens of one
     float *weights, *total, *keys;
     uint64_t *bits;
@@ -54,12 +56,13 @@ static struct pages_view view_of(const struct unit *unit, uint32_t head)
 {
     struct pages_view p = {.v = sparf_view_of(unit, head)};
     const struct space_config *config = &p.v.s->space->config;
-    p.tokens = index_piece(config);
+    p.shape = index_shape(config);
+    p.tokens = p.shape.piece;
     p.pieces = pieces_of(config, p.v.u->tokens);
     p.weights = p.v.scores;
     p.total = p.weights + p.v.group * p.pieces;
     p.keys = p.total + p.pieces;
-    uint64_t used = p.pieces * (p.v.group + 1 + INDEX_KEYS);
+    uint64_t used = p.pieces * (p.v.group + 1 + p.shape.keys);
     p.bits = (uint64_t *)(p.v.scores + used + used % 2); // scores are aligned to 64 bytes
     return p;
 }
@@ -71,46 +74,52 @@ static const uint8_t *summary_at(const struct pages_view *p, uint64_t piece)
 
 // ---- select ------------------------------------------------------------------------------------
 
-// table[j][byte]: what eight channels with these codes add to a score, less the scale of the key.
-static void make_table(float (*table)[256], const float *q, uint32_t dim)
+// table[j][code]: what four channels with these bits add to a score, as a multiple of the step that
+// is returned: whole numbers, so that sums of them are the same in any order.
+static float make_table(int8_t (*table)[16], const float *q, uint32_t dim)
 {
-    for (uint32_t j = 0; j < (dim + 7) / 8; j++) {
-        for (uint32_t byte = 0; byte < 256; byte++) {
-            float sum = 0;
-            for (uint32_t c = 0; c < 8 && 8 * j + c < dim; c++)
-                sum += byte >> c & 1 ? q[8 * j + c] : -q[8 * j + c];
-            table[j][byte] = sum / 2;
+    float sum, most = 0;
+    for (int fill = 0; fill < 2; fill++) {
+        for (uint32_t j = 0; j < (dim + 7) / 8 * 2; j++) {
+            for (uint32_t code = 0; code < 16; code++) {
+                sum = 0;
+                for (uint32_t c = 0; c < 4 && 4 * j + c < dim; c++)
+                    sum += code >> c & 1 ? q[4 * j + c] : -q[4 * j + c];
+                if (!fill)
+                    most = sum > most ? sum : most;
+                else // what is no number, or infinite, counts for nothing
+                    table[j][code] = most > 0 && fabsf(sum) <= most && most < INFINITY
+                                         ? (int8_t)rintf(sum / most * 127)
+                                         : 0;
+            }
         }
     }
+    return most / 127;
 }
 
-static void score_piece(const uint8_t *summary, const float (*table)[256], uint32_t dim,
-                        float scale, float out[INDEX_KEYS])
+static void score_piece(const struct kernels *k, const struct index_shape *shape,
+                        const uint8_t *summary, const int8_t (*table)[16], float scale, float *out)
 {
-    float sums[INDEX_KEYS] = {0};
-    uint32_t bytes = (dim + 7) / 8;
-    const uint8_t *codes = index_codes(summary, dim, 0);
-    for (uint32_t j = 0; j < bytes; j++) {
-        for (uint32_t i = 0; i < INDEX_KEYS; i++)
-            sums[i] += table[j][codes[i * bytes + j]];
-    }
-    for (uint32_t i = 0; i < INDEX_KEYS; i++)
-        out[i] = scale * (index_scale(summary, i) * sums[i]);
+    int16_t sums[INDEX_PIECE_MAX];
+    k->code_sums(index_codes(shape, summary), shape->keys, (shape->head_dim + 7) / 8, table, sums);
+    for (uint32_t i = 0; i < shape->keys; i++)
+        out[i] = scale * (index_scale(summary, i) * (float)sums[i]);
 }
 
 // Weights of all pieces for query i of the head, relative to the largest score, which is returned.
 static float weigh(const struct pages_view *p, uint32_t i, uint8_t *scratch)
 {
     const struct sparf_view *v = &p->v;
-    float(*table)[256] = (float(*)[256])scratch;
-    float *q = (float *)scratch + (v->dim + 7) / 8 * 256, *weights = p->weights + i * p->pieces;
-    uint64_t n = p->pieces * INDEX_KEYS;
+    int8_t(*table)[16] = (int8_t(*)[16])scratch;
+    float *q = (float *)(scratch + (v->dim + 7) / 8 * 32), *weights = p->weights + i * p->pieces;
+    uint32_t keys = p->shape.keys;
+    uint64_t n = p->pieces * keys;
     memcpy(q, v->q + i * v->dim, v->dim * sizeof *q);
     index_turn(q, v->dim);
-    make_table(table, q, v->dim);
+    float scale = v->job->header.scale * (make_table(table, q, v->dim) / 2);
     for (uint64_t piece = 0; piece < p->pieces; piece++)
-        score_piece(summary_at(p, piece), (const float(*)[256])table, v->dim, v->job->header.scale,
-                    p->keys + piece * INDEX_KEYS);
+        score_piece(v->k, &p->shape, summary_at(p, piece), (const int8_t(*)[16])table, scale,
+                    p->keys + piece * keys);
     if (v->job->header.softcap != 0)
         v->k->softcap(p->keys, v->job->header.softcap, n);
     float max = v->k->max(p->keys, n);
@@ -118,8 +127,8 @@ static float weigh(const struct pages_view *p, uint32_t i, uint8_t *scratch)
     for (uint64_t piece = 0; piece < p->pieces; piece++) {
         const uint8_t *summary = summary_at(p, piece);
         float sum = 0;
-        for (uint32_t key = 0; key < INDEX_KEYS; key++)
-            sum += (float)index_count(summary, key) * p->keys[piece * INDEX_KEYS + key];
+        for (uint32_t key = 0; key < keys; key++)
+            sum += (float)index_count(&p->shape, summary, key) * p->keys[piece * keys + key];
         weights[piece] = sum;
     }
     return max;
@@ -197,7 +206,7 @@ static void estimate_rest(const struct pages_view *p, const float *max, uint8_t 
     for (uint64_t piece = 0; piece < p->pieces; piece++) {
         if (p->bits[piece / 64] >> piece % 64 & 1)
             continue;
-        index_value(summary_at(p, piece), v->dim, value);
+        index_value(&p->shape, summary_at(p, piece), value);
         for (uint32_t i = 0; i < v->group; i++) {
             struct partial *partial = partial_at(rest, i, v->dim);
             float weight = p->weights[i * p->pieces + piece];
@@ -285,9 +294,14 @@ static int pages_check(struct method_state *s, struct table_header *h,
                          (double)h->pages_ratio, (double)h->pages_mass, h->pages_no_rest, h->audit);
     if (h->pages_ratio == 0 && h->pages_mass == 0)
         h->pages_ratio = 0.125f;
-    if (!h->pages_local)
-        h->pages_local = LOCAL;
     return 0;
+}
+
+static uint64_t local_tokens(const struct table_header *h, uint64_t tokens)
+{
+    double ratio = h->pages_ratio != 0 ? (double)h->pages_ratio : 1;
+    uint64_t part = (uint64_t)(ratio * (double)tokens) / LOCAL_PART;
+    return min_u64(LOCAL_MOST, max_u64(LOCAL_LEAST, part));
 }
 
 static bool pages_begin(struct unit *unit)
@@ -308,7 +322,7 @@ static bool pages_begin(struct unit *unit)
         return false;
     }
     u->index = held;
-    u->local = h->pages_local;
+    u->local = h->pages_local ? h->pages_local : local_tokens(h, item->end);
     for (uint32_t i = 0; i < unit->n_heads * unit->group; i++)
         partial_clear(partial_at(u->rest, i, dim));
     if (u->all)

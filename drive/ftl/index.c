@@ -6,12 +6,13 @@
 #include <math.h>
 #include <string.h>
 
-enum { LEAF_BYTES = 4096, ROUNDS = 2 };
+enum { LEAF_BYTES = 4096, ROUNDS = 2, PAGE = 4096 };
 
 // Of a space.
 struct index {
     struct space *space;
     uint32_t piece;
+    struct index_shape shape;
     struct map_kind kind; // entries: [kv_heads] summaries
     uint16_t *k, *v;      // a piece's tokens
     float *scratch;
@@ -34,12 +35,33 @@ static struct index_layer *state_of(const struct layer_state *layer)
 
 uint32_t index_piece(const struct space_config *config)
 {
-    return config->piece_tokens ? config->piece_tokens : INDEX_PIECE;
+    if (config->piece_tokens)
+        return config->piece_tokens;
+    // The least of which K and V fill a page.
+    uint64_t tokens = INDEX_PIECE_MIN, head = kv_key_bytes(config->kv_type, config->head_dim, 1) +
+                                              kv_value_bytes(config->kv_type, config->head_dim, 1);
+    while (tokens < INDEX_PIECE_MAX && tokens * head < PAGE)
+        tokens *= 2;
+    bool fits = !config->group_tokens || tokens <= config->group_tokens;
+    return (uint32_t)(fits ? tokens : config->group_tokens);
 }
 
-uint64_t index_bytes(uint32_t head_dim)
+struct index_shape index_shape(const struct space_config *config)
 {
-    return INDEX_CODES + INDEX_KEYS * ((head_dim + 7) / 8) + (head_dim + 3) / 4;
+    uint32_t piece = index_piece(config);
+    return (struct index_shape){
+        .piece = piece,
+        .keys = config->piece_keys ? config->piece_keys : piece,
+        .head_dim = config->head_dim,
+        .value_bits = piece > INDEX_PIECE_MIN ? 2 : 1,
+    };
+}
+
+uint64_t index_bytes(const struct index_shape *shape)
+{
+    uint64_t bytes = (shape->head_dim + 7) / 8, each = 8 / shape->value_bits;
+    uint64_t counts = shape->keys == shape->piece ? 0 : shape->keys;
+    return 4 + counts + shape->keys * (1 + bytes) + (shape->head_dim + each - 1) / each;
 }
 
 int index_hold(const struct space *space, const struct layer_state *layer, uint64_t pieces,
@@ -57,7 +79,7 @@ const uint8_t *index_held(const struct space *space, const struct map *held, uin
                           uint32_t head)
 {
     const uint8_t *entry = map_at(&index_of(space)->kind, held, piece);
-    return entry + head * index_bytes(space->config.head_dim);
+    return entry + head * index_bytes(&index_of(space)->shape);
 }
 
 // ---- arithmetic --------------------------------------------------------------------------------
@@ -109,12 +131,19 @@ static float mean_size(const float *x, uint32_t n)
     return sum / (float)n;
 }
 
-void index_value(const uint8_t *summary, uint32_t head_dim, float *out)
+static const uint8_t *value_codes(const struct index_shape *shape, const uint8_t *summary)
 {
-    const uint8_t *codes = index_codes(summary, head_dim, INDEX_KEYS);
+    return index_codes(shape, summary) + (size_t)shape->keys * ((shape->head_dim + 7) / 8);
+}
+
+void index_value(const struct index_shape *shape, const uint8_t *summary, float *out)
+{
+    const uint8_t *codes = value_codes(shape, summary);
     float scale = kernel_f16_to_f32(le_get16(summary + 2));
-    for (uint32_t d = 0; d < head_dim; d++)
-        out[d] = scale * ((float)(codes[d / 4] >> d % 4 * 2 & 3) - 1.5f);
+    uint32_t bits = shape->value_bits, each = 8 / bits, last = (1u << bits) - 1;
+    for (uint32_t d = 0; d < shape->head_dim; d++)
+        out[d] = scale *
+                 ((float)((uint32_t)codes[d / each] >> d % each * bits & last) - (float)last / 2);
 }
 
 // The key that is nearest to x; ties go to the lower one.
@@ -150,13 +179,13 @@ static void mean(float *out, const float *x, uint32_t n, uint32_t dim, const uin
 }
 
 // The tokens that lie farthest, first from the mean, then from those found.
-static void first_keys(const struct kernels *kernels, float *keys, const float *x, uint32_t n,
-                       uint32_t dim)
+static void first_keys(const struct kernels *kernels, float *keys, uint32_t n_keys, const float *x,
+                       uint32_t n, uint32_t dim)
 {
-    float sizes[INDEX_KEYS], distance;
+    float sizes[INDEX_PIECE_MAX], distance;
     uint8_t all[INDEX_PIECE_MAX] = {0};
     mean(keys, x, n, dim, all, 0);
-    for (uint32_t found = 0; found < INDEX_KEYS; found++) {
+    for (uint32_t found = 0; found < n_keys; found++) {
         uint32_t farthest = 0, known = found ? found : 1;
         float most = -1;
         sizes[known - 1] = kernels->dot(keys + (known - 1) * dim, keys + (known - 1) * dim, dim);
@@ -172,57 +201,87 @@ static void first_keys(const struct kernels *kernels, float *keys, const float *
     }
 }
 
-// Makes a summary of n tokens, rows of head_dim; scratch: 2 n head_dim floats.
-static void index_summarise(uint8_t *summary, const uint16_t *k, const uint16_t *v, uint32_t n,
-                            uint32_t head_dim, float *scratch)
+// Typical keys of n tokens x, and which one each token is nearest to.
+static void find_keys(const struct kernels *kernels, float *keys, uint32_t n_keys, const float *x,
+                      uint32_t n, uint32_t dim, uint8_t *which)
 {
-    const struct kernels *kernels = kernels_best();
-    float *x = scratch, *keys = scratch + n * head_dim, sizes[INDEX_KEYS], distance;
-    uint8_t which[INDEX_PIECE_MAX] = {0}, *factors = summary + 4, *counts = factors + INDEX_KEYS;
-    float steps[INDEX_KEYS], most = 0;
-    kernels->f16_to_f32(x, v, (size_t)n * head_dim);
-    mean(keys, x, n, head_dim, which, 0);
-    index_turn(keys, head_dim);
-    float step = sqrtf(kernels->dot(keys, keys, head_dim) / (float)head_dim);
-    le_put16(summary + 2, kernel_f32_to_f16(step));
-    round_to((uint8_t *)index_codes(summary, head_dim, INDEX_KEYS), keys, head_dim, 2, step);
-    kernels->f16_to_f32(x, k, (size_t)n * head_dim);
-    first_keys(kernels, keys, x, n, head_dim);
+    float sizes[INDEX_PIECE_MAX], distance;
+    first_keys(kernels, keys, n_keys, x, n, dim);
     for (int round = 0; round <= ROUNDS; round++) {
-        for (uint32_t i = 0; i < INDEX_KEYS; i++) {
+        for (uint32_t i = 0; i < n_keys; i++) {
             if (round)
-                mean(keys + i * head_dim, x, n, head_dim, which, (uint8_t)i);
-            sizes[i] = kernels->dot(keys + i * head_dim, keys + i * head_dim, head_dim);
+                mean(keys + i * dim, x, n, dim, which, (uint8_t)i);
+            sizes[i] = kernels->dot(keys + i * dim, keys + i * dim, dim);
         }
         for (uint32_t t = 0; t < n && round < ROUNDS; t++)
-            which[t] = (uint8_t)nearest(kernels, keys, sizes, INDEX_KEYS, x + t * head_dim,
-                                        head_dim, &distance);
+            which[t] = (uint8_t)nearest(kernels, keys, sizes, n_keys, x + t * dim, dim, &distance);
     }
-    memset(counts, 0, INDEX_KEYS);
-    for (uint32_t t = 0; t < n; t++)
-        counts[which[t]]++;
-    for (uint32_t i = 0; i < INDEX_KEYS; i++) {
-        index_turn(keys + i * head_dim, head_dim);
-        steps[i] = 2 * mean_size(keys + i * head_dim, head_dim);
+}
+
+// Rounds keys to one bit a channel.
+static void round_keys(const struct index_shape *shape, uint8_t *summary, float *keys)
+{
+    float steps[INDEX_PIECE_MAX], most = 0;
+    uint8_t *factors = summary + 4, codes[KERNEL_HEAD_DIM_MAX / 8];
+    uint32_t dim = shape->head_dim;
+    for (uint32_t i = 0; i < shape->keys; i++) {
+        index_turn(keys + i * dim, dim);
+        steps[i] = 2 * mean_size(keys + i * dim, dim);
         most = steps[i] > most ? steps[i] : most;
-        round_to((uint8_t *)index_codes(summary, head_dim, i), keys + i * head_dim, head_dim, 1,
-                 steps[i]);
+        round_to(codes, keys + i * dim, dim, 1, steps[i]);
+        for (uint32_t j = 0; j < (dim + 7) / 8; j++)
+            ((uint8_t *)index_codes(shape, summary))[j * shape->keys + i] = codes[j];
     }
     uint16_t scale = kernel_f32_to_f16(most);
     le_put16(summary, scale);
     most = kernel_f16_to_f32(scale);
-    for (uint32_t i = 0; i < INDEX_KEYS; i++) {
+    for (uint32_t i = 0; i < shape->keys; i++) {
         float factor = steps[i] / most * 255 + 0.5f;
         factors[i] = factor >= 255 ? 255 : factor >= 0 ? (uint8_t)factor : 0; // 0: of no number too
     }
+}
+
+static void round_value(const struct index_shape *shape, uint8_t *summary, float *value)
+{
+    uint32_t dim = shape->head_dim, bits = shape->value_bits;
+    index_turn(value, dim);
+    float step = bits == 1 ? 2 * mean_size(value, dim)
+                           : sqrtf(kernels_best()->dot(value, value, dim) / (float)dim);
+    le_put16(summary + 2, kernel_f32_to_f16(step));
+    round_to((uint8_t *)value_codes(shape, summary), value, dim, bits, step);
+}
+
+// Makes a summary of a piece's tokens, rows of head_dim; scratch: as many floats, and as many for
+// keys.
+static void summarise(const struct index_shape *shape, uint8_t *summary, const uint16_t *k,
+                      const uint16_t *v, float *scratch)
+{
+    const struct kernels *kernels = kernels_best();
+    uint32_t n = shape->piece, dim = shape->head_dim;
+    float *x = scratch, *keys = scratch + (size_t)n * dim;
+    uint8_t which[INDEX_PIECE_MAX] = {0}, *counts = summary + 4 + shape->keys;
+    kernels->f16_to_f32(x, v, (size_t)n * dim);
+    mean(keys, x, n, dim, which, 0);
+    round_value(shape, summary, keys);
+    kernels->f16_to_f32(x, k, (size_t)n * dim);
+    if (shape->keys == n) {
+        memcpy(keys, x, (size_t)n * dim * sizeof *keys);
+    } else {
+        find_keys(kernels, keys, shape->keys, x, n, dim, which);
+        memset(counts, 0, shape->keys);
+        for (uint32_t t = 0; t < n; t++)
+            counts[which[t]]++;
+    }
+    round_keys(shape, summary, keys);
 }
 
 // ---- the stream --------------------------------------------------------------------------------
 
 static void index_kind(struct map_kind *kind, const struct space_config *c, struct budget *budget)
 {
+    const struct index_shape shape = index_shape(c);
     *kind = (struct map_kind){
-        .entry_bytes = c->kv_heads * index_bytes(c->head_dim), .leaf_entries = 1, .budget = budget};
+        .entry_bytes = c->kv_heads * index_bytes(&shape), .leaf_entries = 1, .budget = budget};
     while (kind->leaf_entries * kind->entry_bytes < LEAF_BYTES)
         kind->leaf_entries *= 2;
 }
@@ -255,7 +314,11 @@ static int index_layout(struct stream *stream, const struct flash_geometry *g,
                          c->piece_tokens, c->group_tokens);
     stream->row_tokens = c->piece_tokens;
     stream->group_rows = 1;
-    stream->slot_bytes = index_bytes(c->head_dim);
+    const struct index_shape shape = index_shape(c);
+    if (shape.keys > c->piece_tokens)
+        return inst_fail(msg, INST_EINVAL, "CONFIG: %u keys for a piece of %u tokens", shape.keys,
+                         c->piece_tokens);
+    stream->slot_bytes = index_bytes(&shape);
     return 0;
 }
 
@@ -309,6 +372,7 @@ static int index_open(struct space *space, unsigned level, struct inst_msg *msg)
     space->derived[STREAM_INDEX] = own;
     own->space = space;
     own->piece = c->piece_tokens;
+    own->shape = index_shape(c);
     index_kind(&own->kind, c, space->budget);
     space->beside = &own->kind;
     own->k = budget_alloc(space->budget, values, sizeof *own->k, "the index", msg);
@@ -373,8 +437,8 @@ static void index_append(struct space *space, struct layer_state *layer, uint32_
     for (uint64_t p = first / own->piece; (p + 1) * own->piece <= first + n; p++) {
         uint8_t *entry = map_at(&own->kind, &state_of(layer)->entries, p); // reserved
         slot_get(&kv->slot, slot, p * own->piece % kv->row_tokens, own->piece, own->k, own->v);
-        index_summarise(entry + head * index_bytes(space->config.head_dim), own->k, own->v,
-                        own->piece, space->config.head_dim, own->scratch);
+        summarise(&own->shape, entry + head * index_bytes(&own->shape), own->k, own->v,
+                  own->scratch);
     }
 }
 

@@ -421,6 +421,7 @@ int engine_plan(struct engine_plan *plan, const struct model_config *config,
         .method = input->method,
         .page_channels = input->page_channels,
         .piece_tokens = input->piece_tokens,
+        .piece_keys = input->piece_keys,
         .kv_type = input->kv_type,
     };
     plan->drives = input->drives ? input->drives : 1;

@@ -71,7 +71,7 @@ class Eval(unittest.TestCase):
 
     def test_bytes_and_answers_by_budget(self):
         rows, _ = self.eval('-c', 1024, '-n', 4, '--each', 4, '-b', '1/4,1/16', '--svg',
-                            self.path('e.svg'), '--row-cache', '64M', '--group', 32,
+                            self.path('e.svg'), '--row-cache', '64M', '--group', 32, '--piece', 32,
                             kv='ram:64M@20G')
         for (method, budget, cache), row in rows.items():
             if method in HERE:

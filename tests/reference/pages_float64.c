@@ -5,10 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { KEYS = 10, PIECE = 64, DIM = 512 };
+enum { KEYS = 64, PIECE = 64, DIM = 512 }; // at most
 
 struct summary {
-    double key[KEYS][DIM], value[DIM]; // not turned: as they stand for tokens
+    double key[KEYS][DIM]; // turned
+    double value[DIM];
     uint32_t count[KEYS];
 };
 
@@ -55,14 +56,13 @@ static void average(double *out, const double *x, uint32_t n, uint32_t dim, cons
         out[d] = sum[d] / count;
 }
 
-static void summarise(const struct pages_problem *p, uint32_t piece, struct summary *s)
+// Typical keys, each with the tokens that it stands for.
+static void find_keys(const struct pages_problem *p, const double *k, struct summary *s)
 {
     uint32_t dim = p->head_dim, n = p->piece, which[PIECE] = {0};
-    const double *k = p->k + (size_t)piece * n * dim;
-    double middle[DIM], steps[KEYS], most = 0, size = 0;
-    average(s->value, p->v + (size_t)piece * n * dim, n, dim, NULL, 0);
+    double middle[DIM];
     average(middle, k, n, dim, NULL, 0);
-    for (uint32_t i = 0; i < KEYS; i++) {
+    for (uint32_t i = 0; i < p->keys; i++) {
         uint32_t farthest = 0;
         double best = -1;
         for (uint32_t t = 0; t < n; t++) {
@@ -79,40 +79,61 @@ static void summarise(const struct pages_problem *p, uint32_t piece, struct summ
     for (int round = 0; round < 2; round++) {
         for (uint32_t t = 0; t < n; t++) {
             which[t] = 0;
-            for (uint32_t i = 1; i < KEYS; i++) {
+            for (uint32_t i = 1; i < p->keys; i++) {
                 if (distance(s->key[i], k + t * dim, dim) <
                     distance(s->key[which[t]], k + t * dim, dim))
                     which[t] = i;
             }
         }
-        for (uint32_t i = 0; i < KEYS; i++)
+        for (uint32_t i = 0; i < p->keys; i++)
             average(s->key[i], k, n, dim, which, i);
     }
-    memset(s->count, 0, sizeof s->count);
     for (uint32_t t = 0; t < n; t++)
         s->count[which[t]]++;
-    // Rounding: one bit for a channel of a key, two for one of V, both after turning.
-    for (uint32_t i = 0; i < KEYS; i++) {
+}
+
+// One bit a channel, of the size that is right on average; two: steps of the root mean square.
+static double round_channel(double x, double step, uint32_t bits)
+{
+    if (bits == 1)
+        return x < 0 ? -step / 2 : step / 2;
+    return step > 0 ? step * fmax(-1.5, fmin(1.5, floor(x / step) + 0.5)) : 0;
+}
+
+static void summarise(const struct pages_problem *p, uint32_t piece, struct summary *s)
+{
+    uint32_t dim = p->head_dim, n = p->piece, bits = n > 16 ? 2 : 1;
+    const double *k = p->k + (size_t)piece * n * dim;
+    double steps[KEYS], most = 0, size = 0, square = 0;
+    memset(s->count, 0, sizeof s->count);
+    if (p->keys == n) {
+        for (uint32_t t = 0; t < n; t++) {
+            memcpy(s->key[t], k + t * dim, dim * sizeof(double));
+            s->count[t] = 1;
+        }
+    } else {
+        find_keys(p, k, s);
+    }
+    for (uint32_t i = 0; i < p->keys; i++) {
         turn(s->key[i], dim);
         steps[i] = 0;
         for (uint32_t d = 0; d < dim; d++)
             steps[i] += 2 * fabs(s->key[i][d]) / dim;
         most = fmax(most, steps[i]);
     }
-    for (uint32_t i = 0; i < KEYS; i++) {
+    for (uint32_t i = 0; i < p->keys; i++) {
         double step = most > 0 ? most * floor(steps[i] / most * 255 + 0.5) / 255 : 0;
         for (uint32_t d = 0; d < dim; d++)
-            s->key[i][d] = s->key[i][d] < 0 ? -step / 2 : step / 2;
-        turn(s->key[i], dim);
+            s->key[i][d] = round_channel(s->key[i][d], step, 1);
     }
+    average(s->value, p->v + (size_t)piece * n * dim, n, dim, NULL, 0);
     turn(s->value, dim);
-    for (uint32_t d = 0; d < dim; d++)
-        size += s->value[d] * s->value[d];
-    size = sqrt(size / dim);
     for (uint32_t d = 0; d < dim; d++) {
-        double level = size > 0 ? floor(s->value[d] / size) + 0.5 : 0;
-        s->value[d] = size * fmax(-1.5, fmin(1.5, level));
+        size += 2 * fabs(s->value[d]) / dim;
+        square += s->value[d] * s->value[d] / dim;
     }
+    for (uint32_t d = 0; d < dim; d++)
+        s->value[d] = round_channel(s->value[d], bits == 1 ? size : sqrt(square), bits);
     turn(s->value, dim);
 }
 
@@ -122,6 +143,38 @@ static double dot(const double *a, const double *b, uint32_t dim)
     for (uint32_t d = 0; d < dim; d++)
         sum += a[d] * b[d];
     return sum;
+}
+
+struct query {
+    double turned[DIM], most; // the largest sum of four channels' sizes
+};
+
+static void ask(const struct pages_problem *p, uint32_t g, struct query *q)
+{
+    uint32_t dim = p->head_dim;
+    memcpy(q->turned, p->q + g * dim, dim * sizeof(double));
+    turn(q->turned, dim);
+    q->most = 0;
+    for (uint32_t d = 0; d < dim; d += 4) {
+        double four = 0;
+        for (uint32_t c = d; c < d + 4 && c < dim; c++)
+            four += fabs(q->turned[c]);
+        q->most = fmax(q->most, four);
+    }
+}
+
+// Score of a rounded key: channels in fours, what each of the 16 signs of four adds rounded to
+// 1/127 of the largest such sum.
+static double score(const struct pages_problem *p, const struct query *q, const double *key)
+{
+    double sum = 0;
+    for (uint32_t d = 0; d < p->head_dim && q->most > 0; d += 4) {
+        double four = 0;
+        for (uint32_t c = d; c < d + 4 && c < p->head_dim; c++)
+            four += key[c] < 0 ? -q->turned[c] : q->turned[c];
+        sum += rint(four / q->most * 127);
+    }
+    return p->scale * fabs(key[0]) * sum * q->most / 127;
 }
 
 // The best pieces so far, one more at a time: the first, the newest, then by mass.
@@ -153,7 +206,9 @@ static void attend(const struct pages_problem *p, const struct summary *summarie
                    const bool *chosen, uint32_t query, struct pages_answer *a)
 {
     uint32_t dim = p->head_dim;
+    struct query asked;
     const double *q = p->q + query * dim;
+    ask(p, query, &asked);
     double *out = a->out + query * dim, max = -INFINITY, sum = 0, rest = 0, every = 0;
     for (uint32_t t = 0; t < p->tokens; t++)
         max = fmax(max, p->scale * dot(q, p->k + (size_t)t * dim, dim));
@@ -170,8 +225,8 @@ static void attend(const struct pages_problem *p, const struct summary *summarie
     a->captured[query] = sum / every;
     for (uint32_t i = 0; i < pieces && !p->no_rest; i++) {
         double w = 0;
-        for (uint32_t key = 0; key < KEYS && !chosen[i]; key++)
-            w += summaries[i].count[key] * exp(p->scale * dot(q, summaries[i].key[key], dim) - max);
+        for (uint32_t key = 0; key < p->keys && !chosen[i]; key++)
+            w += summaries[i].count[key] * exp(score(p, &asked, summaries[i].key[key]) - max);
         rest += w;
         for (uint32_t d = 0; d < dim; d++)
             out[d] += w * summaries[i].value[d];
@@ -182,22 +237,24 @@ static void attend(const struct pages_problem *p, const struct summary *summarie
 
 void pages_solve(const struct pages_problem *p, struct pages_answer *a)
 {
-    uint32_t pieces = p->tokens / p->piece, dim = p->head_dim;
+    uint32_t pieces = p->tokens / p->piece;
     struct summary *summaries = calloc(pieces ? pieces : 1, sizeof *summaries);
     double *mass = calloc(pieces + 1, sizeof *mass), *one = calloc(pieces + 1, sizeof *one);
     bool *chosen = calloc(pieces + 1, sizeof *chosen);
     for (uint32_t i = 0; i < pieces; i++)
         summarise(p, i, &summaries[i]);
     for (uint32_t g = 0; g < p->group; g++) {
+        struct query asked;
+        ask(p, g, &asked);
         double max = -INFINITY, sum = 0;
         for (uint32_t i = 0; i < pieces; i++)
-            for (uint32_t key = 0; key < KEYS; key++)
-                max = fmax(max, p->scale * dot(p->q + g * dim, summaries[i].key[key], dim));
+            for (uint32_t key = 0; key < p->keys; key++)
+                max = fmax(max, score(p, &asked, summaries[i].key[key]));
         for (uint32_t i = 0; i < pieces; i++) {
             one[i] = 0;
-            for (uint32_t key = 0; key < KEYS; key++)
-                one[i] += summaries[i].count[key] *
-                          exp(p->scale * dot(p->q + g * dim, summaries[i].key[key], dim) - max);
+            for (uint32_t key = 0; key < p->keys; key++)
+                one[i] +=
+                    summaries[i].count[key] * exp(score(p, &asked, summaries[i].key[key]) - max);
             sum += one[i];
         }
         for (uint32_t i = 0; i < pieces; i++)

@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 struct pages_problem {
-    uint32_t head_dim, group, tokens, piece, local;
+    uint32_t head_dim, group, tokens, piece, keys, local;
     double scale, ratio, mass; // mass 0: the ratio alone
     bool no_rest;
     const double *q, *k, *v; // [group][head_dim], [tokens][head_dim]
