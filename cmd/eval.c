@@ -22,7 +22,8 @@ enum {
     BUDGETS_MOST = 16,
     DIVISOR_MOST = 4096,
     CONTEXT_MOST = 1 << 24,
-    WORKERS_MOST = 64
+    WORKERS_MOST = 64,
+    TYPES_MOST = 2,
 };
 
 static const uint64_t WORKER_BYTES = 128 << 20; // of memory, for a context at a time
@@ -36,6 +37,7 @@ static const char *const task_names[] = {
 struct eval {
     struct engine_options engine;
     struct option_list tasks, methods;
+    const char *types;
     struct option_numbers contexts;
     const char *budgets, *masses, *text, *row_cache;
     uint32_t questions, each, decoded, seed, piece, keys;
@@ -43,7 +45,8 @@ struct eval {
 
     uint32_t task[EVAL_TASKS + 1], divisor[BUDGETS_MOST];
     double mass[BUDGETS_MOST];
-    size_t n_tasks, n_divisors, n_masses;
+    const char *type[TYPES_MOST]; // beside fp16
+    size_t n_tasks, n_divisors, n_masses, n_types;
     struct eval_cell *cells;
     size_t n_cells;
     struct eval_block *blocks;
@@ -381,9 +384,28 @@ static int read_masses(struct eval *v)
     return 0;
 }
 
-static void add_cells(struct eval *v, const struct eval_method *m, bool cached)
+static int read_types(struct eval *v)
 {
-    struct eval_cell cell = {.method = m, .divisor = 1, .cached = cached};
+    static const char *const known[] = {"q8", "q4"};
+    for (const char *p = v->types; p;) {
+        size_t n = strcspn(p, ","), k = 0;
+        while (k < TYPES_MOST && (strlen(known[k]) != n || strncmp(known[k], p, n)))
+            k++;
+        bool again = false;
+        for (size_t i = 0; i < v->n_types && k < TYPES_MOST; i++)
+            again |= v->type[i] == known[k];
+        if (again || (k == TYPES_MOST && (n != 3 || strncmp(p, "f16", 3))))
+            return fail(EXIT_USAGE, "eval: --kv-types: '%s' is not like f16,q8,q4", v->types);
+        if (k < TYPES_MOST)
+            v->type[v->n_types++] = known[k];
+        p = p[n] ? p + n + 1 : NULL;
+    }
+    return 0;
+}
+
+static void add_cells(struct eval *v, const struct eval_method *m, bool cached, const char *type)
+{
+    struct eval_cell cell = {.method = m, .divisor = 1, .cached = cached, .type = type};
     if (m->whole)
         v->cells[v->n_cells++] = cell;
     for (size_t i = 0; i < v->n_divisors && !m->whole; i++) {
@@ -417,14 +439,16 @@ static int read_methods(struct eval *v)
     }
     if (!v->methods.n)
         n = eval_methods_all(chosen);
-    v->cells = calloc(4 * n * BUDGETS_MOST, sizeof *v->cells);
+    v->cells = calloc(4 * (1 + TYPES_MOST) * n * BUDGETS_MOST, sizeof *v->cells);
     if (!v->cells)
         return out_of_memory();
-    for (size_t i = 0; i < n; i++)
-        add_cells(v, chosen[i], false);
-    for (size_t i = 0; i < n && v->row_cache; i++)
-        if (!chosen[i]->here)
-            add_cells(v, chosen[i], true);
+    for (int cached = 0; cached <= (v->row_cache != NULL); cached++)
+        for (size_t t = 0; t <= v->n_types; t++)
+            for (size_t i = 0; i < n; i++) {
+                bool typed = !chosen[i]->here && strcmp(chosen[i]->name, "sparf") != 0;
+                if ((!t || typed) && (!cached || !chosen[i]->here))
+                    add_cells(v, chosen[i], cached, t ? v->type[t - 1] : NULL);
+            }
     return 0;
 }
 
@@ -458,6 +482,8 @@ static int prepare(struct eval *v, const struct options *options)
         code = read_budgets(v);
     if (!code)
         code = read_masses(v);
+    if (!code)
+        code = read_types(v);
     if (!code)
         code = read_methods(v);
     if (!code && v->row_cache)
@@ -551,6 +577,8 @@ int command_eval(int argc, char **argv)
          "share of the bytes that dense attention reads; default 1/8"},
         {"--mass", 0, OPTION_TEXT, &v.masses, 0, 0, "P,...",
          "of pages, too: as many bytes as are predicted to hold this share of the softmax"},
+        {"--kv-types", 0, OPTION_TEXT, &v.types, 0, 0, "T,...",
+         "how the drive's dense and pages hold K and V, of f16, q8, q4; f16 always is"},
         {"--row-cache", 0, OPTION_TEXT, &v.row_cache, 0, 0, "SIZE",
          "a second table, of the drive's methods with a row cache; the first is without"},
         {"Output", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},

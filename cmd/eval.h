@@ -51,6 +51,7 @@ struct eval_cell {
     uint32_t divisor; // the budget is 1/divisor
     double mass;      // not 0: no budget, but this share of the softmax
     bool cached;      // with the row cache of the options, else without
+    const char *type; // how the drive holds K and V; NULL: as they are, in fp16
 };
 
 // Of one question.

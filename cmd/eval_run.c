@@ -91,6 +91,7 @@ static struct inst_options options_of(const struct bench *b, const struct eval_c
     o.max_sessions = 1 + (uint32_t)lines_of(b, cell);
     if (!cell->cached)
         o.row_cache = INST_NO_ROW_CACHE;
+    o.kv_type = cell->type;
     o.attention = cell->method->here ? "host" : name;
     if (!strcmp(name, "sparf")) { // as published: one share for channels and tokens
         o.sparf_divisor = cell->divisor;
@@ -184,7 +185,8 @@ static int step_lines(struct bench *b, struct line *lines, size_t n, size_t toke
                                                       .tokens = &ask->tokens[token],
                                                       .n_tokens = 1,
                                                       .logits = ask->scored[token + 1]};
-        r->all += (double)(b->context->n + token + 1) * (double)b->info.kv_bytes_per_token;
+        r->all +=
+            (double)(b->context->n + token + 1) * (double)b->r->info->kv_bytes_per_token; // in fp16
         r->tokens++;
     }
     int err = *n_lines ? inst_step(b->e, segment, *n_lines, NULL, NULL, b->r->msg) : 0;
@@ -296,11 +298,14 @@ static int answer_all(struct bench *b, const struct eval_cell *cell, struct eval
 // ---- Cells -------------------------------------------------------------------------------------
 
 // Whether two cells can share an engine, and the context in it. A row cache is a cell's own: it is
-// warm from the questions before.
+// warm from the questions before. Of fp16 dense reads the same in token groups of any size; of
+// quantised tokens it reads less in the longer groups that it has by itself.
 static bool shares(const struct eval_cell *a, const struct eval_cell *b)
 {
     bool sparf = !strcmp(a->method->name, "sparf");
-    return !a->cached && !b->cached && a->method->here == b->method->here &&
+    if (a->type && a->method->whole != b->method->whole)
+        return false;
+    return !a->cached && !b->cached && a->type == b->type && a->method->here == b->method->here &&
            (a->method->here || sparf == !strcmp(b->method->name, "sparf"));
 }
 

@@ -43,13 +43,18 @@ class Eval(unittest.TestCase):
         return self.dir.name + '/' + name
 
     def eval(self, *args, model=RECALL, kv='ram:64M'):
-        """Rows of the table, by method, budget and row cache."""
+        """Rows of the table, by method, budget or mass, row cache and, where it is not f16, KV type."""
         out = self.path('table.csv')
         r = run('eval', '-m', model, '--kv', kv, '--memory', '300M', '--csv', out, *args)
         self.assertEqual((r.returncode, r.stderr), (0, b''))
         with open(out, newline='') as f:
             rows = list(csv.DictReader(f))
-        return {(row['method'], float(row['budget']), row['row_cache']): row for row in rows}, r
+        named = {}
+        for row in rows:
+            key = row['method'], float(row['mass']) or float(row['budget']), row['row_cache']
+            named[key if row['kv_type'] == 'f16' else (*key, row['kv_type'])] = row
+        self.assertEqual(len(named), len(rows))
+        return named, r
 
     def test_all_bytes_are_dense(self):
         """Everyone who may read everything answers as the drive's dense attention does."""
@@ -110,6 +115,28 @@ class Eval(unittest.TestCase):
         texts = {e.text for e in tree.iter('{http://www.w3.org/2000/svg}text')}
         self.assertLessEqual({'recall, 1024 tokens', *HERE, 'sparf', 'pages', 'dense'}, texts)
 
+    def test_masses_and_types(self):
+        rows, r = self.eval('-c', 600, '-n', 4, '--each', 2, '-b', '1/2', '--mass', '.6,.9999',
+                            '--method', 'pages', '--method', 'window', '--kv-types', 'q4,f16,q8',
+                            '--svg', self.path('types.svg'))
+        self.assertEqual(len(rows), 1 + 3 + 1 + 2 * 4)
+        some, most = rows['pages', .6, 'off'], rows['pages', .9999, 'off']
+        self.assertLess(float(some['of_kv']), float(most['of_kv']))
+        self.assertLess(float(most['kl']), float(some['kl']))
+        dense = float(rows['dense', 1, 'off']['of_kv'])
+        for kind, least, nominal in (('q8', 1e-9, .53), ('q4', 1e-6, .28)):
+            row = rows['dense', 1, 'off', kind]
+            self.assertGreater(float(row['kl']), least)
+            self.assertGreater(float(row['of_kv']), dense * nominal * 0.8)  # less what is in DRAM
+            self.assertLess(float(row['of_kv']), dense * nominal * 1.1)
+        self.assertLess(float(rows['dense', 1, 'off', 'q8']['kl']),
+                        float(rows['dense', 1, 'off', 'q4']['kl']))
+        self.assertNotIn(('window', .5, 'off', 'q8'), rows)
+        self.assertIn(b'| pages q8 ', r.stdout)
+        tree = xml.etree.ElementTree.parse(self.path('types.svg'))
+        texts = {e.text for e in tree.iter('{http://www.w3.org/2000/svg}text')}
+        self.assertLessEqual({'pages by mass', 'pages q4', 'pages by mass q8'}, texts)
+
     def test_perplexity_is_that_of_the_logits(self):
         text, npy = self.path('text.txt'), self.path('logits.npy')
         with open(text, 'w') as f:
@@ -164,6 +191,10 @@ class Eval(unittest.TestCase):
                 ((*ok, '--method', 'magic'), 2, b"'magic' is unknown"),
                 ((*ok, '-b', '0.1'), 2, b"'0.1' is not like"),
                 ((*ok, '-b', '1/0'), 2, b"'1/0' is not like"),
+                ((*ok, '--mass', '.9,1'), 2, b"'.9,1' is not like"),
+                ((*ok, '--mass', '.9,'), 2, b"'.9,' is not like"),
+                ((*ok, '--kv-types', 'q8,q8'), 2, b"'q8,q8' is not like"),
+                ((*ok, '--kv-types', 'f16,q5'), 2, b"'f16,q5' is not like"),
                 ((*ok, '-b', '1/8,'), 2, b"'1/8,' is not like"),
                 ((*ok, '-c', '63'), 2, b'out of range'),
                 ((*ok, '-c', '16777217'), 2, b'out of range'),
