@@ -3,6 +3,7 @@
 // over the same bytes with the same threads: decode attention should be bound by memory, so its
 // rate should be the dot's. Both take turns in each round.
 //   bench_attention_kernel [--threads N] [--mib SIZE] [--set NAME] [--rounds N] [--part 16|32|64]
+//                          [--kv-type f16|q8|q4]
 // K,V lie as slots: K of 64 tokens, channel by channel in parts of so many tokens, then V of 64
 // tokens, per KV head.
 #include "base/pool.h"
@@ -24,7 +25,9 @@ enum {
 struct setup {
     const struct kernels *k;
     struct pool *pool;
-    const uint16_t *kv;
+    uint8_t *kv;
+    const uint16_t *plain; // for the dot product
+    uint32_t type;         // enum kv_type
     size_t bytes;
     uint32_t head_dim, part_tokens;
     size_t n_q;
@@ -34,24 +37,45 @@ struct setup {
     char *scratch;
 };
 
-static size_t slot_elements(const struct setup *s)
+static size_t slot_bytes(const struct setup *s)
 {
-    return (size_t)2 * ATTENTION_TILE * s->head_dim;
+    return kv_key_bytes(s->type, s->head_dim, ATTENTION_TILE) +
+           kv_value_bytes(s->type, s->head_dim, ATTENTION_TILE);
 }
 
 static struct attention_tile tile_at(const struct setup *s, size_t index)
 {
-    const uint16_t *slot = s->kv + index * slot_elements(s);
-    struct attention_tile tile = {.part_tokens = s->part_tokens,
+    uint8_t *slot = s->kv + index * slot_bytes(s);
+    size_t part = s->part_tokens;
+    struct attention_tile tile = {.type = s->type,
+                                  .part_tokens = s->part_tokens,
                                   .tokens = ATTENTION_TILE,
                                   .head_dim = s->head_dim,
                                   .scale = 0.1f};
-    for (size_t i = 0, part = s->part_tokens * s->head_dim; i < ATTENTION_TILE / s->part_tokens;
-         i++) {
-        tile.k[i] = slot + i * part;
-        tile.v[i] = slot + slot_elements(s) / 2 + i * part;
+    for (size_t i = 0; i < ATTENTION_TILE / part; i++) {
+        tile.k[i] = slot + i * kv_key_bytes(s->type, s->head_dim, part);
+        tile.v[i] = slot + kv_key_bytes(s->type, s->head_dim, ATTENTION_TILE) +
+                    i * kv_value_bytes(s->type, s->head_dim, part);
     }
     return tile;
+}
+
+// Blocks are not any bytes: one slot of them, everywhere.
+static void fill_slots(const struct setup *s)
+{
+    static uint16_t rows[ATTENTION_TILE * HEAD_DIM_MAX];
+    struct attention_tile tile = tile_at(s, 0);
+    size_t bytes = slot_bytes(s), part = s->part_tokens, row = s->head_dim;
+    for (size_t i = 0; i < ATTENTION_TILE * row; i++)
+        rows[i] = kernel_f32_to_f16((float)(i * 2654435761u % 1009) / 504.5f - 1);
+    for (size_t i = 0; i < ATTENTION_TILE / part; i++) {
+        kv_put_keys(s->type, (void *)(uintptr_t)tile.k[i], part, row, 0, part,
+                    rows + i * part * row);
+        kv_put_values(s->type, (void *)(uintptr_t)tile.v[i], part, row, 0, part,
+                      rows + i * part * row);
+    }
+    for (size_t at = bytes; at + bytes <= s->bytes; at += bytes)
+        memcpy(s->kv + at, s->kv, bytes);
 }
 
 static void attend_item(void *arg, size_t item, unsigned worker)
@@ -71,8 +95,8 @@ static void attend_item(void *arg, size_t item, unsigned worker)
 static void dot_item(void *arg, size_t item, unsigned worker)
 {
     struct setup *s = arg;
-    size_t per_row = DOT_COLS, rows = SLOTS_PER_ITEM * slot_elements(s) / per_row;
-    struct weight w = {.data = s->kv + item * rows * per_row,
+    size_t per_row = DOT_COLS, rows = SLOTS_PER_ITEM * slot_bytes(s) / (2 * per_row);
+    struct weight w = {.data = s->plain + item * rows * per_row,
                        .rows = rows,
                        .cols = per_row,
                        .row_bytes = 2 * per_row,
@@ -85,7 +109,7 @@ static void dot_item(void *arg, size_t item, unsigned worker)
 
 static size_t items(const struct setup *s)
 {
-    return s->bytes / 2 / slot_elements(s) / SLOTS_PER_ITEM;
+    return s->bytes / slot_bytes(s) / SLOTS_PER_ITEM;
 }
 
 static void attend_run(void *arg)
@@ -105,13 +129,15 @@ static void bench(struct setup *s, uint32_t head_dim, size_t n_q, int rounds)
     struct measure attend = {0}, dot = {0};
     s->head_dim = head_dim;
     s->n_q = n_q;
+    if (s->type != KV_F16)
+        fill_slots(s);
     for (int round = -1; round < rounds; round++) { // the first one warms up
         measure_round(&attend, attend_run, s, 0.05);
         measure_round(&dot, dot_run, s, 0.05);
         if (round < 0)
             attend.rounds = dot.rounds = 0;
     }
-    double bytes = (double)(items(s) * SLOTS_PER_ITEM * slot_elements(s) * 2);
+    double bytes = (double)(items(s) * SLOTS_PER_ITEM * slot_bytes(s));
     struct measure_ratio r = measure_speedup(&attend, &dot);
     printf("head_dim %3u, %zu quer%s per KV head: attention %5.1f GB/s (best %5.1f), "
            "fp16 dot %5.1f (%5.1f), ratio %.2f (%.2f to %.2f)\n",
@@ -136,10 +162,12 @@ int main(int argc, char **argv)
             s.k = kernels_by_name(argv[i + 1]);
         else if (!strcmp(argv[i], "--part"))
             s.part_tokens = (uint32_t)atoi(argv[i + 1]);
+        else if (!strcmp(argv[i], "--kv-type"))
+            s.type = kv_type_named(argv[i + 1]);
     }
     struct inst_msg msg = {0};
-    if (!s.k || rounds < 1 || rounds > MEASURE_ROUNDS_MAX || !s.bytes || threads < 1 ||
-        threads > WORKERS_MAX ||
+    if (!s.k || s.type == KV_TYPES || rounds < 1 || rounds > MEASURE_ROUNDS_MAX || !s.bytes ||
+        threads < 1 || threads > WORKERS_MAX ||
         (s.part_tokens != 16 && s.part_tokens != 32 && s.part_tokens != 64) ||
         pool_new(&s.pool, threads, &msg)) {
         fprintf(stderr, "bench_attention_kernel: bad arguments or no such set here %s\n", msg.text);
@@ -147,18 +175,20 @@ int main(int argc, char **argv)
     }
     char cpu[128];
     measure_cpu_name(cpu, sizeof cpu);
-    printf("%s, %u thread%s, set %s, %zu MiB of K,V\n", cpu, threads, threads == 1 ? "" : "s",
-           s.k->name, s.bytes >> 20);
+    printf("%s, %u thread%s, set %s, %zu MiB of K,V as %s\n", cpu, threads, threads == 1 ? "" : "s",
+           s.k->name, s.bytes >> 20, kv_type_name(s.type));
     uint16_t *kv = measure_alloc(s.bytes);
     measure_random(kv, s.bytes, 1);
     for (size_t i = 0; i < s.bytes / 2; i++)
         kv[i] = (uint16_t)(kv[i] & 0x8fff) | 0x3000; // 0.125 to 0.25, both signs
-    s.kv = kv;
+    s.plain = kv;
+    s.kv = s.type == KV_F16 ? (uint8_t *)kv : measure_alloc(s.bytes);
     s.q = measure_alloc(DOT_COLS * sizeof *s.q);
     for (size_t i = 0; i < DOT_COLS; i++)
         s.q[i] = (float)(i % 17) * 0.1f - 0.8f;
     // The smallest slot makes the most items.
-    size_t most = s.bytes / 2 / ((size_t)2 * ATTENTION_TILE * 64) / SLOTS_PER_ITEM + 1;
+    s.head_dim = 64;
+    size_t most = s.bytes / slot_bytes(&s) / SLOTS_PER_ITEM + 1;
     s.partials = measure_alloc(most * QUERIES_MAX * partial_stride(HEAD_DIM_MAX) * sizeof(float));
     s.sums = measure_alloc(most * sizeof *s.sums);
     s.scratch = measure_alloc((size_t)threads * KERNEL_SCRATCH_BYTES);

@@ -97,9 +97,12 @@ static void print_config(const struct model_config *c)
                c->head_dim);
     else
         puts("learned positions");
-    printf("KV %.1f KiB per token, %.1f MiB for the trained context\n",
-           (double)c->layers * c->kv_heads * c->head_dim * 4 / 1024,
-           (double)c->layers * c->kv_heads * c->head_dim * 4 * c->context / 1048576);
+    for (uint32_t type = KV_F16; type < KV_TYPES; type++) {
+        double token = (double)c->layers * c->kv_heads * (double)kv_token_bytes(type, c->head_dim);
+        printf("%sKV as %s %.1f KiB per token, %.1f MiB for the trained context\n",
+               type ? "    or " : "", kv_type_name(type), token / 1024,
+               token * c->context / 1048576);
+    }
 }
 
 static void print_chat(const struct gguf *gguf)
