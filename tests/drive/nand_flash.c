@@ -30,7 +30,7 @@ static const struct nand_profile profile = {
 
 static struct flash *open_nand(const struct flash_nand_options *o)
 {
-    struct flash *flash;
+    struct flash *flash = NULL;
     struct flash_geometry g;
     struct inst_msg msg = {0};
     if (nand_profile_geometry(&o->profile, 0, &g, &msg) ||

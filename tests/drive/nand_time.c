@@ -470,7 +470,7 @@ static double measured(const struct nand_params *p, uint32_t depth)
 // before, the die is free after tR, and the page takes the flash channel when both have it.
 static double femu(const struct nand_params *p, uint32_t depth)
 {
-    uint64_t die[64] = {0}, channel[64] = {0}, end[DEPTH_MAX] = {0}, random = 5, now = 0;
+    uint64_t die[256] = {0}, channel[64] = {0}, end[DEPTH_MAX] = {0}, random = 5, now = 0;
     uint64_t page_ns = (p->page_bytes * 1000000000 + p->bus - 1) / p->bus;
     for (size_t done = 0; done < READS + depth; done++) {
         size_t slot = 0;
