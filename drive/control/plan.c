@@ -16,7 +16,8 @@ enum {
     // is; less of the former slows the device down sooner.
     PIECES_LEAST = 24 << 20,
     WINDOW_LEAST = 4 << 20,
-    WINDOW_MOST = 32 << 20,   // keeps any device busy
+    WINDOW_MOST = 32 << 20,   // keeps any device of a few dies busy
+    WINDOW_DIES = 512 << 20,  // and any other one
     WINDOW_SHARE = 16,        // in between: this part, as the rest serves the row cache better
     STORE_PAGE = 16 * 1024,   // page of a private store, where rows are that large
     STORE_PAGE_SINGLE = 4096, // of one where single pages are read
@@ -28,6 +29,14 @@ enum {
     STORE_BLOCK = 4 << 20,
     STORE_BLOCKS_MIN = 32, // a store is at least so many blocks, to keep space amplification low
 };
+
+// Reads under way that keep the device busy. Rows lie across dies; single pages are read in slabs
+// of a row each, and each of many dies wants several of them.
+static uint64_t window_most(const struct flash_geometry *g, const struct stream *kv)
+{
+    uint64_t rows = 4ull * g->dies;
+    return max_u64(WINDOW_MOST, min_u64(rows * kv->row_bytes, WINDOW_DIES));
+}
 
 // Segments for `rows` rows, and DRAM for the tables of each.
 static uint64_t segments_for(const struct flash_geometry *g, const struct stream *stream,
@@ -145,7 +154,7 @@ static void plan_slabs(struct control_plan *plan, const struct flash_geometry *g
     const struct stream *kv = &plan->streams[STREAM_KV];
     uint64_t least = plan->frames.slabs;
     uint64_t each = frames_slab_bytes(g, kv->row_pages, plan->single_pages);
-    uint64_t more = least + div_round_up(WINDOW_MOST, kv->row_bytes);
+    uint64_t more = least + div_round_up(window_most(g, kv), kv->row_bytes);
     if (cache) {
         more += groups_of(c) * c->layers * max_u64(c->max_sequences, 1);
         for (uint32_t i = 1; i < STREAM_MAX; i++) {
@@ -166,7 +175,7 @@ static void plan_slabs(struct control_plan *plan, const struct flash_geometry *g
         plan->frames.split = (uint32_t)(slabs - plan->open - 2 * span_rows(c) - 2);
     uint64_t share = cache ? rest / WINDOW_SHARE : rest;
     uint64_t window = max_u64(share, min_u64(rest, WINDOW_LEAST / kv->row_bytes));
-    plan->ahead = (uint32_t)min_u64(window, max_u64(1, WINDOW_MOST / kv->row_bytes));
+    plan->ahead = (uint32_t)min_u64(window, max_u64(1, window_most(g, kv) / kv->row_bytes));
 }
 
 int control_plan(struct control_plan *plan, const struct attend_env *env,
@@ -189,15 +198,15 @@ int control_plan(struct control_plan *plan, const struct attend_env *env,
     uint64_t extra = dram > plan->min_bytes ? dram - plan->min_bytes : 0;
     uint64_t share = cache ? extra / WINDOW_SHARE : extra;
     uint64_t room = max_u64(min_u64(extra, PIECES_LEAST), share);
-    uint64_t least_fixed = tried.fixed;
+    uint64_t least_fixed = tried.fixed, most = window_most(g, &tried.streams[STREAM_KV]);
     for (unsigned level = METHOD_LEVELS - 1; level > 0; level--) {
         status = plan_level(&tried, env, g, c, level, msg);
         if (status)
             return status;
         bool fits = level_bytes(&tried, g) <= dram &&
-                    tried.fixed - least_fixed + tried.window <= min_u64(room, WINDOW_MOST);
+                    tried.fixed - least_fixed + tried.window <= min_u64(room, most);
         if (level == METHOD_LEVELS - 1)
-            plan->good_bytes = level_bytes(&tried, g) + WINDOW_MOST + tried.more;
+            plan->good_bytes = level_bytes(&tried, g) + most + tried.more;
         if (!fits)
             continue;
         uint64_t min = plan->min_bytes, good = plan->good_bytes;
@@ -207,7 +216,7 @@ int control_plan(struct control_plan *plan, const struct attend_env *env,
         break;
     }
     if (!plan->good_bytes)
-        plan->good_bytes = plan->min_bytes + WINDOW_MOST + plan->more;
+        plan->good_bytes = plan->min_bytes + most + plan->more;
     tried = *plan;
     plan_slabs(&tried, g, c, INT64_MAX, true);
     plan->full_bytes = max_u64(level_bytes(&tried, g) + tried.more, plan->good_bytes);
