@@ -28,6 +28,7 @@ void draw_config(struct run *run, struct space_config *c)
     if (c->method == METHOD_DENSE && below(chance, 2)) {
         c->method = METHOD_PAGES;
         c->piece_tokens = 16; // of short sequences: several
+        c->piece_keys = c->kv_heads % 2 ? 0 : 6;
     }
     if (c->method != METHOD_SPARF)
         return;
