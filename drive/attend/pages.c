@@ -30,25 +30,33 @@ static uint64_t pieces_of(const struct space_config *config, uint64_t tokens)
     return tokens / index_piece(config);
 }
 
-// A head's: weights [group][pieces], their sum over the group [pieces], keys [pieces][keys],
-// and bits of the chosen pieces.
+// A head's: weights and tops [group][pieces], their sum over the group [pieces], and bits of the
+// chosen pieces.
 uint64_t pages_floats(const struct space_config *config, uint64_t tokens, uint32_t group)
 {
     uint64_t pieces = pieces_of(config, tokens);
-    return pieces * (group + 1 + index_shape(config).keys) + 2 * (pieces / 64 + 2);
+    return pieces * (2ull * group + 1) + 2 * (pieces / 64 + 2);
 }
 
-// A query's table, and the query, turned.
+// Queries that look at a summary while it is at hand.
+enum { QUERIES = 8 };
+
+static size_t query_table_bytes(uint32_t head_dim)
+{
+    return (head_dim + 7) / 8 * (size_t)32;
+}
+
+// A query, turned, and the tables of some.
 size_t pages_scratch(uint32_t head_dim)
 {
-    return (head_dim + 7) / 8 * 32 + 2 * (size_t)KERNEL_HEAD_DIM_MAX * sizeof(float);
+    return 2 * (size_t)KERNEL_HEAD_DIM_MAX * sizeof(float) + QUERIES * query_table_bytes(head_dim);
 }
 
 struct pages_view {
     struct sparf_view v;
     struct index_shape shape;
     uint64_t pieces, tokens; // complete pieces; tokens of one
-    float *weights, *total, *keys;
+    float *weights, *tops, *total;
     uint64_t *bits;
 };
 
@@ -60,14 +68,14 @@ static struct pages_view view_of(const struct unit *unit, uint32_t head)
     p.tokens = p.shape.piece;
     p.pieces = pieces_of(config, p.v.u->tokens);
     p.weights = p.v.scores;
-    p.total = p.weights + p.v.group * p.pieces;
-    p.keys = p.total + p.pieces;
-    uint64_t used = p.pieces * (p.v.group + 1 + p.shape.keys);
+    p.tops = p.weights + p.v.group * p.pieces;
+    p.total = p.tops + p.v.group * p.pieces;
+    uint64_t used = p.pieces * (2ull * p.v.group + 1);
     p.bits = (uint64_t *)(p.v.scores + used + used % 2); // scores are aligned to 64 bytes
     return p;
 }
 
-static const uint8_t *summary_at(const struct pages_view *p, uint64_t piece)
+static struct index_run run_at(const struct pages_view *p, uint64_t piece)
 {
     return index_held(p->v.s->space, &p->v.u->index, piece, p->v.unit->head_first + p->v.head);
 }
@@ -97,41 +105,56 @@ static float make_table(int8_t (*table)[16], const float *q, uint32_t dim)
     return most / 127;
 }
 
-static void score_piece(const struct kernels *k, const struct index_shape *shape,
-                        const uint8_t *summary, const int8_t (*table)[16], float scale, float *out)
+// The mass of a piece for one query, relative to its largest score *top.
+static float weigh_piece(const struct pages_view *p, const uint8_t *summary, const float *scales,
+                         const int8_t (*table)[16], float scale, float *top)
 {
+    const struct kernels *k = p->v.k;
+    const uint32_t keys = p->shape.keys;
+    float softcap = p->v.job->header.softcap, scores[INDEX_PIECE_MAX], sum = 0;
     int16_t sums[INDEX_PIECE_MAX];
-    k->code_sums(index_codes(shape, summary), shape->keys, (shape->head_dim + 7) / 8, table, sums);
-    for (uint32_t i = 0; i < shape->keys; i++)
-        out[i] = scale * (index_scale(summary, i) * (float)sums[i]);
+    k->code_sums(index_codes(&p->shape, summary), keys, (p->shape.head_dim + 7) / 8, table, sums);
+    for (uint32_t i = 0; i < keys; i++)
+        scores[i] = scale * (scales[i] * (float)sums[i]);
+    if (softcap != 0)
+        k->softcap(scores, softcap, keys);
+    *top = k->max(scores, keys);
+    float all = k->exp_sum(scores, keys, *top);
+    if (keys == p->shape.piece) // each stands for itself
+        return all;
+    for (uint32_t i = 0; i < keys; i++)
+        sum += (float)index_count(&p->shape, summary, i) * scores[i];
+    return sum;
 }
 
-// Weights of all pieces for query i of the head, relative to the largest score, which is returned.
-static float weigh(const struct pages_view *p, uint32_t i, uint8_t *scratch)
+// Weights of all pieces for n queries of the head from `first` on, each relative to its top.
+static void weigh(const struct pages_view *p, uint32_t first, uint32_t n, uint8_t *scratch)
 {
     const struct sparf_view *v = &p->v;
-    int8_t(*table)[16] = (int8_t(*)[16])scratch;
-    float *q = (float *)(scratch + (v->dim + 7) / 8 * 32), *weights = p->weights + i * p->pieces;
-    uint32_t keys = p->shape.keys;
-    uint64_t n = p->pieces * keys;
-    memcpy(q, v->q + i * v->dim, v->dim * sizeof *q);
-    index_turn(q, v->dim);
-    float scale = v->job->header.scale * (make_table(table, q, v->dim) / 2);
-    for (uint64_t piece = 0; piece < p->pieces; piece++)
-        score_piece(v->k, &p->shape, summary_at(p, piece), (const int8_t(*)[16])table, scale,
-                    p->keys + piece * keys);
-    if (v->job->header.softcap != 0)
-        v->k->softcap(p->keys, v->job->header.softcap, n);
-    float max = v->k->max(p->keys, n);
-    v->k->exp_sum(p->keys, n, max);
-    for (uint64_t piece = 0; piece < p->pieces; piece++) {
-        const uint8_t *summary = summary_at(p, piece);
-        float sum = 0;
-        for (uint32_t key = 0; key < keys; key++)
-            sum += (float)index_count(&p->shape, summary, key) * p->keys[piece * keys + key];
-        weights[piece] = sum;
+    float *q = (float *)scratch, scale[QUERIES], scales[INDEX_PIECE_MAX];
+    int8_t(*table[QUERIES])[16];
+    for (uint32_t i = 0; i < n; i++) {
+        table[i] = (int8_t(*)[16])(scratch + 2 * KERNEL_HEAD_DIM_MAX * sizeof(float) +
+                                   i * query_table_bytes(v->dim));
+        memcpy(q, v->q + (first + i) * v->dim, v->dim * sizeof *q);
+        index_turn(q, v->dim);
+        scale[i] = v->job->header.scale * (make_table(table[i], q, v->dim) / 2);
     }
-    return max;
+    const uint64_t bytes = index_bytes(&p->shape);
+    for (uint64_t piece = 0; piece < p->pieces;) {
+        struct index_run run = run_at(p, piece);
+        for (uint64_t end = piece + run.n; piece < end; piece++, run.summary += run.stride) {
+            // What comes next lies a row of heads away, where no prefetcher looks.
+            for (uint64_t at = 0; at < bytes; at += 64)
+                __builtin_prefetch((const void *)((uintptr_t)run.summary + 2 * run.stride + at));
+            index_scales(&p->shape, run.summary, scales);
+            for (uint32_t i = 0; i < n; i++) {
+                uint64_t at = (first + i) * p->pieces + piece;
+                p->weights[at] = weigh_piece(p, run.summary, scales, (const int8_t(*)[16])table[i],
+                                             scale[i], &p->tops[at]);
+            }
+        }
+    }
 }
 
 // Tokens that n chosen pieces and those without a summary have, and the other way round.
@@ -195,6 +218,22 @@ static void choose_tokens(const struct pages_view *p)
     }
 }
 
+static void add_rest(const struct pages_view *p, uint64_t piece, const uint8_t *summary,
+                     const float *max, float *rest, float *value)
+{
+    const struct sparf_view *v = &p->v;
+    index_value(&p->shape, summary, value);
+    for (uint32_t i = 0; i < v->group; i++) {
+        struct partial *partial = partial_at(rest, i, v->dim);
+        float weight = p->weights[i * p->pieces + piece];
+        if (!(weight > 0))
+            continue;
+        partial->max = max[i];
+        partial->sum += weight;
+        v->k->axpy(partial->acc, weight, value, v->dim);
+    }
+}
+
 // What was not chosen, as one partial for each query: predicted weights and mean values.
 static void estimate_rest(const struct pages_view *p, const float *max, uint8_t *scratch)
 {
@@ -203,18 +242,11 @@ static void estimate_rest(const struct pages_view *p, const float *max, uint8_t 
     float *rest = (float *)partial_at(v->u->rest, v->head * v->group, v->dim);
     for (uint32_t i = 0; i < v->group; i++)
         memset(partial_at(rest, i, v->dim)->acc, 0, v->dim * sizeof(float));
-    for (uint64_t piece = 0; piece < p->pieces; piece++) {
-        if (p->bits[piece / 64] >> piece % 64 & 1)
-            continue;
-        index_value(&p->shape, summary_at(p, piece), value);
-        for (uint32_t i = 0; i < v->group; i++) {
-            struct partial *partial = partial_at(rest, i, v->dim);
-            float weight = p->weights[i * p->pieces + piece];
-            if (!(weight > 0))
-                continue;
-            partial->max = max[i];
-            partial->sum += weight;
-            v->k->axpy(partial->acc, weight, value, v->dim);
+    for (uint64_t piece = 0; piece < p->pieces;) {
+        struct index_run run = run_at(p, piece);
+        for (uint64_t end = piece + run.n; piece < end; piece++, run.summary += run.stride) {
+            if (!(p->bits[piece / 64] >> piece % 64 & 1))
+                add_rest(p, piece, run.summary, max, rest, value);
         }
     }
     for (uint32_t i = 0; i < v->group; i++)
@@ -226,9 +258,14 @@ static void choose(const struct pages_view *p, uint8_t *scratch)
     const struct sparf_view *v = &p->v;
     float max[MAX_GROUP_HEADS];
     memset(p->total, 0, p->pieces * sizeof *p->total);
+    for (uint32_t i = 0; i < v->group; i += QUERIES)
+        weigh(p, i, v->group - i < QUERIES ? v->group - i : QUERIES, scratch);
     for (uint32_t i = 0; i < v->group; i++) {
-        const float *weights = p->weights + i * p->pieces;
-        max[i] = weigh(p, i, scratch);
+        float *weights = p->weights + i * p->pieces, *tops = p->tops + i * p->pieces;
+        max[i] = v->k->max(tops, p->pieces);
+        v->k->exp_sum(tops, p->pieces, max[i]);
+        for (uint64_t piece = 0; piece < p->pieces; piece++)
+            weights[piece] *= tops[piece];
         v->k->axpy(p->total, 1.0f / v->k->sum(weights, p->pieces), weights, p->pieces);
     }
     choose_pieces(p);

@@ -75,11 +75,15 @@ void index_let_go(const struct space *space, struct map *held)
     map_truncate(&index_of(space)->kind, held, 0);
 }
 
-const uint8_t *index_held(const struct space *space, const struct map *held, uint64_t piece,
-                          uint32_t head)
+struct index_run index_held(const struct space *space, const struct map *held, uint64_t piece,
+                            uint32_t head)
 {
-    const uint8_t *entry = map_at(&index_of(space)->kind, held, piece);
-    return entry + head * index_bytes(&index_of(space)->shape);
+    const struct index *index = index_of(space);
+    const uint8_t *entry = map_at(&index->kind, held, piece);
+    uint64_t leaf = index->kind.leaf_entries;
+    return (struct index_run){.summary = entry + head * index_bytes(&index->shape),
+                              .stride = index->kind.entry_bytes,
+                              .n = min_u64(held->n - piece, leaf - piece % leaf)};
 }
 
 // ---- arithmetic --------------------------------------------------------------------------------
@@ -103,9 +107,11 @@ void index_turn(float *x, uint32_t head_dim)
     }
 }
 
-float index_scale(const uint8_t *summary, uint32_t key)
+void index_scales(const struct index_shape *shape, const uint8_t *summary, float *out)
 {
-    return kernel_f16_to_f32(le_get16(summary)) * (1.0f / 255) * (float)summary[4 + key];
+    float scale = kernel_f16_to_f32(le_get16(summary)) * (1.0f / 255);
+    for (uint32_t i = 0; i < shape->keys; i++)
+        out[i] = scale * (float)summary[4 + i];
 }
 
 // Rounds x to codes of `bits` bits in steps of `step`. Where x is no number the codes are the
@@ -136,14 +142,34 @@ static const uint8_t *value_codes(const struct index_shape *shape, const uint8_t
     return index_codes(shape, summary) + (size_t)shape->keys * ((shape->head_dim + 7) / 8);
 }
 
+// What the codes in half a byte stand for: four of 1 bit, two of 2 bits.
+static const float halves[16][4] = {
+    {-.5f, -.5f, -.5f, -.5f}, {.5f, -.5f, -.5f, -.5f}, {-.5f, .5f, -.5f, -.5f},
+    {.5f, .5f, -.5f, -.5f},   {-.5f, -.5f, .5f, -.5f}, {.5f, -.5f, .5f, -.5f},
+    {-.5f, .5f, .5f, -.5f},   {.5f, .5f, .5f, -.5f},   {-.5f, -.5f, -.5f, .5f},
+    {.5f, -.5f, -.5f, .5f},   {-.5f, .5f, -.5f, .5f},  {.5f, .5f, -.5f, .5f},
+    {-.5f, -.5f, .5f, .5f},   {.5f, -.5f, .5f, .5f},   {-.5f, .5f, .5f, .5f},
+    {.5f, .5f, .5f, .5f},
+};
+static const float quarters[16][2] = {
+    {-1.5f, -1.5f}, {-.5f, -1.5f}, {.5f, -1.5f}, {1.5f, -1.5f}, {-1.5f, -.5f}, {-.5f, -.5f},
+    {.5f, -.5f},    {1.5f, -.5f},  {-1.5f, .5f}, {-.5f, .5f},   {.5f, .5f},    {1.5f, .5f},
+    {-1.5f, 1.5f},  {-.5f, 1.5f},  {.5f, 1.5f},  {1.5f, 1.5f},
+};
+
 void index_value(const struct index_shape *shape, const uint8_t *summary, float *out)
 {
     const uint8_t *codes = value_codes(shape, summary);
     float scale = kernel_f16_to_f32(le_get16(summary + 2));
-    uint32_t bits = shape->value_bits, each = 8 / bits, last = (1u << bits) - 1;
-    for (uint32_t d = 0; d < shape->head_dim; d++)
-        out[d] = scale *
-                 ((float)((uint32_t)codes[d / each] >> d % each * bits & last) - (float)last / 2);
+    uint32_t each = 4 / shape->value_bits, whole = shape->head_dim / each;
+    const float *table = shape->value_bits == 1 ? *halves : *quarters;
+    for (uint32_t i = 0; i < whole; i++) {
+        const float *values = table + (codes[i / 2] >> i % 2 * 4 & 15u) * each;
+        for (uint32_t j = 0; j < each; j++)
+            out[i * each + j] = scale * values[j];
+    }
+    for (uint32_t d = whole * each; d < shape->head_dim; d++)
+        out[d] = scale * table[(codes[whole / 2] >> whole % 2 * 4 & 15u) * each + d % each];
 }
 
 // The key that is nearest to x; ties go to the lower one.

@@ -41,19 +41,25 @@ uint64_t index_hold_bytes(const struct space_config *config);
 int index_hold(const struct space *space, const struct layer_state *layer, uint64_t pieces,
                struct map *held);
 void index_let_go(const struct space *space, struct map *held);
-// The summary of a piece and head.
-const uint8_t *index_held(const struct space *space, const struct map *held, uint64_t piece,
-                          uint32_t head);
+// Summaries of a head that lie at equal distances: those of pieces first to first + n - 1.
+struct index_run {
+    const uint8_t *summary; // of the first
+    uint64_t stride, n;
+};
+// From `piece` on, as far as they go.
+struct index_run index_held(const struct space *space, const struct map *held, uint64_t piece,
+                            uint32_t head);
 
 // x[head_dim] times the Hadamard matrix, which is its own inverse.
 void index_turn(float *x, uint32_t head_dim);
-// Of a summary: tokens that a key stands for, what its codes are multiplied with, the codes.
+// Of a summary: tokens that a key stands for, what the codes of each key are multiplied with, the
+// codes.
 static inline uint32_t index_count(const struct index_shape *shape, const uint8_t *summary,
                                    uint32_t key)
 {
     return shape->keys == shape->piece ? 1 : summary[4 + shape->keys + key];
 }
-float index_scale(const uint8_t *summary, uint32_t key);
+void index_scales(const struct index_shape *shape, const uint8_t *summary, float *out);
 static inline const uint8_t *index_codes(const struct index_shape *shape, const uint8_t *summary)
 {
     return summary + 4 + shape->keys * (shape->keys == shape->piece ? 1 : 2);
