@@ -42,9 +42,16 @@ static int machine_level(void)
 }
 #endif
 
+// Asking a CPU what it can takes long in a virtual machine, and always gives the same answer.
 const struct kernels *kernels_best(void)
 {
-    return sets[machine_level()];
+    static const struct kernels *best;
+    const struct kernels *known = __atomic_load_n(&best, __ATOMIC_RELAXED);
+    if (!known) {
+        known = sets[machine_level()];
+        __atomic_store_n(&best, known, __ATOMIC_RELAXED);
+    }
+    return known;
 }
 
 const struct kernels *kernels_by_name(const char *name)

@@ -140,9 +140,9 @@ static void make_block(uint32_t type, struct block *b, const uint16_t *in, size_
 {
     float x[KV_BLOCK] = {0}, low = 0, high = 0;
     bool finite = true;
+    kernels_best()->f16_to_f32(x, in, n);
     for (size_t i = 0; i < n; i++) {
         finite &= (in[i] & 0x7c00) != 0x7c00;
-        x[i] = kernel_f16_to_f32(in[i]);
         low = x[i] < low ? x[i] : low;
         high = x[i] > high ? x[i] : high;
     }
@@ -171,9 +171,10 @@ void kv_round(uint32_t type, uint16_t *x, size_t head_dim)
     for (size_t c = 0; type != KV_F16 && c < head_dim; c += KV_BLOCK) {
         size_t n = head_dim - c < KV_BLOCK ? head_dim - c : KV_BLOCK;
         make_block(type, &b, x + c, n);
-        float s = scale_of(type, b.scale);
-        for (size_t i = 0; i < n; i++)
-            x[c + i] = kernel_f32_to_f16(number(s, b.code[i], b.zero));
+        float s = scale_of(type, b.scale), out[KV_BLOCK];
+        for (size_t i = 0; i < KV_BLOCK; i++)
+            out[i] = number(s, b.code[i], b.zero);
+        kernels_best()->f32_to_f16(x + c, out, n);
     }
 }
 
@@ -190,6 +191,29 @@ void kv_turn(float *x, size_t head_dim)
             }
     for (size_t i = 0; i < head_dim; i++)
         x[i] *= ((uint32_t)i + 1) * 0x9e3779b9u >> 31 ? -size : size;
+}
+
+// Scale and zero point of block n.
+static struct block block_at(uint32_t type, const uint8_t *scales, size_t n)
+{
+    uint16_t word;
+    if (type == KV_Q8)
+        return (struct block){.scale = scales[n]};
+    memcpy(&word, scales + 2 * n, sizeof word);
+    return (struct block){.scale = (uint8_t)(word >> SCALE_SHIFT), .zero = word & 15};
+}
+
+// Code of channel c: of K of the first token at `codes`, of V of the token whose codes they are.
+static inline int key_code(uint32_t type, const uint8_t *codes, size_t tokens, size_t c)
+{
+    return type == KV_Q8 ? (int8_t)codes[c * tokens] : codes[c / 2 * tokens] >> c % 2 * 4 & 15;
+}
+
+static inline int value_code(uint32_t type, const uint8_t *codes, size_t c)
+{
+    const size_t half = KV_BLOCK / 2, in = c % KV_BLOCK;
+    return type == KV_Q8 ? (int8_t)codes[c]
+                         : codes[c / KV_BLOCK * half + in % half] >> in / half * 4 & 15;
 }
 
 // ---- parts of K --------------------------------------------------------------------------------
@@ -224,15 +248,10 @@ void kv_put_keys(uint32_t type, void *part, size_t tokens, size_t head_dim, size
 float kv_key(uint32_t type, const void *part, size_t tokens, size_t head_dim, size_t t, size_t c)
 {
     const uint8_t *codes = part, *scales = codes + kv_key_rows(type, head_dim) * tokens;
-    size_t block = c / KV_BLOCK * tokens + t;
-    uint16_t word;
     if (type == KV_F16)
         return kernel_f16_to_f32(((const uint16_t *)part)[c * tokens + t]);
-    if (type == KV_Q8)
-        return number(scale_of(type, scales[block]), (int8_t)codes[c * tokens + t], 0);
-    memcpy(&word, scales + 2 * block, sizeof word);
-    return number(scale_of(type, (uint8_t)(word >> SCALE_SHIFT)),
-                  codes[c / 2 * tokens + t] >> c % 2 * 4 & 15, word & 15);
+    struct block b = block_at(type, scales, c / KV_BLOCK * tokens + t);
+    return number(scale_of(type, b.scale), key_code(type, codes + t, tokens, c), b.zero);
 }
 
 void kv_get_keys(uint32_t type, const void *part, size_t tokens, size_t head_dim, size_t t,
@@ -242,9 +261,17 @@ void kv_get_keys(uint32_t type, const void *part, size_t tokens, size_t head_dim
         kernel_transpose16(k, head_dim, (const uint16_t *)part + t, tokens, head_dim, n);
         return;
     }
-    for (size_t i = 0; i < n; i++)
-        for (size_t c = 0; c < head_dim; c++)
-            k[i * head_dim + c] = kernel_f32_to_f16(kv_key(type, part, tokens, head_dim, t + i, c));
+    const uint8_t *codes = part, *scales = codes + kv_key_rows(type, head_dim) * tokens;
+    float row[KERNEL_HEAD_DIM_MAX];
+    for (; n; n--, t++, k += head_dim) {
+        for (size_t i = 0, c = 0; c < head_dim; i++) {
+            struct block b = block_at(type, scales, i * tokens + t);
+            float s = scale_of(type, b.scale);
+            for (size_t in = 0; in < KV_BLOCK && c < head_dim; in++, c++)
+                row[c] = number(s, key_code(type, codes + t, tokens, c), b.zero);
+        }
+        kernels_best()->f32_to_f16(k, row, head_dim);
+    }
 }
 
 // ---- parts of V --------------------------------------------------------------------------------
@@ -281,16 +308,10 @@ float kv_value(uint32_t type, const void *part, size_t tokens, size_t head_dim, 
 {
     size_t bytes = kv_value_codes(type, head_dim), block = t * kv_blocks(head_dim) + c / KV_BLOCK;
     const uint8_t *codes = (const uint8_t *)part + t * bytes;
-    const uint8_t *scales = (const uint8_t *)part + tokens * bytes;
-    size_t in = c % KV_BLOCK, half = KV_BLOCK / 2;
-    uint16_t word;
     if (type == KV_F16)
         return kernel_f16_to_f32(((const uint16_t *)part)[t * head_dim + c]);
-    if (type == KV_Q8)
-        return number(scale_of(type, scales[block]), (int8_t)codes[c], 0);
-    memcpy(&word, scales + 2 * block, sizeof word);
-    return number(scale_of(type, (uint8_t)(word >> SCALE_SHIFT)),
-                  codes[(c - in) / 2 + in % half] >> in / half * 4 & 15, word & 15);
+    struct block b = block_at(type, (const uint8_t *)part + tokens * bytes, block);
+    return number(scale_of(type, b.scale), value_code(type, codes, c), b.zero);
 }
 
 void kv_get_values(uint32_t type, const void *part, size_t tokens, size_t head_dim, size_t t,
@@ -301,8 +322,15 @@ void kv_get_values(uint32_t type, const void *part, size_t tokens, size_t head_d
         memcpy(v, (const uint8_t *)part + t * bytes, n * bytes);
         return;
     }
-    for (size_t i = 0; i < n; i++)
-        for (size_t c = 0; c < head_dim; c++)
-            v[i * head_dim + c] =
-                kernel_f32_to_f16(kv_value(type, part, tokens, head_dim, t + i, c));
+    const uint8_t *scales = (const uint8_t *)part + tokens * bytes;
+    float row[KERNEL_HEAD_DIM_MAX];
+    for (; n; n--, t++, v += head_dim) {
+        for (size_t i = 0, c = 0; c < head_dim; i++) {
+            struct block b = block_at(type, scales, t * kv_blocks(head_dim) + i);
+            float s = scale_of(type, b.scale);
+            for (size_t in = 0; in < KV_BLOCK && c < head_dim; in++, c++)
+                row[c] = number(s, value_code(type, (const uint8_t *)part + t * bytes, c), b.zero);
+        }
+        kernels_best()->f32_to_f16(v, row, head_dim);
+    }
 }
