@@ -57,8 +57,8 @@ struct flash_ops {
     void (*submit)(struct flash *flash, struct flash_io *list, uint64_t now_ns);
     // Returns finished operations as a list, NULL when there are none now.
     struct flash_io *(*poll)(struct flash *flash, uint64_t now_ns);
-    // When the next operation finishes, where the back end knows: at or before the last time handed
-    // in when one waits to be polled, UINT64_MAX when none is in flight. NULL: it does not know.
+    // When the next operation finishes, or a step towards that ends: at or before the last time
+    // handed in when one waits to be polled, UINT64_MAX when none is in flight. NULL: not known.
     uint64_t (*next_ns)(struct flash *flash);
     // Sleeps until an operation finishes or max_ns have passed; returns at once when one waits to
     // be polled or none is in flight. NULL where poll never has to wait.
