@@ -126,17 +126,23 @@ static void test_the_bits_of_a_file(void **state)
         assert_false(drives[0].emulated);
         assert_true(stats.modelled_flash_seconds == 0 && stats.modelled_attention_seconds == 0);
         for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+            if (m % 2 && strstr(places[i], "paced")) // real time is dear
+                continue;
             if (run(model, places[i], &o, 1, &stats, drives) != want)
                 fail_msg("%s on %s: other bits", methods[m], places[i]);
             assert_true(drives[0].emulated && drives[0].program_pages);
+            assert_int_equal(drives[0].bad_blocks != 0, i != 1);
+            assert_true(drives[0].modelled_flash_seconds > 0);
+            assert_true(stats.modelled_flash_seconds >= drives[0].modelled_flash_seconds);
+            if (i == 2)
+                assert_true(stats.modelled_attention_seconds == 0); // no other time than the real
+            // A real disk below, or real time, may be so slow that all rows are still in DRAM.
+            if (strstr(places[i], "file:") || strstr(places[i], "paced"))
+                continue;
             if (!drives[0].read_pages)
                 fail_msg("%s on %s: nothing was read", methods[m], places[i]);
-            assert_true(stats.modelled_flash_seconds >= drives[0].modelled_flash_seconds);
-            assert_true(drives[0].modelled_flash_seconds > 0);
-            assert_int_equal(drives[0].read_retries != 0, i != 1 && i != 4);
-            assert_int_equal(drives[0].bad_blocks != 0, i != 1);
-            // A clock that is held to the real one has no other; the host only reads.
-            bool waits = i != 2 && strcmp(methods[m], "host") != 0;
+            assert_int_equal(drives[0].read_retries != 0, i == 0);
+            bool waits = strcmp(methods[m], "host") != 0; // the host only reads
             assert_int_equal(stats.modelled_attention_seconds > 0, waits);
         }
     }
