@@ -22,13 +22,23 @@ MIXES = (
     tasks.Mix(0.1, 0.0, 0.1, 0.6),
     tasks.Mix(0.3, 0.2, 0.2, 0.1),
 )
+# Once the tasks are known: more of what takes two look-ups.
+MORE_MIXES = (
+    tasks.Mix(0.45, 0.45, 0.0, 0.0),
+    tasks.Mix(0.45, 0.45, 0.0, 0.0),
+    tasks.Mix(0.5, 0.25, 0.0, 0.0),
+    tasks.Mix(0.1, 0.0, 0.8, 0.0),
+    tasks.Mix(0.1, 0.0, 0.1, 0.6),
+)
 
 
 class Study(tasks.Journal):
     """A journal with answered questions."""
 
-    def __init__(self, dice, mix):
+    def __init__(self, dice, mix, single_word=0.0):
         self.slots = self._narrow(dice)
+        if single_word and dice.roll() < single_word:
+            self.slots = self._one_varies(dice)
         super().__init__(dice, mix)
         self.weights = []
         self.asks = 0.3 + 0.5 * dice.roll()
@@ -44,6 +54,16 @@ class Study(tasks.Journal):
                 count = round(few * (len(pool) / few) ** dice.roll())
                 slots[field] = dice.sample(pool, count)
         return slots
+
+    @staticmethod
+    def _one_varies(dice):
+        """Things differ in one word, and numbers are of one attribute."""
+        same = dice.pick(("adjective", "noun"))
+        return {
+            **SLOTS,
+            same: [dice.pick(SLOTS[same])],
+            "attribute": [dice.pick(SLOTS["attribute"])],
+        }
 
     def write(self, length):
         """Returns ids (BOS first) and loss classes, `length` of each."""
@@ -124,7 +144,7 @@ class Study(tasks.Journal):
         return True
 
     def fact(self):
-        most = 0.75 * len(SLOTS["attribute"]) * self._things()
+        most = 0.75 * len(self.slots["attribute"]) * self._things()
         if len(self.facts) >= most:
             return corpus.filler_tokens(self.dice, self.slots)
         while True:
@@ -175,11 +195,28 @@ def batch(dice, count, length, single_word=0.0, attributes_first=False):
     """`count` documents of `length` tokens, some of them plain ledgers: two
     lists, ids and classes."""
     plain = max(1, count * 3 // 8) if count > 1 else int(dice.roll() < 0.375)
+    return _batch(
+        dice, count, length, plain, MIXES, single_word, attributes_first
+    )
+
+
+def more_batch(dice, count, length, single_word=0.0, attributes_first=False):
+    """The same, for a model that has learnt from those of `batch`."""
+    plain = max(1, count // 4) if count > 1 else int(dice.roll() < 0.25)
+    return _batch(
+        dice, count, length, plain, MORE_MIXES, single_word, False, single_word
+    )
+
+
+def _batch(
+    dice, count, length, plain, mixes, single_word, attributes_first, single=0.0
+):
     ids, classes = curriculum.batch(
         dice, plain, length, single_word, attributes_first
     ) if plain else ([], [])
     for _ in range(count - plain):
-        document = Study(dice, dice.pick(MIXES)).write(length)
+        study = Study(dice, dice.pick(mixes), single)
+        document = study.write(length)
         ids.append(document[0])
         classes.append(document[1])
     return ids, classes

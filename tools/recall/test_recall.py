@@ -171,6 +171,24 @@ class TasksTest(unittest.TestCase):
             self.assertEqual(len(ids), 16)
             self.assertEqual({len(row) for row in ids}, {length})
             self.assertEqual({len(row) for row in classes}, {length})
+            ids, classes = tasks_curriculum.more_batch(
+                corpus.Dice(1), 16, length, 0.5
+            )
+            self.assertEqual({len(row) for row in ids + classes}, {length})
+            self.assertEqual(len(ids), 16)
+
+    def test_things_that_differ_in_one_word(self):
+        study = tasks_curriculum.Study(
+            corpus.Dice(5), tasks.Mix(0.45, 0.45, 0.0, 0.0), 1.0
+        )
+        study.write(600)
+        keys = [key for key, _ in study.facts]
+        self.assertEqual(len({key.attribute for key in keys}), 1)
+        self.assertEqual(
+            min(len({key.noun for key in keys}),
+                len({key.adjective for key in keys})), 1
+        )
+        self.assertGreater(len(study.links), 5)
 
     def test_votes_are_to_be_guessed(self):
         study = tasks_curriculum.Study(corpus.Dice(2), tasks.MIXES["vote"])

@@ -2,9 +2,11 @@
 """Trains the recall model from nothing and writes it as a GGUF file.
 
     python3 tools/recall/train.py --out models/recall.gguf
-    python3 tools/recall/train.py --tasks --out tasks.gguf
+    python3 tools/recall/train.py --tasks --out first.gguf
+    python3 tools/recall/train.py --tasks --from first.gguf --out tasks.gguf
 
-The second one also learns the tasks of tasks.py, in one layer more.
+The second one also learns the tasks of tasks.py, in one layer more; the third
+one goes on with it, with more of what takes two look-ups.
 """
 
 import argparse
@@ -51,6 +53,14 @@ TASK_STAGES = (
     Stage(1024, 90, 0.05, 4096),
     Stage(2048, 20, 0.0, 4096),
 )
+MORE_STAGES = (
+    Stage(128, 110, 0.3, 4096),
+    Stage(256, 80, 0.15, 4096),
+    Stage(512, 60, 0.05, 4096),
+    Stage(1024, 50, 0.0, 4096),
+    Stage(2048, 30, 0.0, 4096),
+)
+MORE_RATE = 0.6  # of the full learning rate
 ATTRIBUTES_FIRST_STEPS = 140
 
 MATRIX_RATE = 0.012
@@ -101,9 +111,9 @@ def faster_type():
     return min(seconds, key=seconds.get)
 
 
-def make_batch(lessons, dice, stage, step):
+def make_batch(batch, dice, stage, step):
     """Ids, the ids to predict and what each of them means for the loss."""
-    ids, classes = lessons.batch(
+    ids, classes = batch(
         dice,
         max(1, stage.tokens // stage.length),
         stage.length + 1,
@@ -154,7 +164,7 @@ class Progress:
         self.losses, self.hits, self.asked = [], 0, 0
 
 
-def train(model, seed, lessons, stages):
+def train(model, seed, batch, stages, full_rate=1.0):
     dice = corpus.Dice(seed)
     kind = faster_type()
     optimizers = make_optimizers(model, kind)
@@ -163,8 +173,8 @@ def train(model, seed, lessons, stages):
     for step, stage in enumerate(plan):
         for optimizer, rate in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate * rate_at(step, len(plan))
-        ids, targets, classes = make_batch(lessons, dice, stage, step)
+                group["lr"] = full_rate * rate * rate_at(step, len(plan))
+        ids, targets, classes = make_batch(batch, dice, stage, step)
         wanted = classes != curriculum.IGNORED
         # Flatter attention in training leaves a margin for long documents.
         flatter = LEAST_SCALE + (1 - LEAST_SCALE) * dice.roll()
@@ -190,18 +200,31 @@ def main():
         "--tasks", action="store_true",
         help="learn the tasks of tasks.py, too: four layers",
     )
+    parser.add_argument(
+        "--from", dest="first", metavar="FILE",
+        help="go on with the model that --tasks wrote",
+    )
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--threads", type=int, default=4)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    lessons, stages, layers = curriculum, STAGES, 3
+    batch, stages, layers, rate = curriculum.batch, STAGES, 3, 1.0
+    if options.first and not options.tasks:
+        parser.error("--from goes with --tasks")
     if options.tasks:
-        lessons, stages, layers = tasks_curriculum, TASK_STAGES, 4
+        batch, stages, layers = tasks_curriculum.batch, TASK_STAGES, 4
+    if options.first:
+        batch = tasks_curriculum.more_batch
+        stages, rate = MORE_STAGES, MORE_RATE
     with output_file.writing(options.out, "wb") as file:
-        model = recall.Model(recall.Config(len(vocabulary.PIECES), layers))
-        recall.initialise(model)
-        train(model, options.seed, lessons, stages)
+        if options.first:
+            model = gguf_writer.read(options.first)
+            recall.fix_look_back(model)
+        else:
+            model = recall.Model(recall.Config(len(vocabulary.PIECES), layers))
+            recall.initialise(model)
+        train(model, options.seed, batch, stages, rate)
         gguf_writer.write(file.name, model)
     print(f"wrote {options.out}")
 
