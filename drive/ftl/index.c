@@ -157,6 +157,11 @@ static const float quarters[16][2] = {
     {-1.5f, 1.5f},  {-.5f, 1.5f},  {.5f, 1.5f},  {1.5f, 1.5f},
 };
 
+static uint32_t half_byte(const uint8_t *codes, uint32_t i)
+{
+    return (uint32_t)codes[i / 2] >> i % 2 * 4 & 15u;
+}
+
 void index_value(const struct index_shape *shape, const uint8_t *summary, float *out)
 {
     const uint8_t *codes = value_codes(shape, summary);
@@ -164,12 +169,12 @@ void index_value(const struct index_shape *shape, const uint8_t *summary, float 
     uint32_t each = 4 / shape->value_bits, whole = shape->head_dim / each;
     const float *table = shape->value_bits == 1 ? *halves : *quarters;
     for (uint32_t i = 0; i < whole; i++) {
-        const float *values = table + (codes[i / 2] >> i % 2 * 4 & 15u) * each;
+        const float *values = table + half_byte(codes, i) * each;
         for (uint32_t j = 0; j < each; j++)
             out[i * each + j] = scale * values[j];
     }
     for (uint32_t d = whole * each; d < shape->head_dim; d++)
-        out[d] = scale * table[(codes[whole / 2] >> whole % 2 * 4 & 15u) * each + d % each];
+        out[d] = scale * table[half_byte(codes, whole) * each + d % each];
 }
 
 // The key that is nearest to x; ties go to the lower one.
