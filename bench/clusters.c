@@ -7,6 +7,14 @@
 
 enum { NOISE = 1 << 16 }; // normal numbers; each vector starts somewhere in them
 
+const struct clusters_options clusters_usual = {.seed = 1,
+                                                .segment = 32,
+                                                .topics = 64,
+                                                .focus = 4,
+                                                .cohesion = 0.8f,
+                                                .sharpness = 6,
+                                                .outliers = 0.6f};
+
 struct clusters {
     struct clusters_options o;
     uint32_t layers, kv_heads, head_dim;
@@ -162,4 +170,16 @@ void clusters_query(const struct clusters *c, uint32_t sequence, uint32_t layer,
         for (uint32_t d = 0; d < c->head_dim; d++)
             q[d] *= size[d];
     }
+}
+
+void clusters_content_kv(void *user, uint32_t sequence, uint32_t head, uint64_t pos, uint64_t n,
+                         uint16_t *k, uint16_t *v)
+{
+    clusters_kv(user, sequence, 0, head, pos, n, k, v);
+}
+
+void clusters_content_query(void *user, uint32_t sequence, uint32_t head, uint64_t pos,
+                            uint32_t group, float *q)
+{
+    clusters_query(user, sequence, 0, head, pos, group, q);
 }

@@ -27,6 +27,9 @@ struct clusters_options {
     float cohesion, sharpness, outliers;
 };
 
+// What `instinfer bench drive` measures unless told otherwise.
+extern const struct clusters_options clusters_usual;
+
 struct clusters;
 
 // Texts of `tokens` tokens for every head of every layer of every sequence.
@@ -41,5 +44,11 @@ void clusters_kv(const struct clusters *clusters, uint32_t sequence, uint32_t la
 // The queries of the token at pos: [group][head_dim].
 void clusters_query(const struct clusters *clusters, uint32_t sequence, uint32_t layer,
                     uint32_t head, uint64_t pos, uint32_t group, float *q);
+
+// The same of layer 0, as callbacks: user is a struct clusters.
+void clusters_content_kv(void *user, uint32_t sequence, uint32_t head, uint64_t pos, uint64_t n,
+                         uint16_t *k, uint16_t *v);
+void clusters_content_query(void *user, uint32_t sequence, uint32_t head, uint64_t pos,
+                            uint32_t group, float *q);
 
 #endif

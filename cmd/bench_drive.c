@@ -478,13 +478,7 @@ int bench_drive(int argc, char **argv)
                                   .dies = 8,
                                   .dram_limit = 512 << 20,
                                   .threads = 4,
-                                  .clusters = {.seed = 1,
-                                               .segment = 32,
-                                               .topics = 64,
-                                               .focus = 4,
-                                               .cohesion = 0.8f,
-                                               .sharpness = 6,
-                                               .outliers = 0.6f}};
+                                  .clusters = clusters_usual};
     b.steps = 16;
     b.audits = 4;
     const struct option rows[] = {

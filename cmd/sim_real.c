@@ -5,38 +5,19 @@
 #include <math.h>
 #include <stdio.h>
 
-static void content_kv(void *user, uint32_t sequence, uint32_t head, uint64_t pos, uint64_t n,
-                       uint16_t *k, uint16_t *v)
-{
-    clusters_kv(user, sequence, 0, head, pos, n, k, v);
-}
-
-static void content_query(void *user, uint32_t sequence, uint32_t head, uint64_t pos,
-                          uint32_t group, float *q)
-{
-    clusters_query(user, sequence, 0, head, pos, group, q);
-}
-
 int sim_real_open(struct sim_real *real, const char *profile, uint32_t sequences,
                   const struct machine *m, const struct workload *w)
 {
-    // What bench drive measures unless told otherwise.
-    const struct clusters_options locality = {.seed = 1,
-                                              .segment = 32,
-                                              .topics = 64,
-                                              .focus = 4,
-                                              .cohesion = 0.8f,
-                                              .sharpness = 6,
-                                              .outliers = 0.6f};
     struct inst_msg msg = {0};
-    int err = clusters_new(&real->clusters, &locality, sequences, 1, drive_heads(m, &w->shape),
-                           w->shape.head_dim, (uint64_t)w->input + w->output, &msg);
+    int err =
+        clusters_new(&real->clusters, &clusters_usual, sequences, 1, drive_heads(m, &w->shape),
+                     w->shape.head_dim, (uint64_t)w->input + w->output, &msg);
     if (err)
         return fail(EXIT_FAILED, "sim: --real: %s", msg.text);
     const struct drive_real_options options = {
         .profile = profile,
         .sequences = sequences,
-        .content = {content_kv, content_query, real->clusters}};
+        .content = {clusters_content_kv, clusters_content_query, real->clusters}};
     drive_real_source_open(&real->drive, &options);
     return 0;
 }

@@ -114,36 +114,18 @@ static void test_selections(void **state)
     assert_true(fabs(p.real.bytes / p.model.bytes - 1) < 0.15);
 }
 
-static void clustered_kv(void *user, uint32_t sequence, uint32_t head, uint64_t pos, uint64_t n,
-                         uint16_t *k, uint16_t *v)
-{
-    clusters_kv(user, sequence, 0, head, pos, n, k, v);
-}
-
-static void clustered_query(void *user, uint32_t sequence, uint32_t head, uint64_t pos,
-                            uint32_t group, float *q)
-{
-    clusters_query(user, sequence, 0, head, pos, group, q);
-}
-
 // The run length that the evaluation assumes is what the drive's own SparF chooses on K and V as
 // bench drive has them.
 static void test_locality(void **state)
 {
     (void)state;
-    const struct clusters_options locality = {.seed = 1,
-                                              .segment = 32,
-                                              .topics = 64,
-                                              .focus = 4,
-                                              .cohesion = 0.8f,
-                                              .sharpness = 6,
-                                              .outliers = 0.6f};
-    struct drive_content content = {clustered_kv, clustered_query, NULL};
+    struct drive_content content = {clusters_content_kv, clusters_content_query, NULL};
     struct constants c;
     struct pair p;
     constants_default(&c);
     assert_int_equal(
-        clusters_new((struct clusters **)&content.user, &locality, 4, 1, 16, 128, 1536, NULL), 0);
+        clusters_new((struct clusters **)&content.user, &clusters_usual, 4, 1, 16, 128, 1536, NULL),
+        0);
     run_both(&p, SIM_SPARF, 16, 16, 4, 1536, &content, c.run);
     clusters_free(content.user);
     double ratio = p.real.token_bytes / p.model.token_bytes;
