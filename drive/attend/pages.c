@@ -86,20 +86,23 @@ static struct index_run run_at(const struct pages_view *p, uint64_t piece)
 // is returned: whole numbers, so that sums of them are the same in any order.
 static float make_table(int8_t (*table)[16], const float *q, uint32_t dim)
 {
-    float sum, most = 0;
-    for (int fill = 0; fill < 2; fill++) {
-        for (uint32_t j = 0; j < (dim + 7) / 8 * 2; j++) {
-            for (uint32_t code = 0; code < 16; code++) {
-                sum = 0;
-                for (uint32_t c = 0; c < 4 && 4 * j + c < dim; c++)
-                    sum += code >> c & 1 ? q[4 * j + c] : -q[4 * j + c];
-                if (!fill)
-                    most = sum > most ? sum : most;
-                else // what is no number, or infinite, counts for nothing
-                    table[j][code] = most > 0 && fabsf(sum) <= most && most < INFINITY
-                                         ? (int8_t)rintf(sum / most * 127)
-                                         : 0;
-            }
+    const uint32_t n = (dim + 7) / 8 * 2;
+    float most = 0;
+    for (uint32_t j = 0; j < n; j++) { // the greatest sum is that of sizes
+        float sum = 0;
+        for (uint32_t c = 4 * j; c < 4 * j + 4 && c < dim; c++)
+            sum += fabsf(q[c]);
+        most = sum > most ? sum : most;
+    }
+    for (uint32_t j = 0; j < n; j++) {
+        for (uint32_t code = 0; code < 16; code++) {
+            float sum = 0;
+            for (uint32_t c = 0; c < 4 && 4 * j + c < dim; c++)
+                sum += code >> c & 1 ? q[4 * j + c] : -q[4 * j + c];
+            // What is no number, or infinite, counts for nothing.
+            table[j][code] = most > 0 && fabsf(sum) <= most && most < INFINITY
+                                 ? (int8_t)rintf(sum / most * 127)
+                                 : 0;
         }
     }
     return most / 127;
