@@ -178,17 +178,23 @@ void kv_round(uint32_t type, uint16_t *x, size_t head_dim)
     }
 }
 
-void kv_turn(float *x, size_t head_dim)
+void kv_hadamard(float *x, size_t n)
 {
-    const size_t block = head_dim & -head_dim;
-    const float size = 1 / sqrtf((float)block);
-    for (size_t step = 1; step < block; step *= 2)
-        for (size_t first = 0; first < head_dim; first += 2 * step)
+    for (size_t step = 1; step < n; step *= 2)
+        for (size_t first = 0; first < n; first += 2 * step)
             for (size_t i = first; i < first + step; i++) {
                 float a = x[i], b = x[i + step];
                 x[i] = a + b;
                 x[i + step] = a - b;
             }
+}
+
+void kv_turn(float *x, size_t head_dim)
+{
+    const size_t block = head_dim & -head_dim;
+    const float size = 1 / sqrtf((float)block);
+    for (size_t at = 0; at < head_dim; at += block)
+        kv_hadamard(x + at, block);
     for (size_t i = 0; i < head_dim; i++)
         x[i] *= ((uint32_t)i + 1) * 0x9e3779b9u >> 31 ? -size : size;
 }

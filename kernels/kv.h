@@ -81,6 +81,10 @@ uint32_t kv_type_named(const char *name);
 // Rounds head_dim channels of one token and head to what would be stored.
 void kv_round(uint32_t type, uint16_t *x, size_t head_dim);
 
+// x[n] times a Hadamard matrix of entries 1 and -1; n: a power of two. Plain C in a fixed order,
+// equal everywhere.
+void kv_hadamard(float *x, size_t n);
+
 // Turns q or K of one head, in place: blocks of as many channels as the greatest power of two that
 // divides head_dim go through a Hadamard matrix, so that no channel is much larger than the others,
 // and some change their sign, so that turning them by that matrix again is not the way back. What

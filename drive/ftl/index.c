@@ -93,14 +93,7 @@ void index_turn(float *x, uint32_t head_dim)
     for (uint32_t at = 0, n; at < head_dim; at += n) { // blocks of powers of two
         for (n = 1; n * 2 <= head_dim - at;)
             n *= 2;
-        for (uint32_t half = 1; half < n; half *= 2)
-            for (uint32_t i = at; i < at + n; i++) {
-                if ((i - at) & half)
-                    continue;
-                float a = x[i], b = x[i + half];
-                x[i] = a + b;
-                x[i + half] = a - b;
-            }
+        kv_hadamard(x + at, n);
         float scale = 1.0f / sqrtf((float)n);
         for (uint32_t i = at; i < at + n; i++)
             x[i] *= scale;
