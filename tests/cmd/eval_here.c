@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The methods that `instinfer eval` compares with, held against their definitions in double
 // precision, written apart: token by token, with sorting in place of selection.
-#include "cmd/eval_here.h"
+#include "cmd/eval/here.h"
 #include "kernels/kernels.h"
 
 #include <math.h>

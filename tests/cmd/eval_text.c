@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Prints a made-up document and its questions as tools/recall/tasks.py does: eval_text TASK TOKENS
 // SEED QUESTIONS.
-#include "cmd/eval_text.h"
+#include "cmd/eval/text.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Any line of a batch file. What is accepted is whole and within its limits, is the same when it is
 // read again and when it has given its JSON back; what is refused says why in one line of UTF-8.
-#include "cmd/batch_request.h"
+#include "cmd/batch/request.h"
 #include "host/model/text.h"
 
 #include <math.h>

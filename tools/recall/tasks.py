@@ -14,7 +14,7 @@ words. What is asked about it:
   copy  The amber bell tent tall drum ...   Question: the amber bell tent tall
         drum ...   The words that followed the same three words.
 
-`instinfer eval` makes the same documents (cmd/eval_text.c), for "recall" and
+`instinfer eval` makes the same documents (cmd/eval/text.c), for "recall" and
 "keys" plain ledgers; a test compares the two, byte for byte.
 """
 
