@@ -6,6 +6,7 @@ instinfer profile 1
 channels = 16           # assumed: controllers of PCIe 5.0 drives have 8 to 16
 bus = 2.4 GB/s          # assumed: ONFI 5.0 and Toggle 5.0, 2,400 MT/s
 page = 4 KiB            # assumed: as instcsd-zynq7045
+spare = 32 B            # assumed: as instcsd-zynq7045
 dies = 8                # assumed: of a flash channel
 planes = 4              # assumed
 pages_per_block = 256   # assumed

@@ -8,6 +8,8 @@ instinfer profile 1
 channels = 8            # the paper
 bus = 1.4 GB/s          # the paper; 8 bits of V5
 page = 4 KiB            # the paper: 16 tokens of a head of width 128
+spare = 32 B            # assumed: what the FTL says of a page. The paper's rate is that of data
+                        # (NVMeVirt moves nothing else), so ECC is left out
 dies = 32               # of a flash channel, assumed: 16 of two planes that read independently;
                         # 18 keep 1.4 GB/s busy (1.4 GB/s * 50 us / 4 KiB = 17.1)
 planes = 1              # see dies

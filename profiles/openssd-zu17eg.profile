@@ -8,6 +8,7 @@ instinfer profile 1
 channels = 8            # Cosmos+ firmware: 8 channels
 bus = 200 MB/s          # Cosmos+: NAND interface of 100 MHz, both edges
 page = 16 KiB           # Cosmos+ firmware: data region of a page
+spare = 1664 B          # Cosmos+ firmware: spare region of a row, of which ECC leaves 256
 dies = 8                # Cosmos+ firmware: 8 ways
 planes = 1              # Cosmos+ firmware: a LUN is driven as one plane
 pages_per_block = 256   # Cosmos+ firmware: pages of an MLC block

@@ -9,6 +9,7 @@ instinfer profile 1
 channels = 8            # assumed
 bus = 1.4 GB/s          # V5: 1.4 Gbit/s per pin, 8 bits
 page = 16 KiB           # assumed
+spare = 1872 B          # assumed: as beside 16 KiB of Micron's MT29F128G08CBECB
 dies = 8                # 3.84 TB and spares of 512 Gbit dies are 64, over 8 flash channels
 planes = 2              # assumed
 pages_per_block = 1024  # assumed: 16 MiB

@@ -8,6 +8,7 @@ instinfer profile 1
 channels = 8            # Samsung Elpis controller, reviews
 bus = 1.2 GB/s          # ISSCC: 1.2 Gbit/s per pin, 8 bits
 page = 16 KiB           # assumed, as in V-NAND of earlier generations
+spare = 1872 B          # assumed: as beside 16 KiB of Micron's MT29F128G08CBECB
 dies = 4                # 2 TB of 512 Gbit dies (ISSCC) are 32, over 8 flash channels
 planes = 2              # assumed
 pages_per_block = 1024  # assumed: 16 MiB

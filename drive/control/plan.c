@@ -61,7 +61,7 @@ static int plan_segments(struct control_plan *plan, const struct flash_geometry 
                          const struct space_config *c, struct inst_msg *msg)
 {
     uint64_t sequences = max_u64(c->max_sequences, 1), device = g->blocks / g->dies;
-    uint64_t summary = (uint64_t)segment_summary_pages(g) * g->page_bytes * g->dies;
+    uint64_t records = segment_record_bytes(g);
     uint64_t total = 0, full = 0, more = 0;
     uint64_t tables = div_round_up(device, 64) * sizeof(void *) + 64 * 128;
     for (uint32_t i = 0; i < STREAM_MAX; i++) {
@@ -79,9 +79,9 @@ static int plan_segments(struct control_plan *plan, const struct flash_geometry 
         uint64_t some = min_u64(each + 2 * (sequences - 1) + SEGMENTS_DEAD_MAX, device);
         tables += some * segment_bytes(g, stream);
         more += (min_u64(all + SEGMENTS_DEAD_MAX, device) - some) * segment_bytes(g, stream);
-        // While a segment is open, and while its summary is programmed.
+        // While a segment is open, and until all of it is programmed.
         tables +=
-            (sequences + 2) * (summary + g->dies * sizeof(struct flash_io) + 3 * ALLOCATION_EXTRA);
+            (sequences + 2) * (records + g->dies * sizeof(struct flash_io) + 3 * ALLOCATION_EXTRA);
     }
     plan->tables = tables;
     plan->more_tables = more;

@@ -494,6 +494,7 @@ int flash_file_open(struct flash **out, const struct flash_file_options *options
     self->flash.ops = &file_ops;
     self->flash.geometry = options->geometry;
     self->flash.geometry.no_data = false;
+    self->flash.geometry.oob = false;
     self->fd = -1;
     rc = file_init(self, options, msg);
     if (rc) {

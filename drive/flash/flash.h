@@ -25,7 +25,12 @@ struct flash_geometry {
     // A request costs as much as reading so many bytes: gaps up to this size are cheaper read than
     // left out. 0: not known.
     uint32_t request_bytes;
+    bool oob; // pages keep FLASH_OOB_BYTES beside their data, programmed and read with them
 };
+
+// Of a page's spare area what is not the controller's own, for ECC: room for what the FTL says of
+// a page.
+enum { FLASH_OOB_BYTES = 32 };
 
 enum flash_op { FLASH_READ, FLASH_PROGRAM, FLASH_ERASE, FLASH_SYNC };
 
@@ -41,8 +46,11 @@ struct flash_io {
     uint32_t pages; // READ and PROGRAM: page .. page + pages - 1 of `block`
     uint64_t block; // ERASE: the block; SYNC: unused
     uint32_t page;
-    int status;       // out: 0 or INST_E*
-    void *data;       // pages * page_bytes
+    int status; // out: 0 or INST_E*
+    void *data; // pages * page_bytes
+    // pages * FLASH_OOB_BYTES, where geometry.oob, else nobody looks at it. NULL: zeros are
+    // programmed, what was is not wanted.
+    void *oob;
     uint64_t done_ns; // out: when it finished (virtual time on timed back ends)
     struct flash_io *next;
     void *owner; // the submitter's
@@ -75,6 +83,8 @@ struct flash {
     char path[160]; // how bytes travel, for people: "io_uring, O_DIRECT" or what it fell back to
 };
 
+// Of these only emulated NAND has OOB: the others open with geometry.oob false, whatever is asked.
+//
 // Reads and programs nothing; every operation finishes at once.
 int flash_null_open(struct flash **out, const struct flash_geometry *geometry,
                     struct inst_msg *msg);

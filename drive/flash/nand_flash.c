@@ -4,6 +4,7 @@
 // What is refused or fails by wear takes its time, too, but for what no device would begin.
 #include "drive/flash/nand_flash.h"
 #include "base/checked.h"
+#include "base/mapping.h"
 #include "base/size.h"
 #include "drive/flash/nand.h"
 
@@ -27,6 +28,7 @@ struct flash_nand_emulated {
     struct flash *below;
     struct flash_nand nand;
     struct nand_wear wear;
+    struct mapping oob; // (blocks, pages_per_block, FLASH_OOB_BYTES) where there is any
     struct nand_time *time;
     struct proxy *free_list, *all;
     uint64_t below_open; // operations that the flash below holds
@@ -100,6 +102,22 @@ static int accept(struct flash_nand_emulated *self, const struct flash_io *io, u
     return err;
 }
 
+// Moves what lies beside the data at once, whenever its time comes: nobody looks before.
+static void move_oob(struct flash_nand_emulated *self, const struct flash_io *io)
+{
+    uint64_t n = (uint64_t)io->pages * FLASH_OOB_BYTES;
+    if (!self->oob.data || (io->op != FLASH_READ && io->op != FLASH_PROGRAM))
+        return;
+    uint64_t first = io->block * self->flash.geometry.pages_per_block + io->page;
+    uint8_t *place = self->oob.data + first * FLASH_OOB_BYTES;
+    if (io->op == FLASH_READ && io->oob)
+        memcpy(io->oob, place, n);
+    else if (io->op == FLASH_PROGRAM && io->oob)
+        memcpy(place, io->oob, n);
+    else if (io->op == FLASH_PROGRAM)
+        memset(place, 0, n);
+}
+
 static void begin(struct flash_nand_emulated *self, struct flash_io *io, int status,
                   struct flash_queue *below, struct nand_op ***model)
 {
@@ -128,6 +146,7 @@ static void begin(struct flash_nand_emulated *self, struct flash_io *io, int sta
         **model = &proxy->op;
         *model = &proxy->op.next;
     }
+    move_oob(self, io);
     // A program that fails has used its pages up; an erase that fails has done nothing.
     if (!status || io->op == FLASH_PROGRAM) {
         proxy->open++;
@@ -200,6 +219,7 @@ static void nand_close(struct flash *flash)
     flash_close(self->below);
     nand_time_close(self->time);
     nand_wear_free(&self->wear);
+    mapping_close(&self->oob);
     if (self->nand.next)
         flash_nand_free(&self->nand);
     for (struct proxy *proxy = self->all, *next; proxy; proxy = next) {
@@ -221,6 +241,18 @@ static uint32_t retries(void *user, const struct nand_op *op, uint32_t page)
 {
     const struct flash_nand_emulated *self = user;
     return nand_wear_retries(&self->wear, op->block, page, self->now_ns);
+}
+
+// Lies in memory wherever the payload lies, but where there is none.
+static int open_oob(struct flash_nand_emulated *self, const struct flash_nand_options *o,
+                    struct inst_msg *msg)
+{
+    const struct flash_geometry *g = &self->flash.geometry;
+    uint64_t bytes = g->blocks * g->pages_per_block * FLASH_OOB_BYTES;
+    if (!g->oob || o->payload == NAND_PAYLOAD_NONE || mapping_open(&self->oob, bytes, false))
+        return 0;
+    return inst_fail(msg, INST_ENOMEM, "NAND: the system refused %llu bytes for the OOB",
+                     (unsigned long long)bytes);
 }
 
 static int open_below(struct flash **out, const struct flash_nand_options *o,
@@ -254,6 +286,7 @@ int flash_nand_open(struct flash **out, const struct flash_nand_options *o,
     self->flash.geometry = *geometry;
     int err = 0;
     if (geometry->dies != nand_units(&o->profile.time) ||
+        geometry->oob > (o->profile.time.spare_bytes >= FLASH_OOB_BYTES) ||
         geometry->page_bytes != o->profile.time.page_bytes)
         err = inst_fail(msg, INST_EINVAL, "NAND: the geometry is not that of profile %s", o->name);
     if (!err)
@@ -262,6 +295,8 @@ int flash_nand_open(struct flash **out, const struct flash_nand_options *o,
         err = nand_wear_init(&self->wear, &wear, geometry, msg);
     if (!err)
         err = nand_time_open(&self->time, &time, msg);
+    if (!err)
+        err = open_oob(self, o, msg);
     if (!err)
         err = open_below(&self->below, o, geometry, budget, msg);
     if (err) {

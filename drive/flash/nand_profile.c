@@ -13,6 +13,7 @@ static int read_flash(struct nand_profile *out, const struct profile *profile, s
         {"dies", PROFILE_COUNT, &p->dies, 0, 0, false},
         {"planes", PROFILE_COUNT, &p->planes, 0, 0, false},
         {"page", PROFILE_BYTES, &p->page_bytes, 0, 0, false},
+        {"spare", PROFILE_BYTES, &p->spare_bytes, 0, 0, true},
         {"pages_per_block", PROFILE_COUNT, &p->pages_per_block, 0, 0, false},
         {"size", PROFILE_BYTES, &out->size_bytes, 1, 0, false},
         {"read", PROFILE_NS, &p->read_ns, 0, 0, false},
@@ -89,6 +90,7 @@ int nand_profile_geometry(const struct nand_profile *profile, uint64_t size_byte
         .channels = (uint32_t)p->channels,
         // A request takes no more here than its pages do.
         .read_bytes = (uint32_t)p->page_bytes,
+        .oob = p->spare_bytes >= FLASH_OOB_BYTES,
     };
     return flash_geometry_check(out, msg);
 }

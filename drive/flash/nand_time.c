@@ -104,6 +104,7 @@ int nand_params_check(const struct nand_params *p, struct inst_msg *msg)
         {"dies", p->dies, 1, DIES_MAX},
         {"planes", p->planes, 1, PLANES_MAX},
         {"page", p->page_bytes, 512, 1 << 20},
+        {"spare", p->spare_bytes, 0, p->page_bytes},
         {"pages_per_block", p->pages_per_block, 2, UINT16_MAX},
         {"read", p->read_ns, 1, SECOND_NS},
         {"program", p->program_ns, 1, SECOND_NS},
@@ -405,7 +406,7 @@ static void issue_write(struct nand_time *t, struct unit *unit, struct nand_op *
 {
     if (op->kind == NAND_PROGRAM) {
         t->counters.program_pages++;
-        t->counters.program_bytes += t->p.page_bytes;
+        t->counters.program_bytes += t->p.page_bytes + t->p.spare_bytes;
         unit->loaded = op;
     } else {
         t->counters.erases++;
@@ -454,7 +455,7 @@ static void begin_out(struct nand_time *t, uint32_t channel, unsigned priority)
     if (!page->next)
         c->out_end[priority] = &c->out[priority];
     c->page = page;
-    t->counters.read_bytes += page->times * t->p.page_bytes;
+    t->counters.read_bytes += page->times * (t->p.page_bytes + t->p.spare_bytes);
     begin_job(t, channel, JOB_OUT, page->times * t->page_ns);
 }
 
@@ -779,7 +780,7 @@ int nand_time_open(struct nand_time **out, const struct nand_time_options *optio
     t->p = *p;
     t->o = *options;
     t->dies = dies;
-    t->page_ns = div_round_up(p->page_bytes * SECOND_NS, p->bus);
+    t->page_ns = div_round_up((p->page_bytes + p->spare_bytes) * SECOND_NS, p->bus);
     t->port_ns = p->port ? div_round_up(p->page_bytes * SECOND_NS, p->port) : 0;
     t->units = (struct unit *)(t + 1);
     t->die = (struct die *)(t->units + nand_units(p));

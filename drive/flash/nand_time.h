@@ -29,6 +29,7 @@ struct nand_params {
     uint64_t dies;   // of a channel
     uint64_t planes; // of a die
     uint64_t page_bytes, pages_per_block;
+    uint64_t spare_bytes;                   // beside the data of a page; pass the channel with it
     uint64_t read_ns, program_ns, erase_ns; // tR, tPROG, tBERS
     uint64_t command_ns;                    // command and address, on the channel
     uint64_t bus;                           // bytes per second of a channel

@@ -61,6 +61,7 @@ int flash_null_open(struct flash **out, const struct flash_geometry *geometry, s
     }
     self->flash = (struct flash){.ops = &null_ops, .geometry = *geometry, .path = "null (no data)"};
     self->flash.geometry.no_data = true;
+    self->flash.geometry.oob = false;
     *out = &self->flash;
     return 0;
 }

@@ -177,6 +177,7 @@ int flash_ram_open(struct flash **out, const struct flash_geometry *geometry, ui
     self->flash.ops = bytes_per_s ? &ram_rate_ops : &ram_ops;
     self->flash.geometry = *geometry;
     self->flash.geometry.no_data = false;
+    self->flash.geometry.oob = false;
     self->rate = bytes_per_s;
     rc = map_memory(self, msg);
     if (rc)

@@ -581,6 +581,8 @@ static void queue_frame(struct frames *f, struct frame *frame)
             .owner = frame,
         };
         segments_address(f->segments, frame->place, frame->page + i * step, &io->block, &io->page);
+        if (io->op == FLASH_PROGRAM)
+            io->oob = segments_oob(f->segments, io->block, io->page);
         *f->queue_end = io;
         f->queue_end = &io->next;
     }

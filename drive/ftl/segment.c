@@ -69,9 +69,24 @@ struct segments {
 
 uint32_t segment_summary_pages(const struct flash_geometry *geometry)
 {
+    if (geometry->oob)
+        return 0;
     // The records of the data pages must fit in the rest: s * page >= 32 * (n - s).
     uint64_t n = geometry->pages_per_block, page = geometry->page_bytes;
     return (uint32_t)div_round_up(n * PAGE_RECORD_BYTES, page + PAGE_RECORD_BYTES);
+}
+
+// Of one block.
+static uint64_t block_record_bytes(const struct flash_geometry *g)
+{
+    if (g->oob)
+        return (uint64_t)g->pages_per_block * PAGE_RECORD_BYTES;
+    return (uint64_t)segment_summary_pages(g) * g->page_bytes;
+}
+
+uint64_t segment_record_bytes(const struct flash_geometry *geometry)
+{
+    return geometry->dies * block_record_bytes(geometry);
 }
 
 // Pages that rows 0 .. rows - 1 put on `die` beyond their whole stripes: row r covers dies
@@ -335,8 +350,7 @@ static int open_segment(struct segments *s, struct frontier *f, struct inst_msg 
         }
     }
     struct segment *segment = segment_at(s, number);
-    segment->records = budget_alloc_pages(
-        s->budget, (uint64_t)g->dies * s->summary_pages * g->page_bytes, "page records", msg);
+    segment->records = budget_alloc_pages(s->budget, segment_record_bytes(g), "page records", msg);
     segment->ios = budget_alloc(s->budget, g->dies, sizeof *segment->ios, "page records", msg);
     segment->refs =
         budget_alloc(s->budget, f->capacity, sizeof *segment->refs, "page records", msg);
@@ -446,6 +460,13 @@ void segments_address(const struct segments *s, struct place place, uint32_t pag
         page / dies;
 }
 
+static uint8_t *record_at(const struct segments *s, const struct segment *segment, uint32_t die,
+                          uint32_t page)
+{
+    return segment->records + die * block_record_bytes(&s->flash->geometry) +
+           (uint64_t)page * PAGE_RECORD_BYTES;
+}
+
 void segments_record(struct segments *s, struct place place, uint32_t page,
                      const struct page_identity *identity, uint64_t checksum)
 {
@@ -453,9 +474,7 @@ void segments_record(struct segments *s, struct place place, uint32_t page,
     uint32_t dies = s->flash->geometry.dies, page_in_block;
     uint64_t block;
     segments_address(s, place, page, &block, &page_in_block);
-    uint64_t die_bytes = (uint64_t)s->summary_pages * s->flash->geometry.page_bytes;
-    uint8_t *p =
-        segment->records + block % dies * die_bytes + (uint64_t)page_in_block * PAGE_RECORD_BYTES;
+    uint8_t *p = record_at(s, segment, (uint32_t)(block % dies), page_in_block);
     le_put32(p, identity->seq);
     le_put32(p + 4, identity->epoch);
     le_put16(p + 8, identity->layer);
@@ -464,6 +483,25 @@ void segments_record(struct segments *s, struct place place, uint32_t page,
     le_put32(p + 16, identity->page);
     le_put32(p + 20, identity->space);
     le_put64(p + 24, checksum);
+}
+
+void page_record_read(const uint8_t *record, struct page_identity *identity, uint64_t *checksum)
+{
+    *identity = (struct page_identity){.space = le_get32(record + 20),
+                                       .seq = le_get32(record),
+                                       .epoch = le_get32(record + 4),
+                                       .layer = le_get16(record + 8),
+                                       .stream = le_get16(record + 10),
+                                       .group = le_get32(record + 12),
+                                       .page = le_get32(record + 16)};
+    *checksum = le_get64(record + 24);
+}
+
+void *segments_oob(const struct segments *s, uint64_t block, uint32_t page)
+{
+    const struct flash_geometry *g = &s->flash->geometry;
+    const struct segment *segment = segment_at(s, (uint32_t)(block / g->dies));
+    return g->oob ? record_at(s, segment, (uint32_t)(block % g->dies), page) : NULL;
 }
 
 static void submit_own(struct segments *s, uint32_t number, enum flash_op op, uint64_t now_ns)
@@ -499,15 +537,20 @@ void segments_pump(struct segments *s, uint64_t now_ns, bool idle)
     uint32_t *link = &s->work_list;
     while (*link != PLACE_NONE) {
         struct segment *segment = segment_at(s, *link);
-        bool dead = segment->state == SEGMENT_CLOSING && !segment->submitted && !segment->pins &&
-                    !segment->live;
-        if (!dead) {
+        bool full = segment->state == SEGMENT_CLOSING && !segment->submitted && !segment->pins;
+        if (!full || (segment->live && s->summary_pages)) {
             link = &segment->next;
             continue;
         }
-        uint32_t number = *link;
+        uint32_t number = *link; // needs no summary
         *link = segment->next;
-        push_dead(s, number); // needs no summary
+        if (s->summary_pages) {
+            push_dead(s, number);
+            continue;
+        }
+        drop_records(s, segment);
+        segment->state = SEGMENT_CLOSED;
+        note_if_dead(s, number);
     }
     if (s->dead && (idle || must_erase(s)))
         erase_dead(s);

@@ -9,7 +9,8 @@
 //
 // Every page has a 32-byte record (whose it is, and its checksum). While a segment is open the
 // records wait in DRAM; when it closes they are programmed behind the data of each block (summary
-// pages).
+// pages). Where flash has OOB a record is programmed with its page instead, and there are no
+// summary pages.
 #ifndef INST_DRIVE_FTL_SEGMENT_H
 #define INST_DRIVE_FTL_SEGMENT_H
 
@@ -17,7 +18,7 @@
 #include "drive/flash/flash.h"
 
 enum {
-    PAGE_RECORD_BYTES = 32,
+    PAGE_RECORD_BYTES = FLASH_OOB_BYTES,
     SEGMENTS_DEAD_MAX = 32, // that may wait for being erased
 };
 
@@ -56,8 +57,13 @@ void segments_close(struct segments *segments);
 
 // Rows of row_pages that fit in one segment (0: none does).
 uint32_t segment_capacity(const struct flash_geometry *geometry, uint32_t row_pages);
-// Summary pages at the end of each block.
+// Summary pages at the end of each block; none where flash has OOB.
 uint32_t segment_summary_pages(const struct flash_geometry *geometry);
+// DRAM for the records of a segment while it is open.
+uint64_t segment_record_bytes(const struct flash_geometry *geometry);
+
+// What is behind PAGE_RECORD_BYTES of OOB or of a summary page.
+void page_record_read(const uint8_t *record, struct page_identity *identity, uint64_t *checksum);
 
 void frontier_init(struct segments *segments, struct frontier *frontier, uint32_t row_pages,
                    uint64_t row_stream_bytes);
@@ -87,6 +93,10 @@ void segments_address(const struct segments *segments, struct place place, uint3
 // Keeps the record of page `page` of a row, which is about to be programmed.
 void segments_record(struct segments *segments, struct place place, uint32_t page,
                      const struct page_identity *identity, uint64_t checksum);
+
+// The record of a page of a block, others of the block behind it, where it is programmed with the
+// page; else NULL. Stays until the segment has no pins.
+void *segments_oob(const struct segments *segments, uint64_t block, uint32_t page);
 
 // Submits what is due (summaries, erases); `idle`: erases disturb nobody. segments_done takes back
 // a finished operation whose owner is the segments object.

@@ -31,7 +31,10 @@ void rig_open(struct rig *rig, const struct rig_options *o)
         rig->config.max_tokens = 4096;
     struct inst_msg *msg = &rig->msg;
     assert_int_equal(pool_new(&rig->pool, o->threads ? o->threads : 1, msg), 0);
-    if (o->directory) {
+    if (o->nand) {
+        g = flash_nand_about(o->nand).geometry;
+        assert_int_equal(flash_nand_open(&rig->flash, o->nand, &g, NULL, msg), 0);
+    } else if (o->directory) {
         struct flash_file_options file = {.directory = o->directory, .geometry = g};
         assert_int_equal(flash_file_open(&rig->flash, &file, msg), 0);
     } else {

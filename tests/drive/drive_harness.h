@@ -33,9 +33,10 @@ struct rig_options {
     uint64_t dram_bytes; // 0: plenty
     uint32_t page_bytes, pages_per_block, dies;
     uint64_t blocks;
-    uint64_t ram_rate;      // 0: views
-    uint32_t request_bytes; // of the flash: gaps up to this size are read
-    const char *directory;  // file store there instead of RAM
+    uint64_t ram_rate;                     // 0: views
+    uint32_t request_bytes;                // of the flash: gaps up to this size are read
+    const char *directory;                 // file store there instead of RAM
+    const struct flash_nand_options *nand; // emulated NAND of its geometry instead
     const char *kernels;
     const struct flash_fault_plan *faults;
     struct flash *wrap, **wrap_inner; // a wrapper of the test's own, and where what it wraps goes

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // One set of tests for every back end and every fallback: what is programmed is read back, in any
-// mixture, list length and order; what breaks the NAND contract is refused and changes nothing.
+// mixture, list length and order, OOB with it where there is any; what breaks the NAND contract is
+// refused and changes nothing.
 #include "flash_harness.h"
 
 #include <stdio.h>
@@ -25,6 +26,9 @@ static const struct flash_geometry large_pages = {.page_bytes = 65536,
                                                   .dies = 1,
                                                   .channels = 1,
                                                   .read_bytes = 131072};
+
+// A seed that has it: programmed without OOB, which then is zero.
+#define BARE (UINT64_C(1) << 63)
 
 // What a flash must hold: the reference beside it.
 struct model {
@@ -56,12 +60,12 @@ struct step {
 
 // A random operation that the model allows, or (one in sixteen) breaks.
 static void random_step(struct model *model, uint64_t *random, struct flash_io *io,
-                        struct step *step, unsigned char *data)
+                        struct step *step, unsigned char *data, unsigned char *oob)
 {
     const struct flash_geometry *g = model->geometry;
     uint64_t block = random_next(random) % g->blocks;
     uint32_t filled = model->filled[block], kind = (uint32_t)(random_next(random) % 64);
-    *io = (struct flash_io){.op = FLASH_SYNC, .block = block, .data = data};
+    *io = (struct flash_io){.op = FLASH_SYNC, .block = block, .data = data, .oob = oob};
     step->expected = 0;
     if (kind < 2) {
         io->op = FLASH_ERASE;
@@ -89,19 +93,39 @@ static void random_step(struct model *model, uint64_t *random, struct flash_io *
         io->op = FLASH_PROGRAM;
         io->page = filled;
         io->pages = 1 + (uint32_t)(random_next(random) % (g->pages_per_block - filled));
+        uint64_t bare = random_next(random) % 4 ? 0 : BARE;
+        if (bare)
+            io->oob = NULL;
         for (uint32_t i = 0; i < io->pages; i++) {
-            uint64_t seed = model->version++;
+            uint64_t seed = model->version++ | bare;
             model->seeds[block * g->pages_per_block + filled + i] = seed;
             page_fill(data + (uint64_t)i * g->page_bytes, g->page_bytes, seed);
+            page_fill(oob + (uint64_t)i * FLASH_OOB_BYTES, FLASH_OOB_BYTES, seed);
         }
         model->filled[block] += io->pages;
     }
 }
 
+static bool oob_is(const struct flash *flash, const unsigned char *oob, uint64_t seed)
+{
+    static const unsigned char zero[FLASH_OOB_BYTES];
+    if (flash->geometry.oob && seed & BARE)
+        return !memcmp(oob, zero, sizeof zero);
+    if (flash->geometry.oob)
+        return page_is(oob, FLASH_OOB_BYTES, seed);
+    for (unsigned i = 0; i < FLASH_OOB_BYTES; i++) // nobody looked at it
+        if (oob[i] != 0xee)
+            return false;
+    return true;
+}
+
 static void random_mixture(const struct flash_kind *kind, const struct flash_geometry *g,
                            size_t lists, size_t longest)
 {
-    struct flash *flash = kind_open(kind, g);
+    struct flash_geometry with_oob = *g;
+    with_oob.oob = true;
+    struct flash *flash = kind_open(kind, &with_oob);
+    assert_int_equal(flash->geometry.oob, kind->nand);
     assert_int_equal(flash->geometry.page_bytes, g->page_bytes);
     assert_int_equal(flash->geometry.no_data, kind->null);
     struct model model;
@@ -110,11 +134,15 @@ static void random_mixture(const struct flash_kind *kind, const struct flash_geo
     struct flash_io *ios = calloc(longest, sizeof *ios);
     struct step *steps = calloc(longest, sizeof *steps);
     unsigned char *data = pages_new((longest * block_bytes + 4095) & ~UINT64_C(4095));
+    uint64_t oob_bytes = (uint64_t)FLASH_OOB_BYTES * g->pages_per_block;
+    unsigned char *oob = pages_new(longest * oob_bytes);
     for (size_t l = 0; l < lists; l++) {
+        memset(oob, 0xee, longest * oob_bytes);
         // Operations on one block may follow each other within a list: the order must hold.
         size_t n = 1 + random_next(&random) % longest;
         for (size_t i = 0; i < n; i++)
-            random_step(&model, &random, &ios[i], &steps[i], data + i * block_bytes);
+            random_step(&model, &random, &ios[i], &steps[i], data + i * block_bytes,
+                        oob + i * oob_bytes);
         run_all(flash, ios, n);
         for (size_t i = 0; i < n; i++) {
             if (ios[i].status != steps[i].expected)
@@ -125,7 +153,9 @@ static void random_mixture(const struct flash_kind *kind, const struct flash_geo
                 continue;
             for (uint32_t p = 0; p < ios[i].pages; p++)
                 if (!page_is((unsigned char *)ios[i].data + (uint64_t)p * g->page_bytes,
-                             g->page_bytes, steps[i].seeds[p]))
+                             g->page_bytes, steps[i].seeds[p]) ||
+                    !oob_is(flash, oob + i * oob_bytes + (size_t)p * FLASH_OOB_BYTES,
+                            steps[i].seeds[p]))
                     fail_msg("%s: list %zu: block %llu page %u read wrong", kind->name, l,
                              (unsigned long long)ios[i].block, ios[i].page + p);
         }
@@ -134,6 +164,7 @@ static void random_mixture(const struct flash_kind *kind, const struct flash_geo
     if (kind->wrapped)
         assert_int_equal(flash_check_violations(flash), refused);
     flash_close(flash);
+    free(oob);
     free(data);
     free(steps);
     free(ios);

@@ -25,6 +25,7 @@ static int nand_open(struct flash **flash, const struct flash_geometry *g, const
                          .dies = g->dies / channels,
                          .planes = 1,
                          .page_bytes = g->page_bytes,
+                         .spare_bytes = g->oob ? 64 : 0,
                          .pages_per_block = g->pages_per_block,
                          .read_ns = 1000,
                          .program_ns = 3000,

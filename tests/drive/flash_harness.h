@@ -31,7 +31,7 @@ struct flash_kind {
     uint64_t rate;
     bool null, wrapped;
     const char *path; // must occur in flash->path
-    bool nand;             // emulated NAND, over RAM or over a file in `directory`
+    bool nand;        // emulated NAND, over RAM or over a file in `directory`
 };
 
 struct flash *kind_open(const struct flash_kind *kind, const struct flash_geometry *geometry);

@@ -33,6 +33,7 @@ static void test_known(void **state)
         double dies = (double)(nand.time.dies * nand.time.planes * nand.time.page_bytes) /
                       (1e-9 * (double)nand.time.read_ns);
         assert_true(dies > (double)nand.time.bus);
+        assert_true(g.oob); // room for what the FTL says of a page
     }
     assert_true(n >= 4);
     assert_int_equal(profile_open(&profile, "instcsd-zynq7045", &msg), 0);
@@ -59,6 +60,7 @@ static void test_refused(void **state)
         {"", NULL},
         {"[wear]\nendurance = 3000\n", NULL},
         {"registers = 3\n", "x: [flash]: NAND: registers: 3 is not in 1 to 2"},
+        {"spare = 8 KiB\n", "x: [flash]: NAND: spare: 8192 is not in 0 to 4096"},
         {"suspend = 1 us\n", "x: [flash]: NAND: suspend needs suspends"},
         {"port = 7 GB\n", "x:13: port: '7 GB' is not a rate, like 1.4 GB/s"},
         {"planes = 2\n", "x:13: 'planes' is said twice"},

@@ -223,6 +223,26 @@ static void test_port_and_retries(void **state)
     check_steps(time, steps, 2);
 }
 
+// 4096 and 1024 bytes beside them take 1,250 on the channel; the port of 1,000 takes data alone.
+static void test_spare(void **state)
+{
+    (void)state;
+    struct nand_params p = by_hand;
+    p.spare_bytes = 1024;
+    CHECK(&p, {{READ(0, 0, 0, 1), 0, 51350}, {READ(2, 0, 0, 1), 0, 52600}});
+    CHECK(&p, {{PROGRAM(0, 3, 0, 1), 0, 501350}});
+    p.port = 4096000000;
+    CHECK(&p, {{READ(0, 0, 0, 1), 0, 52350}});
+    struct nand_time *time = open_time(&p);
+    struct nand_op op = READ(0, 0, 0, 2);
+    struct nand_counters c;
+    nand_time_submit(time, &op, 0);
+    assert_ptr_equal(nand_time_advance(time, 1000000), &op);
+    nand_time_counters(time, &c);
+    assert_int_equal(c.read_bytes, 2 * (4096 + 1024));
+    nand_time_close(time);
+}
+
 static void test_refused(void **state)
 {
     (void)state;
@@ -557,6 +577,7 @@ int main(void)
         cmocka_unit_test(test_programs),
         cmocka_unit_test(test_suspend),
         cmocka_unit_test(test_port_and_retries),
+        cmocka_unit_test(test_spare),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_any_schedule),
         cmocka_unit_test(test_bandwidth),

@@ -31,10 +31,10 @@ struct place {
 
 // Blocks of a few rows, so that summaries, erases and blocks with dead rows all take part.
 static const struct place places[] = {
-    {"RAM", NULL, 0, {512, 8, 200, 1, 1, 4096, false, 0}, SEEDS},
-    {"RAM of two dies", NULL, 0, {512, 8, 200, 2, 1, 4096, false, 0}, SOME_SEEDS},
-    {"RAM with a rate", NULL, 1 << 30, {4096, 16, 100, 1, 1, 4096, false, 0}, 3},
-    {"file", "/tmp", 0, {4096, 16, 100, 1, 1, 4096, false, 0}, 3},
+    {"RAM", NULL, 0, {512, 8, 200, 1, 1, 4096, false, 0, false}, SEEDS},
+    {"RAM of two dies", NULL, 0, {512, 8, 200, 2, 1, 4096, false, 0, false}, SOME_SEEDS},
+    {"RAM with a rate", NULL, 1 << 30, {4096, 16, 100, 1, 1, 4096, false, 0, false}, 3},
+    {"file", "/tmp", 0, {4096, 16, 100, 1, 1, 4096, false, 0, false}, 3},
 };
 
 enum { PLACES = sizeof places / sizeof *places };
