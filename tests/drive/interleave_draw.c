@@ -3,6 +3,7 @@
 // far as can be said before those on their way have had their effect; some are wrong on purpose.
 #include "base/checked.h"
 #include "interleave_run.h"
+#include "kernels/kv.h"
 
 #include <math.h>
 #include <string.h>
@@ -30,8 +31,10 @@ void draw_config(struct run *run, struct space_config *c)
         c->piece_tokens = 16; // of short sequences: several
         c->piece_keys = c->kv_heads % 2 ? 0 : 6;
     }
-    if (c->method != METHOD_SPARF)
+    if (c->method != METHOD_SPARF) {
+        c->kv_type = below(chance, KV_TYPES);
         return;
+    }
     // A page of channels covers at least a token group.
     uint32_t most = run->shape.geometry.page_bytes / (2 * c->group_tokens);
     c->page_channels = 1;
@@ -42,7 +45,8 @@ void draw_config(struct run *run, struct space_config *c)
 static uint32_t widest_row(const struct run *run, const struct space_config *c)
 {
     uint64_t page = run->shape.geometry.page_bytes;
-    uint64_t kv = div_round_up(4ull * c->group_tokens * c->head_dim * c->kv_heads, page);
+    uint64_t token = c->kv_heads * kv_token_bytes(c->kv_type, c->head_dim);
+    uint64_t kv = div_round_up(c->group_tokens * token, page);
     uint64_t channels = c->page_channels ? div_round_up(c->head_dim, c->page_channels) : 0;
     return (uint32_t)max_u64(kv, channels);
 }

@@ -3,6 +3,7 @@
 #include "interleave_harness.h"
 #include "base/checked.h"
 #include "interleave_run.h"
+#include "kernels/kv.h"
 
 #include <stdarg.h>
 #include <stdlib.h>
@@ -310,10 +311,11 @@ static bool begin(struct run *run)
     for (uint32_t i = 0; i < run->n_spaces; i++) {
         const struct space_config *c = &run->spaces[i].config;
         tell(run,
-             "space %u: %u layers, %u KV heads of %u, %u query heads, T %u, method %u, page "
+             "space %u: %u layers, %u KV heads of %u as %s, %u query heads, T %u, method %u, page "
              "channels %u, %u sequences of %llu\n",
-             i, c->layers, c->kv_heads, c->head_dim, c->q_heads, c->group_tokens, c->method,
-             c->page_channels, c->max_sequences, (unsigned long long)c->max_tokens);
+             i, c->layers, c->kv_heads, c->head_dim, kv_type_name(c->kv_type), c->q_heads,
+             c->group_tokens, c->method, c->page_channels, c->max_sequences,
+             (unsigned long long)c->max_tokens);
         if (!send_config(run, i, c) || !drain(run))
             return false;
         if (!run->spaces[i].open)

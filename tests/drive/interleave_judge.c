@@ -3,6 +3,7 @@
 // completes, and from the faults that happened; then the command's effect goes into the model.
 #include "base/checked.h"
 #include "interleave_run.h"
+#include "kernels/kv.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -340,7 +341,10 @@ static bool row_is(struct run *run, const struct ticket *t, const struct expecte
 {
     uint32_t n = e->end - e->first, who = e->who[head * n + token - e->first];
     uint32_t dim = run->spaces[t->space].config.head_dim;
-    if (!who || !memcmp(row, model_row(who, t->layer, head, token, v), 2 * dim))
+    uint16_t stored[KERNEL_HEAD_DIM_MAX];
+    memcpy(stored, model_row(who, t->layer, head, token, v), 2 * dim);
+    kv_round(run->spaces[t->space].config.kv_type, stored, dim);
+    if (!who || !memcmp(row, stored, 2 * dim))
         return true;
     if (known(FAULT_ROW_OF_ANOTHER)) {
         forgive(run, FAULT_ROW_OF_ANOTHER);
@@ -420,6 +424,7 @@ static bool check_dense(struct run *run, const struct ticket *t, uint32_t i, uin
     uint32_t who[MODEL_TOKENS];
     memcpy(who + e->first, e->who + kv * n, n * sizeof *who);
     struct model_attention a = {
+        .kv_type = c->kv_type,
         .head_dim = c->head_dim,
         .layer = t->layer,
         .head = kv,

@@ -3,6 +3,7 @@
 #include "base/checked.h"
 #include "chance.h"
 #include "kernels/kernels.h"
+#include "kernels/kv.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -43,10 +44,17 @@ const uint16_t *model_row(uint32_t who, uint32_t layer, uint32_t head, uint32_t 
     return values + place(who, layer, head, token, v);
 }
 
-const float *model_row_f32(uint32_t who, uint32_t layer, uint32_t head, uint32_t token, bool v)
+// What is stored of a row, as fp32.
+static const float *stored_row(const struct model_attention *a, uint32_t token, bool v, float *room)
 {
-    make_values();
-    return values_f32 + place(who, layer, head, token, v);
+    uint32_t at = place(a->who[token], a->layer, a->head, token, v);
+    uint16_t row[KERNEL_HEAD_DIM_MAX];
+    if (a->kv_type == KV_F16)
+        return values_f32 + at;
+    memcpy(row, values + at, a->head_dim * sizeof row[0]);
+    kv_round(a->kv_type, row, a->head_dim);
+    kernels_best()->f16_to_f32(room, row, a->head_dim);
+    return room;
 }
 
 const float *model_query(uint64_t name)
@@ -194,10 +202,10 @@ bool model_gone(const struct model_space *space, const struct model_layer *layer
 PLAIN void model_attend(const struct model_attention *a, double *out, double *lse)
 {
     double score[MODEL_TOKENS], max = -INFINITY, sum = 0;
-    float acc[EXTRA] = {0};
+    float acc[EXTRA] = {0}, room[KERNEL_HEAD_DIM_MAX];
     make_values();
     for (uint32_t t = a->first; t < a->end; t++) {
-        const float *k = values_f32 + place(a->who[t], a->layer, a->head, t, false);
+        const float *k = stored_row(a, t, false, room);
         float s = 0;
         for (uint32_t d = 0; d < a->head_dim; d++)
             s += a->q[d] * k[d];
@@ -207,7 +215,7 @@ PLAIN void model_attend(const struct model_attention *a, double *out, double *ls
         max = score[t] > max ? score[t] : max;
     }
     for (uint32_t t = a->first; t < a->end; t++) {
-        const float *v = values_f32 + place(a->who[t], a->layer, a->head, t, true);
+        const float *v = stored_row(a, t, true, room);
         double e = exp(score[t] - max);
         sum += e;
         for (uint32_t d = 0; d < a->head_dim; d++)

@@ -42,9 +42,8 @@ struct model_space {
     struct model_sequence sequences[MODEL_SEQUENCES];
 };
 
-// K (or V) of one token as fp16, and the same as fp32; head_dim elements.
+// K (or V) of one token as fp16, as it is written: not rounded to blocks; head_dim elements.
 const uint16_t *model_row(uint32_t who, uint32_t layer, uint32_t head, uint32_t token, bool v);
-const float *model_row_f32(uint32_t who, uint32_t layer, uint32_t head, uint32_t token, bool v);
 // A query vector; any number names one.
 const float *model_query(uint64_t name);
 // Whose row this is, as text, by looking through all writers below `writers`.
@@ -73,7 +72,7 @@ bool model_gone(const struct model_space *space, const struct model_layer *layer
 
 // Dense attention in double over tokens [first, end) whose writers are who[token].
 struct model_attention {
-    uint32_t head_dim, layer, head, first, end;
+    uint32_t kv_type, head_dim, layer, head, first, end;
     const uint32_t *who;
     const float *q;
     float scale, softcap;
