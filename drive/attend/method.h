@@ -92,7 +92,7 @@ struct method {
     void (*stats)(const struct method_state *state, struct drive_stats *stats);
 };
 
-enum { METHOD_LEVELS = 6 };
+enum { METHOD_LEVELS = 7 };
 
 extern const struct method method_dense, method_sparf, method_pages;
 extern const struct method method_copy; // READ

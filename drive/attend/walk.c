@@ -8,6 +8,7 @@ enum {
     BATCH_MIN = 4,     // pieces computed at a time, at least
     TASKS_EACH = 16,   // tasks for each worker, where heads can be told apart
     WORKERS_MOST = 16, // more share these
+    THINK_HEADS = 1,   // heads that a worker thinks about at a time, where the device can read
     PIECE_TRIES = 2,   // reads of a piece that fail before its item does
 };
 
@@ -500,16 +501,19 @@ static bool folds_now(const struct unit *u)
     return u->pieces && u->pieces->computed && !u->job->items[u->item].status;
 }
 
-static void unit_tasks(struct walk *w, bool (*which)(const struct unit *))
+// Tasks of the units that `which` picks, the oldest first, up to about `most` heads.
+static void unit_tasks(struct walk *w, bool (*which)(const struct unit *), uint64_t most)
 {
-    uint64_t heads = 0;
+    uint64_t heads = 0, taken = 0;
     for (const struct unit *u = w->first; u; u = u->next)
         heads += which(u) ? u->n_heads : 0;
-    uint32_t each = heads_each(w, heads);
+    uint32_t each = heads_each(w, min_u64(heads, most));
     w->n_tasks = 0;
-    for (struct unit *u = w->first; u; u = u->next) {
-        if (which(u))
-            add_tasks(w, u, NULL, each);
+    for (struct unit *u = w->first; u && taken < most; u = u->next) {
+        if (!which(u))
+            continue;
+        add_tasks(w, u, NULL, each);
+        taken += u->n_heads;
     }
 }
 
@@ -583,7 +587,7 @@ static bool next_stage(struct walk *w, uint64_t now_ns, bool *moved)
         *moved |= w->n_tasks != 0;
         settle(w);
         *moved |= end_failed(w);
-        unit_tasks(w, folds_now);
+        unit_tasks(w, folds_now, UINT64_MAX);
         mark_folding(w);
         w->stage = STAGE_FOLD;
         return submit(w, ENGINE_FOLD, run_fold, w->n_tasks, 0, now_ns);
@@ -591,7 +595,9 @@ static bool next_stage(struct walk *w, uint64_t now_ns, bool *moved)
         *moved |= w->n_tasks != 0;
         folded(w);
         *moved |= advance(w, false);
-        unit_tasks(w, thinks_now);
+        // What some have chosen is read while the next ones think.
+        unit_tasks(w, thinks_now,
+                   w->env->views ? UINT64_MAX : THINK_HEADS * pool_threads(w->env->pool));
         mark_thinking(w);
         w->stage = STAGE_THINK;
         return submit(w, ENGINE_SELECT, run_think, w->n_tasks, 0, now_ns);

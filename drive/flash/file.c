@@ -119,7 +119,12 @@ static void request_append(struct flash_file *self, struct file_request *request
     uint64_t start;
     io_range(&self->flash.geometry, io, &start, &request->end);
     request->bytes = request->end - request->start;
-    if (io->op == FLASH_READ || io->op == FLASH_PROGRAM)
+    if (io->op != FLASH_READ && io->op != FLASH_PROGRAM)
+        return;
+    struct iovec *last = request->iov_count ? &request->iovecs[request->iov_count - 1] : NULL;
+    if (last && (char *)last->iov_base + last->iov_len == (char *)io->data)
+        last->iov_len += request->end - start;
+    else
         request->iovecs[request->iov_count++] =
             (struct iovec){.iov_base = io->data, .iov_len = request->end - start};
 }

@@ -375,7 +375,7 @@ static bool take_rows(const struct space *space, struct frame **out, uint32_t ro
     uint32_t dim = space->config.head_dim, per_page = space->config.page_channels;
     uint32_t pages = rows * stream->row_pages;
     for (uint32_t i = 0; i < pages; i++) {
-        out[i] = frames_take_page(space->frames);
+        out[i] = frames_take_page(space->frames, i ? out[i - 1] : NULL);
         if (!out[i]) {
             while (i--)
                 frames_give(space->frames, out[i]);

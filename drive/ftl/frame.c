@@ -374,9 +374,8 @@ static void cache(struct frames *f, struct frame *frame, bool keep)
         drop(f, oldest(f));
 }
 
-static struct frame *take(struct list *list)
+static struct frame *take(struct list *list, struct frame *frame)
 {
-    struct frame *frame = list->newest;
     if (!frame)
         return NULL;
     list_remove(list, frame);
@@ -460,7 +459,7 @@ static struct frame *take_row(struct frames *f, bool grow)
         else if (frame)
             drop(f, frame);
     }
-    return take(&f->free_rows);
+    return take(&f->free_rows, f->free_rows.newest);
 }
 
 struct frame *frames_take_row(struct frames *f)
@@ -478,14 +477,32 @@ static bool split_slab(struct frames *f)
     row->state = FRAME_SPLIT;
     f->split++;
     f->split_used[slab] = 0;
-    for (uint32_t p = f->size.row_pages; p-- > 0;)
+    for (uint32_t p = 0; p < f->size.row_pages; p++)
         list_push(&f->free_pages, &f->pages[(uint64_t)slab * f->size.row_pages + p]);
     return true;
 }
 
-struct frame *frames_take_page(struct frames *f)
+// The page of the same slab behind this one, if it is free, or cached and about as old as what the
+// cache would forget now: used before the oldest one's next NEAR_USES uses. NULL: it is not.
+static struct frame *page_behind(struct frames *f, const struct frame *frame)
 {
-    while (!f->free_pages.n) {
+    enum { NEAR_USES = 64 };
+    uint32_t slab = slab_of(f, frame);
+    struct frame *next = &f->pages[frame - f->pages + 1];
+    if ((uint64_t)(next - f->pages) == ((uint64_t)slab + 1) * f->size.row_pages)
+        return NULL;
+    if (next->state == FRAME_FREE)
+        return next;
+    if (!is_cached(next) || next->stamp > f->cached_pages.oldest->stamp + NEAR_USES)
+        return NULL;
+    drop(f, next); // no slab is joined by that: `frame` is in use
+    return next;
+}
+
+struct frame *frames_take_page(struct frames *f, const struct frame *after)
+{
+    struct frame *page = after ? page_behind(f, after) : NULL;
+    while (!page && !f->free_pages.n) {
         if ((f->free_rows.n || frames_grow(f)) && split_slab(f))
             break;
         struct frame *frame = f->split == f->size.split ? f->cached_pages.oldest : oldest(f);
@@ -494,7 +511,7 @@ struct frame *frames_take_page(struct frames *f)
         if (frame)
             drop(f, frame);
     }
-    struct frame *page = take(&f->free_pages);
+    page = take(&f->free_pages, page ? page : f->free_pages.oldest);
     f->split_used[slab_of(f, page)]++;
     return page;
 }

@@ -84,7 +84,10 @@ void frames_close(struct frames *frames);
 // A frame for a row or a page: free, or what the cache misses least. In state OPEN, with no user.
 // NULL: all are in use now.
 struct frame *frames_take_row(struct frames *frames);
-struct frame *frames_take_page(struct frames *frames);
+// The page behind `after` in memory if that can be had, so that pages that lie side by side on
+// flash do so in memory, too: each stretch of memory costs the system, and a virtual machine's most
+// of all, about as much as a request. NULL: any, the longest free first, as its neighbours are free.
+struct frame *frames_take_page(struct frames *frames, const struct frame *after);
 void frames_give(struct frames *frames, struct frame *frame); // an OPEN frame back
 
 uint32_t frames_slabs(const struct frames *frames);

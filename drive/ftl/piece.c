@@ -207,11 +207,11 @@ static enum progress open_row(struct space *space, const struct sequence *sequen
     return DONE;
 }
 
-// Starts reading one page of a row. NULL: not now.
+// Starts reading one page of a row; `before` holds the one before it, or is NULL. NULL: not now.
 static struct frame *read_page(struct space *space, const struct row *row, uint32_t page,
-                               const struct page_identity *identity)
+                               const struct page_identity *identity, const struct frame *before)
 {
-    struct frame *frame = frames_take_page(space->frames);
+    struct frame *frame = frames_take_page(space->frames, before);
     if (frame && !frames_read(space->frames, frame, row->place, page, identity, &row->sums[page])) {
         frames_give(space->frames, frame);
         return NULL;
@@ -219,20 +219,23 @@ static struct frame *read_page(struct space *space, const struct row *row, uint3
     return frame;
 }
 
-// Pages between two that are read cost less than another request would.
-static void bridge(struct space *space, const struct row *row, uint32_t from, uint32_t to,
-                   const struct page_identity *first)
+// Pages between two that are read cost less than another request would. `before` holds the first of
+// the two; returned is what holds the one before the second, NULL: no new frame does.
+static const struct frame *bridge(struct space *space, const struct row *row, uint32_t from,
+                                  uint32_t to, const struct page_identity *first,
+                                  const struct frame *before)
 {
     const struct flash_geometry *g = &space->flash->geometry;
     if ((uint64_t)(to - from - 1) * g->page_bytes > g->request_bytes)
-        return;
+        return NULL;
     for (uint32_t page = from + 1; page < to; page++) {
         struct page_identity identity = *first;
         identity.page += page;
-        if (!frames_find_page(space->frames, row->place, page, &identity) &&
-            read_page(space, row, page, &identity))
-            space->bridged_bytes += g->page_bytes;
+        bool there = frames_find_page(space->frames, row->place, page, &identity) != NULL;
+        before = there ? NULL : read_page(space, row, page, &identity, before);
+        space->bridged_bytes += before ? g->page_bytes : 0;
     }
+    return before;
 }
 
 static enum progress acquire_pages(struct space *space, const struct sequence *sequence,
@@ -240,7 +243,8 @@ static enum progress acquire_pages(struct space *space, const struct sequence *s
 {
     struct page_identity first;
     struct row *row = NULL;
-    uint32_t last = UINT32_MAX; // page that was read last
+    uint32_t last = UINT32_MAX; // page that was read last, and its frame
+    const struct frame *before = NULL;
     for (uint32_t i = 0; i < r->n_pages; i++) {
         if (!missing(r->pages[i]) || r->data) // the marks stay, for another try
             continue;
@@ -255,11 +259,12 @@ static enum progress acquire_pages(struct space *space, const struct sequence *s
         bool hit = frame != NULL;
         if (!frame) {
             if (last != UINT32_MAX)
-                bridge(space, row, last, page, &first);
-            frame = read_page(space, row, page, &identity);
+                before = bridge(space, row, last, page, &first, before);
+            frame = read_page(space, row, page, &identity, before);
             if (!frame)
                 return WAIT;
             last = page;
+            before = frame;
             count_read(piece, r->pages[i]);
         }
         frame_use(space->frames, frame, hit);
