@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// SparF on flash that fails: one fault at every operation of a run in turn. A read that fails costs
-// the one item that wanted it, which succeeds when it is asked for again; a program that fails
-// costs the sequence whose K and V it was, and nothing where it was the channel copy. All else
-// gives the bits of a run without faults.
+// Methods that choose, on flash that fails: one fault at every operation of a run in turn. A read
+// that fails costs the one item that wanted it, which succeeds when it is asked for again; a
+// program that fails costs the sequence whose K and V it was, and nothing where it was SparF's
+// channel copy. All else gives the bits of a run without faults, so whatever a fault met, an index
+// of pages is that of K and V. The argument is the method: sparf or pages.
 #include "sparf_scene.h"
 #include "tests/more.h"
 
@@ -11,6 +12,8 @@
 #include <string.h>
 
 enum { DIM = 64, Q_HEADS = 4, LAYERS = 2, PROMPT = 505, SEQUENCES = 3, ANSWERS_MAX = 96 };
+
+static uint32_t method = METHOD_SPARF;
 
 struct run {
     struct rig rig;
@@ -81,8 +84,8 @@ static uint64_t play(struct run *run, const struct scene *s, const struct flash_
                    .kv_heads = 2,
                    .head_dim = DIM,
                    .group_tokens = 32,
-                   .method = METHOD_SPARF,
-                   .page_channels = 8,
+                   .method = method,
+                   .page_channels = method == METHOD_SPARF ? 8 : 0,
                    .max_tokens = s->tokens,
                    .max_sequences = SEQUENCES},
         .q_heads = Q_HEADS,
@@ -106,6 +109,12 @@ static uint64_t play(struct run *run, const struct scene *s, const struct flash_
     for (uint64_t i = 0; i < 10; i++) {
         struct scene_knobs knobs = {
             .channels = 1 + (uint32_t)i % 9, .local = 3, .audit = i % 4 == 1};
+        if (method == METHOD_PAGES)
+            knobs = (struct scene_knobs){.pages = true,
+                                         .ratio = 0.1f + 0.05f * (float)i,
+                                         .local = 16,
+                                         .no_rest = i % 3 == 2,
+                                         .audit = i % 4 == 1};
         attend(run, 1, PROMPT + i, &knobs);
         if (i % 3 == 0)
             attend(run, 2, 300 + i / 3, &knobs);
@@ -138,11 +147,13 @@ static void some_faults(const struct scene *s, const char *what, struct flash_fa
                         uint64_t count, bool programs, uint32_t dies, unsigned most)
 {
     static struct run clean, run;
+    // Pages have fewer operations: they have no channel rows.
+    unsigned step = more() ? 29 : method == METHOD_PAGES ? 37 : 121;
     unsigned failures = 0, runs = 0, worst = 0;
     play(&clean, s, NULL, programs, dies);
     assert_int_equal(clean.failures, 0);
     plan.count = count;
-    for (plan.after = 0;; plan.after += 1 + plan.after % (more() ? 29 : 121), runs++) {
+    for (plan.after = 0;; plan.after += 1 + plan.after % step, runs++) {
         plan.seed = plan.after;
         if (!play(&run, s, &plan, programs, dies))
             break;
@@ -224,8 +235,10 @@ static void test_storm(void **state)
     scene_free(&s);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    if (argc > 1 && !strcmp(argv[1], "pages"))
+        method = METHOD_PAGES;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_reads),
         cmocka_unit_test(test_programs),

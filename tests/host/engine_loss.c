@@ -239,6 +239,13 @@ static void with_sparf_too(void **state)
     link_dies("sparf");
 }
 
+// The index of what was lost is made again, and chooses the same.
+static void with_pages_too(void **state)
+{
+    (void)state;
+    link_dies("pages");
+}
+
 // What decode attends comes back by READ.
 static void with_attention_of_the_host_too(void **state)
 {
@@ -435,6 +442,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_link_that_dies_anywhere),
         cmocka_unit_test(with_sparf_too),
+        cmocka_unit_test(with_pages_too),
         cmocka_unit_test(with_attention_of_the_host_too),
         cmocka_unit_test(a_drive_that_falls_silent),
         cmocka_unit_test(flash_that_falls_silent),
