@@ -84,6 +84,8 @@ static int open_drive(struct attend_bench *b, struct inst_msg *msg)
     int err = pool_new(&b->pool, o->threads, msg);
     if (!err && o->nand)
         err = flash_nand_options_new(&b->nand, o->nand, msg);
+    if (!err && b->nand)
+        err = emulated_units_read(&b->units, b->nand, msg);
     if (err)
         return err;
     struct flash_nand_about nand = {0};
@@ -113,9 +115,12 @@ static int open_drive(struct attend_bench *b, struct inst_msg *msg)
     err = b->nand        ? flash_nand_open(&b->flash, b->nand, &b->geometry, NULL, msg)
           : o->directory ? flash_file_open(&b->flash, &file, msg)
                          : flash_ram_open(&b->flash, &b->geometry, 0, msg);
+    if (!err && b->units.has_engine)
+        err = engine_model_open(&b->engine, &b->units.engine, b->pool, msg);
     struct drive_limits limits = {
         .dram_bytes = b->dram,
         .pool = b->pool,
+        .engine = b->engine,
         .row_cache = o->row_cache,
         .no_row_cache = !o->row_cache,
     };
@@ -124,6 +129,8 @@ static int open_drive(struct attend_bench *b, struct inst_msg *msg)
     if (!err)
         err = b->nand && !nand.paced ? link_local_open_virtual(&b->link, b->drive, b->flash, msg)
                                      : link_local_open(&b->link, b->drive, b->flash, msg);
+    if (!err && b->units.link)
+        err = link_local_wire(b->link, b->units.link, msg);
     if (err)
         return err;
     unsigned char payload[CONFIG_BYTES] __attribute__((aligned(64)));
@@ -223,6 +230,7 @@ void attend_bench_close(struct attend_bench *b)
         return;
     link_close(b->link);
     drive_close(b->drive);
+    engine_close(b->engine);
     flash_close(b->flash);
     flash_nand_options_free(b->nand);
     pool_free(b->pool);

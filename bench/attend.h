@@ -7,6 +7,7 @@
 #include "base/pool.h"
 #include "bench/clusters.h"
 #include "drive/drive.h"
+#include "drive/engine_model.h"
 #include "link/link.h"
 
 struct attend_options {
@@ -33,6 +34,8 @@ struct attend_bench {
     struct pool *pool;
     struct flash *flash;
     struct flash_nand_options *nand;
+    struct emulated_units units; // of its profile
+    struct engine *engine;       // a model, NULL: the pool
     struct drive *drive;
     struct link *link;
     struct clusters *clusters;

@@ -35,6 +35,11 @@ static bool add_flash(cJSON *one, const struct inst_drive_stats *d)
     return add(one, "modelled_flash_seconds", d->modelled_flash_seconds) &&
            add(one, "modelled_channel_seconds", d->modelled_channel_seconds) &&
            add(one, "modelled_die_seconds", d->modelled_die_seconds) &&
+           add(one, "modelled_engine_seconds", d->modelled_engine_seconds) &&
+           add(one, "modelled_gemv_seconds", d->modelled_gemv_seconds) &&
+           add(one, "modelled_softmax_seconds", d->modelled_softmax_seconds) &&
+           add(one, "modelled_argtopk_seconds", d->modelled_argtopk_seconds) &&
+           add(one, "modelled_link_seconds", d->modelled_link_seconds) &&
            add(one, "read_pages", (double)d->read_pages) &&
            add(one, "program_pages", (double)d->program_pages) &&
            add(one, "block_erases", (double)d->block_erases) &&

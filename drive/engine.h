@@ -13,6 +13,13 @@
 
 enum engine_kind { ENGINE_CHECK, ENGINE_ATTEND, ENGINE_FOLD, ENGINE_SELECT, ENGINE_BUILD };
 
+// What a task makes of arithmetic, for models; counted where engine.counts.
+struct engine_work {
+    uint64_t products; // of an element of K or V with one of a query or a weight
+    uint64_t elements; // that softmax goes through
+    uint64_t ranked;   // elements that are chosen from
+};
+
 // `items` independent calls of fn(arg, item, worker). Owned by the submitter; the engine holds it
 // from submit until poll hands it back.
 struct engine_task {
@@ -22,6 +29,7 @@ struct engine_task {
     // What a model goes by: the kind, and the bytes of K and V (or of scores) that all items touch.
     enum engine_kind kind;
     uint64_t bytes;
+    struct engine_work work;
     void (*done)(struct engine_task *task); // called once it was polled, by whoever polls
     uint64_t done_ns;                       // out: when it finished
     struct engine_task *next;
@@ -41,6 +49,7 @@ struct engine_ops {
 
 struct engine {
     const struct engine_ops *ops;
+    bool counts; // wants to know of each task's work
 };
 
 // Runs tasks in `pool`, which stays the caller's, when it is polled.

@@ -38,7 +38,9 @@ extern "C" {
     X(uint64_t, drive_dram_bytes, "DRAM that the drive states to have")                            \
     X(uint64_t, drive_dram_peak_bytes, "the most of it that was in use")                           \
     X(double, modelled_attention_seconds, "what attention_seconds would be on emulated drives")    \
-    X(double, modelled_flash_seconds, "that emulated flash was busy, of the drive with the most")
+    X(double, modelled_flash_seconds, "that emulated flash was busy, of the drive with the most")  \
+    X(double, modelled_engine_seconds, "that its attention engine was")                            \
+    X(double, modelled_link_seconds, "that its link was, both ways")
 
 // Of what a method of attention counts on its own.
 struct inst_counter {
@@ -73,6 +75,9 @@ struct inst_drive_stats {
     double modelled_die_seconds;     // that its dies were, summed over them
     uint64_t read_pages, program_pages, block_erases, read_retries, suspensions, joined_pages;
     uint64_t bad_blocks, grown_bad_blocks, failed_programs, failed_erases, most_erases;
+    double modelled_engine_seconds; // that its attention engine was busy
+    double modelled_gemv_seconds, modelled_softmax_seconds, modelled_argtopk_seconds; // kinds of it
+    double modelled_link_seconds; // that its link to the host was, both ways summed
 };
 // Of the first n drives, as they were when inst_engine_stats was last called (the first time, if it
 // never was): they add up to what that told. `size` is that of one.

@@ -44,6 +44,9 @@ int link_local_open(struct link **out, struct drive *drive, struct flash *flash,
 int link_local_open_virtual(struct link **out, struct drive *drive, struct flash *flash,
                             struct inst_msg *msg);
 uint64_t link_local_virtual_ns(const struct link *link);
+// From now on commands and answers take the time that a link of that rate takes (wire.h).
+int link_local_wire(struct link *link, uint64_t bytes_per_s, struct inst_msg *msg);
+uint64_t link_local_wire_ns(const struct link *link); // that it was busy, 0 without
 void link_local_pass(struct link *link, uint64_t ns);
 
 // A drive array: a link made of links (array.c says how). They and `budget` stay the caller's and

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sim/drive_timing.h"
 #include "link/link.h"
-#include "sim/timeline.h"
+#include "base/timeline.h"
 
 #include <math.h>
 #include <string.h>

@@ -6,7 +6,7 @@
 
 #include "drive/engine.h"
 #include "sim/machine.h"
-#include "sim/timeline.h"
+#include "base/timeline.h"
 
 struct engine_timed {
     struct engine engine; // to be handed to a drive

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sim/system.h"
-#include "sim/timeline.h"
+#include "base/timeline.h"
 
 #include <math.h>
 #include <stdio.h>

@@ -262,6 +262,13 @@ static void dense_think(const struct unit_task *task, uint8_t *scratch)
     }
 }
 
+static void dense_work(const struct unit *u, const struct piece *piece, struct engine_work *work)
+{
+    uint64_t scores = piece ? (uint64_t)piece->tokens * u->n_heads * u->group : 0;
+    work->products += 2 * scores * u->job->space->config.head_dim;
+    work->elements += scores;
+}
+
 static void dense_advance(struct unit *u)
 {
     u->kind = u->kind == UNIT_READS ? UNIT_THINKS : UNIT_ENDED;
@@ -292,6 +299,7 @@ const struct method method_dense = {
     .folds = folds,
     .fold = dense_fold,
     .think = dense_think,
+    .work = dense_work,
     .advance = dense_advance,
     .end = end,
     .stats = stats,

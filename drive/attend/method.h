@@ -11,6 +11,7 @@
 #define INST_DRIVE_ATTEND_METHOD_H
 
 #include "drive/attend/job.h"
+#include "drive/engine.h"
 #include "drive/ftl/piece.h"
 
 enum { MAX_GROUP_HEADS = 256 }; // query heads of one KV head
@@ -87,6 +88,9 @@ struct method {
     bool (*folds)(const struct piece *piece);                        // in ascending order, later
     void (*fold)(const struct unit_task *task);                      // worker
     void (*think)(const struct unit_task *task, uint8_t *scratch);   // worker
+    // Adds what computing a piece, or thinking (piece NULL), takes of arithmetic, as the units of
+    // an engine have it (drive/engine_model.h). NULL: nothing.
+    void (*work)(const struct unit *unit, const struct piece *piece, struct engine_work *work);
     void (*advance)(struct unit *unit); // a phase has ended: sets the next one
     void (*end)(struct unit *unit);     // has ended or failed: gives `own` back
     void (*stats)(const struct method_state *state, struct drive_stats *stats);

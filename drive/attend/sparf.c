@@ -514,6 +514,36 @@ void sparf_computed(struct unit *unit, const struct piece *piece)
     }
 }
 
+// Of the tokens of a piece that are attended.
+void sparf_work_tokens(const struct unit *unit, const struct piece *piece, struct engine_work *work)
+{
+    const struct sparf_unit *u = unit->own;
+    uint64_t words = unit->state->size.tokens / 64, scores = 0;
+    for (uint32_t i = 0; i < unit->n_heads; i++)
+        scores += select_count(u->chosen + i * words, piece->first, piece->first + piece->tokens);
+    scores *= unit->group;
+    work->products += 2 * scores * unit->state->space->config.head_dim;
+    work->elements += scores;
+}
+
+// Channels are ranked for each query, tokens for each KV head after a softmax of each query's
+// scores by those channels. The mean of V has no unit.
+static void sparf_work(const struct unit *unit, const struct piece *piece, struct engine_work *work)
+{
+    const struct sparf_unit *u = unit->own;
+    uint64_t queries = (uint64_t)unit->n_heads * unit->group;
+    if (piece && piece->kind == PIECE_TOKENS)
+        sparf_work_tokens(unit, piece, work);
+    else if (piece && piece->kind != PIECE_MEAN)
+        work->products += queries * piece->tokens * u->n_channels;
+    else if (!piece && unit->phase == SPARF_PREPARE)
+        work->ranked += queries * unit->state->space->config.head_dim;
+    else if (!piece && unit->phase == SPARF_SELECT) {
+        work->elements += queries * u->tokens;
+        work->ranked += unit->n_heads * u->tokens;
+    }
+}
+
 bool sparf_folds(const struct piece *piece)
 {
     return piece->kind == PIECE_TOKENS;
@@ -627,6 +657,7 @@ const struct method method_sparf = {
     .folds = sparf_folds,
     .fold = sparf_fold,
     .think = sparf_think,
+    .work = sparf_work,
     .advance = sparf_advance,
     .end = sparf_end,
     .stats = sparf_stats,

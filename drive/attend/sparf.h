@@ -143,6 +143,8 @@ uint32_t sparf_bundle(const struct method_state *s);
 struct piece *sparf_want(struct unit *unit);
 void sparf_computed(struct unit *unit, const struct piece *piece);
 bool sparf_folds(const struct piece *piece);
+void sparf_work_tokens(const struct unit *unit, const struct piece *piece,
+                       struct engine_work *work);
 void sparf_advance(struct unit *unit);
 void sparf_end(struct unit *unit);
 void sparf_audit_stats(const struct method_state *s, struct drive_stats *stats);

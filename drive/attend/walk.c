@@ -425,9 +425,17 @@ static bool submit(struct walk *w, enum engine_kind kind, pool_fn *fn, size_t it
                                    .bytes = bytes,
                                    .done = work_done,
                                    .owner = w};
+    if (kind == ENGINE_ATTEND || kind == ENGINE_SELECT)
+        w->work.work = w->counted;
     w->busy = true;
     w->env->engine->ops->submit(w->env->engine, &w->work, now_ns);
     return true;
+}
+
+static void count(struct walk *w, const struct unit *unit, const struct piece *piece)
+{
+    if (w->env->engine->counts && unit->job->method->work)
+        unit->job->method->work(unit, piece, &w->counted);
 }
 
 // Ready pieces become tasks; pieces of several units, the oldest first. Returns the bytes of K and
@@ -443,6 +451,7 @@ static uint64_t collect(struct walk *w)
             w->ready[n++] = (struct unit_task){.unit = u, .piece = p};
             heads += u->n_heads;
             bytes += (uint64_t)p->tokens * u->n_heads;
+            count(w, u, p);
             w->n_unchecked = piece_unchecked(p, w->unchecked, w->n_unchecked);
         }
     }
@@ -545,8 +554,11 @@ static bool thinks_now(const struct unit *u)
 // Others may begin to think before the engine has done with these.
 static void mark_thinking(struct walk *w)
 {
-    for (size_t i = 0; i < w->n_tasks; i++)
+    for (size_t i = 0; i < w->n_tasks; i++) {
+        if (!w->tasks[i].unit->thinking)
+            count(w, w->tasks[i].unit, NULL);
         w->tasks[i].unit->thinking = true;
+    }
 }
 
 // Phases that have ended: units that have read everything, or thought.
@@ -575,6 +587,7 @@ static bool next_stage(struct walk *w, uint64_t now_ns, bool *moved)
     case STAGE_COLLECT:
         *moved |= end_failed(w);
         w->n_tasks = w->n_unchecked = 0;
+        w->counted = (struct engine_work){0};
         w->work.bytes = collect(w);
         w->stage = STAGE_CHECK;
         return submit(w, ENGINE_CHECK, run_check, w->n_unchecked, w->work.bytes, now_ns);
@@ -598,6 +611,7 @@ static bool next_stage(struct walk *w, uint64_t now_ns, bool *moved)
         // What some have chosen is read while the next ones think.
         unit_tasks(w, thinks_now,
                    w->env->views ? UINT64_MAX : THINK_HEADS * pool_threads(w->env->pool));
+        w->counted = (struct engine_work){0};
         mark_thinking(w);
         w->stage = STAGE_THINK;
         return submit(w, ENGINE_SELECT, run_think, w->n_tasks, 0, now_ns);

@@ -38,8 +38,9 @@ struct walk {
     struct unit *partial; // whose newest piece is partly acquired
     enum walk_stage stage;
     struct engine_task work;
-    bool busy;    // work is with the engine
-    size_t batch; // pieces computed at a time, at most
+    struct engine_work counted; // of what is about to be submitted
+    bool busy;                  // work is with the engine
+    size_t batch;               // pieces computed at a time, at most
     struct unit_task *ready, *tasks;
     size_t n_tasks;
     struct frame **unchecked;

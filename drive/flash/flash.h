@@ -128,8 +128,12 @@ struct flash_nand_about {
     const char *directory; // where payload lies, NULL: in memory or nowhere
     bool in_memory;
     bool paced; // time shall be the real one; else it goes on as nothing else is to be done
+    const char *profile; // its name or path
+    bool no_engine;      // flash alone shall take time
 };
 struct flash_nand_about flash_nand_about(const struct flash_nand_options *options);
+// Pages that are read pass a filter of that rate in each flash controller.
+void flash_nand_options_filter(struct flash_nand_options *options, uint64_t bytes_per_s);
 // The geometry may have fewer blocks than the options'.
 int flash_nand_open(struct flash **out, const struct flash_nand_options *options,
                     const struct flash_geometry *geometry, struct budget *budget,

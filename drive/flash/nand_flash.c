@@ -390,6 +390,8 @@ static bool read_option(struct flash_nand_options *o, const char *key, size_t ke
         return read_switch(text, n, &o->no_bad);
     if (is(key, key_n, "retries"))
         return read_switch(text, n, &o->no_retries);
+    if (is(key, key_n, "engine"))
+        return read_switch(text, n, &o->no_engine);
     if (is(key, key_n, "seed"))
         return read_number(text, n, UINT64_MAX / 16, &o->seed);
     if (is(key, key_n, "wear"))
@@ -404,7 +406,8 @@ static bool read_option(struct flash_nand_options *o, const char *key, size_t ke
 int flash_nand_parse(struct flash_nand_options *o, const char *text, struct inst_msg *msg)
 {
     static const char form[] = "PROFILE[:SIZE][,payload=ram|file:DIR|none][,clock=virtual|paced]"
-                               "[,bad=on|off][,retries=on|off][,wear=N][,age=DAYS][,seed=N]";
+                               "[,bad=on|off][,retries=on|off][,engine=on|off][,wear=N]"
+                               "[,age=DAYS][,seed=N]";
     char where[sizeof o->directory];
     *o = (struct flash_nand_options){.seed = 1};
     const char *comma = strchr(text, ','), *stop = comma ? comma : text + strlen(text);
@@ -430,7 +433,7 @@ int flash_nand_parse(struct flash_nand_options *o, const char *text, struct inst
     int err = profile_open(&profile, where, msg);
     if (err)
         return err;
-    snprintf(o->name, sizeof o->name, "%.63s", where);
+    snprintf(o->name, sizeof o->name, "%s", where);
     struct flash_geometry geometry;
     err = nand_profile_read(&o->profile, &profile, msg);
     return err ? err : nand_profile_geometry(&o->profile, o->size_bytes, &geometry, msg);
@@ -452,11 +455,18 @@ void flash_nand_options_free(struct flash_nand_options *options)
     free(options);
 }
 
+void flash_nand_options_filter(struct flash_nand_options *options, uint64_t bytes_per_s)
+{
+    options->profile.time.filter = bytes_per_s;
+}
+
 struct flash_nand_about flash_nand_about(const struct flash_nand_options *o)
 {
     struct flash_nand_about about = {.directory = *o->directory ? o->directory : NULL,
                                      .in_memory = o->payload == NAND_PAYLOAD_RAM,
-                                     .paced = o->paced};
+                                     .paced = o->paced,
+                                     .profile = o->name,
+                                     .no_engine = o->no_engine};
     // It was looked at when the options were parsed.
     (void)nand_profile_geometry(&o->profile, o->size_bytes, &about.geometry, NULL);
     return about;

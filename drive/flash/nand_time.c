@@ -75,6 +75,7 @@ struct nand_time {
     struct channel *channel;   // [channels]
     uint32_t *dirty, dirty_n;  // channels
     uint64_t page_ns, port_ns; // transfer of a page
+    uint64_t out_ns;           // of one that is read: the filter may be slower
     uint64_t port_free_ns;
     struct queue passing; // whose last page passes the port
     struct queue done;
@@ -112,6 +113,7 @@ int nand_params_check(const struct nand_params *p, struct inst_msg *msg)
         {"command", p->command_ns, 0, 1000000},
         // No page takes longer than a second, none less than a nanosecond.
         {"bus", p->bus, 1 << 20, UINT64_C(1000000000000)},
+        {"filter", p->filter ? p->filter : 1 << 20, 1 << 20, UINT64_C(1000000000000)},
         {"port", p->port ? p->port : 1 << 20, 1 << 20, UINT64_C(1000000000000)},
         {"registers", p->registers, 1, REGISTERS_MAX},
         {"suspends", p->suspends, 0, 1000},
@@ -456,7 +458,7 @@ static void begin_out(struct nand_time *t, uint32_t channel, unsigned priority)
         c->out_end[priority] = &c->out[priority];
     c->page = page;
     t->counters.read_bytes += page->times * (t->p.page_bytes + t->p.spare_bytes);
-    begin_job(t, channel, JOB_OUT, page->times * t->page_ns);
+    begin_job(t, channel, JOB_OUT, page->times * t->out_ns);
 }
 
 static void begin_array(struct nand_time *t, uint32_t die, enum die_state state, uint64_t ns)
@@ -781,6 +783,9 @@ int nand_time_open(struct nand_time **out, const struct nand_time_options *optio
     t->o = *options;
     t->dies = dies;
     t->page_ns = div_round_up((p->page_bytes + p->spare_bytes) * SECOND_NS, p->bus);
+    t->out_ns = t->page_ns;
+    if (p->filter)
+        t->out_ns = max_u64(t->out_ns, div_round_up(p->page_bytes * SECOND_NS, p->filter));
     t->port_ns = p->port ? div_round_up(p->page_bytes * SECOND_NS, p->port) : 0;
     t->units = (struct unit *)(t + 1);
     t->die = (struct die *)(t->units + nand_units(p));

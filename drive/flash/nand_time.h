@@ -33,7 +33,8 @@ struct nand_params {
     uint64_t read_ns, program_ns, erase_ns; // tR, tPROG, tBERS
     uint64_t command_ns;                    // command and address, on the channel
     uint64_t bus;                           // bytes per second of a channel
-    uint64_t port;                          // of what all pages that are read pass; 0: nothing
+    uint64_t filter; // of what the data of pages that are read passes on its channel; 0: nothing
+    uint64_t port;   // of what all pages that are read pass; 0: nothing
     // Of a plane: 1, or 2 where the die can go on while a page waits for its transfer, and the data
     // of the next program can come while it is busy.
     uint64_t registers;

@@ -73,8 +73,10 @@ void loss_drive_counts(struct inst_drive_stats *out, const struct drive_stats *s
     out->cache_hit_bytes += stats->cache_hit_bytes;
 }
 
-void loss_flash_counts(struct inst_drive_stats *out, const struct flash_nand_counters *c)
+void loss_modelled_counts(struct inst_drive_stats *out, const struct store_modelled *modelled)
 {
+    const struct flash_nand_counters *c = &modelled->flash;
+    const struct engine_model_counters *engine = &modelled->engine;
     out->emulated = true;
     out->modelled_flash_seconds += 1e-9 * (double)c->busy_ns;
     out->modelled_channel_seconds += 1e-9 * (double)c->channel_ns;
@@ -90,6 +92,11 @@ void loss_flash_counts(struct inst_drive_stats *out, const struct flash_nand_cou
     out->failed_programs += c->failed_programs;
     out->failed_erases += c->failed_erases;
     out->most_erases = max_u64(out->most_erases, c->most_erases);
+    out->modelled_engine_seconds += 1e-9 * (double)engine->busy_ns;
+    out->modelled_gemv_seconds += 1e-9 * (double)engine->units.gemv_ns;
+    out->modelled_softmax_seconds += 1e-9 * (double)engine->units.softmax_ns;
+    out->modelled_argtopk_seconds += 1e-9 * (double)engine->units.argtopk_ns;
+    out->modelled_link_seconds += 1e-9 * (double)modelled->link_ns;
 }
 
 // What all drives have counted so far, as far as they still say it.
@@ -105,9 +112,9 @@ static void keep_counts(struct inst_engine *e)
         if (!(late >> i & 1))
             (void)link_stat(e->store.drives[i].link, &stats[i], NULL);
         loss_drive_counts(&l->before_of[l->place[i]], &stats[i]);
-        struct flash_nand_counters flash;
-        if (store_emulated(&e->store, i, &flash))
-            loss_flash_counts(&l->before_of[l->place[i]], &flash);
+        struct store_modelled modelled;
+        if (store_emulated(&e->store, i, &modelled))
+            loss_modelled_counts(&l->before_of[l->place[i]], &modelled);
     }
     link_array_merge(stats, e->store.n, e->config.kv_heads, &all);
     loss_add_counts(&all, &l->before);

@@ -22,7 +22,7 @@ static inline bool loss_notes(const struct inst_engine *e)
 // Adds what drives had counted that are not there any more.
 void loss_add_counts(struct drive_stats *stats, const struct drive_stats *before);
 // What emulated flash says of itself, on top of what is there.
-void loss_flash_counts(struct inst_drive_stats *out, const struct flash_nand_counters *flash);
+void loss_modelled_counts(struct inst_drive_stats *out, const struct store_modelled *modelled);
 void loss_drive_counts(struct inst_drive_stats *out, const struct drive_stats *stats);
 
 #endif

@@ -3,6 +3,7 @@
 #include "host/engine/loss.h"
 #include "host/engine/sized.h"
 
+#include <math.h>
 #include <stdalign.h>
 #include <string.h>
 
@@ -47,18 +48,21 @@ double inst_stats_method(const struct inst_stats *stats, const char *name)
     return 0;
 }
 
-// Of the drive that was busy for the longest.
-static double flash_seconds(const struct inst_engine *e)
+// Each of the drive that was busy for the longest.
+static void put_modelled(const struct inst_engine *e, struct inst_stats *stats)
 {
-    double most = 0;
     for (uint32_t i = 0; i < e->plan.drives; i++) {
         struct inst_drive_stats drive = e->loss.before_of[e->loss.place[i]];
-        struct flash_nand_counters flash;
-        if (store_emulated(&e->store, i, &flash))
-            loss_flash_counts(&drive, &flash);
-        most = drive.modelled_flash_seconds > most ? drive.modelled_flash_seconds : most;
+        struct store_modelled modelled;
+        if (store_emulated(&e->store, i, &modelled))
+            loss_modelled_counts(&drive, &modelled);
+        stats->modelled_flash_seconds =
+            fmax(stats->modelled_flash_seconds, drive.modelled_flash_seconds);
+        stats->modelled_engine_seconds =
+            fmax(stats->modelled_engine_seconds, drive.modelled_engine_seconds);
+        stats->modelled_link_seconds =
+            fmax(stats->modelled_link_seconds, drive.modelled_link_seconds);
     }
-    return most;
 }
 
 int inst_engine_stats_sized(inst_engine *e, struct inst_stats *out, size_t size,
@@ -89,7 +93,7 @@ int inst_engine_stats_sized(inst_engine *e, struct inst_stats *out, size_t size,
     stats->bridged_bytes = drive.bridged_bytes;
     stats->read_ahead_rows = drive.read_ahead_rows;
     stats->read_ahead_hits = drive.read_ahead_hits;
-    stats->modelled_flash_seconds = flash_seconds(e);
+    put_modelled(e, stats);
     put_method(e, stats, &drive);
     sized_write(out, size, stats, sizeof *stats);
     return 0;
@@ -118,9 +122,9 @@ int inst_engine_drives_sized(inst_engine *e, struct inst_drive_stats *out, size_
     for (uint32_t i = 0; i < e->plan.drives; i++) {
         loss_drive_counts(&drives[e->loss.place[i]],
                           e->store.n > 1 ? link_array_stats(e->store.link, i) : &all);
-        struct flash_nand_counters flash;
-        if (store_emulated(&e->store, i, &flash))
-            loss_flash_counts(&drives[e->loss.place[i]], &flash);
+        struct store_modelled modelled;
+        if (store_emulated(&e->store, i, &modelled))
+            loss_modelled_counts(&drives[e->loss.place[i]], &modelled);
     }
     for (size_t i = 0; i < n && i < e->n_places; i++)
         sized_write((unsigned char *)out + i * size, size, &drives[i], sizeof *drives);

@@ -98,6 +98,7 @@ int store_where_open(struct store_where *where, const char *text, struct inst_ms
     if (!strncmp(text, "nand:", 5)) {
         where->kind = STORE_NAND;
         int err = flash_nand_options_new(&where->nand, text + 5, msg);
+        err = err ? err : emulated_units_read(&where->units, where->nand, msg);
         const char *directory = err ? NULL : store_where_directory(where);
         return directory ? check_directory(directory, msg) : err;
     }
@@ -207,9 +208,14 @@ static int open_drive(struct store *store, struct store_drive *d, const struct s
     if (err)
         return err;
     d->bytes = part->dram;
+    if (where->units.has_engine)
+        err = engine_model_open(&d->engine, &where->units.engine, options->pool, msg);
+    if (err)
+        return err;
     struct drive_limits limits = {
         .dram_bytes = part->dram,
         .pool = options->pool,
+        .engine = d->engine,
         .kernels = options->kernels,
         .row_cache = part->row_cache,
         .no_row_cache = part->row_cache == UINT64_MAX,
@@ -217,9 +223,10 @@ static int open_drive(struct store *store, struct store_drive *d, const struct s
     err = drive_open(&d->drive, d->flash, &limits, msg);
     if (err)
         return err;
-    return d->nand && !flash_nand_about(where->nand).paced
-               ? link_local_open_virtual(&d->link, d->drive, d->flash, msg)
-               : link_local_open(&d->link, d->drive, d->flash, msg);
+    err = d->nand && !flash_nand_about(where->nand).paced
+              ? link_local_open_virtual(&d->link, d->drive, d->flash, msg)
+              : link_local_open(&d->link, d->drive, d->flash, msg);
+    return err || !where->units.link ? err : link_local_wire(d->link, where->units.link, msg);
 }
 
 static int open_array(struct store *store, const struct store_where *where, uint64_t limit_ns,
@@ -281,11 +288,15 @@ uint64_t store_waited_ns(const struct store *store, uint64_t *since)
     return most;
 }
 
-bool store_emulated(const struct store *store, uint32_t i, struct flash_nand_counters *out)
+bool store_emulated(const struct store *store, uint32_t i, struct store_modelled *out)
 {
     if (i >= store->n || !store->drives || !store->drives[i].nand)
         return false;
-    flash_nand_counters(store->drives[i].nand, out);
+    const struct store_drive *d = &store->drives[i];
+    *out = (struct store_modelled){.link_ns = d->link ? link_local_wire_ns(d->link) : 0};
+    flash_nand_counters(d->nand, &out->flash);
+    if (d->engine)
+        engine_model_counters(d->engine, &out->engine);
     return true;
 }
 
@@ -337,6 +348,7 @@ uint64_t store_close(struct store *store, uint64_t limit_ns)
         }
         if (d->drive)
             drive_close(d->drive);
+        engine_close(d->engine);
         flash_close(d->flash);
         if (store->budget)
             budget_give(store->budget, d->bytes);

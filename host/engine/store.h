@@ -4,6 +4,7 @@
 #ifndef INST_HOST_ENGINE_STORE_H
 #define INST_HOST_ENGINE_STORE_H
 
+#include "drive/engine_model.h"
 #include "host/engine/plan.h"
 #include "instinfer_trace.h"
 #include "link/link.h"
@@ -14,6 +15,7 @@ struct store_where {
     char *path;          // what the user named, or the directory
     bool is_default;     // the directory is made when the store is opened
     struct flash_nand_options *nand;
+    struct emulated_units units; // that take time beside the flash of `nand`
 };
 // The directory that takes KV, NULL: none does. Whether memory beside the budget does.
 const char *store_where_directory(const struct store_where *where);
@@ -28,8 +30,9 @@ struct store {
         struct flash *flash;
         struct drive *drive;
         struct link *link;
-        uint64_t bytes;     // taken from the budget
-        struct flash *nand; // of these the emulated one, NULL: none
+        struct engine *engine; // a model, NULL: the pool
+        uint64_t bytes;        // taken from the budget
+        struct flash *nand;    // of these the emulated one, NULL: none
         inst_flash_trace_fn *trace;
         void *trace_user;
         uint32_t place; // among all that were named
@@ -59,8 +62,13 @@ void store_pass(struct store *store, uint64_t now_ns, bool waiting);
 // The most that one of them has waited for since its time was `since` [n], which becomes the time
 // now.
 uint64_t store_waited_ns(const struct store *store, uint64_t *since);
-// Of emulated flash: what there is to say about drive i. False: it is not emulated.
-bool store_emulated(const struct store *store, uint32_t i, struct flash_nand_counters *out);
+// Of an emulated drive i: what there is to say about it. False: it is not emulated.
+struct store_modelled {
+    struct flash_nand_counters flash;
+    struct engine_model_counters engine;
+    uint64_t link_ns; // that it was busy
+};
+bool store_emulated(const struct store *store, uint32_t i, struct store_modelled *out);
 // Waits for what flash is doing, but not longer than that: what then is left of a drive stays in
 // memory, as the disk may still write to it. Returns its bytes, of the budget. Zeroed is fine.
 uint64_t store_close(struct store *store, uint64_t limit_ns);

@@ -19,7 +19,7 @@ BELOW = {
     'cmd': {'host', 'sim', 'link', 'drive', 'kernels', 'base'},
 }
 # Further down: what others may know of a drive is the command set and how to plan and open one.
-DOORS = {'drive/command.h', 'drive/drive.h', 'drive/flash/flash.h'}
+DOORS = {'drive/command.h', 'drive/drive.h', 'drive/engine_model.h', 'drive/flash/flash.h'}
 KNOWN_BY_DOORS = {'link', 'host', 'cmd'}
 # Inside the drive: what a room may include of the others'. A folder stands for all in it; of flash/
 # the table alone, not the back ends.
@@ -32,6 +32,7 @@ INSIDE = {
                        'drive/drive.h'},
     # What lies in no room
     'drive/command': {'base', COMMANDS},
+    'drive/engine_model': {'base', ENGINE, FLASH, 'drive/engine_model.h'},
     'drive/engine': {'base', ENGINE},
     'drive/drive.h': {'base', 'kernels', COMMANDS, FLASH},
 }

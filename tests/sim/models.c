@@ -2,7 +2,7 @@
 // The models of parts, against schedules worked out by hand, and what must hold for all: time does
 // not run backwards, nothing is busy twice, work is conserved.
 #include "sim/system.h"
-#include "sim/timeline.h"
+#include "base/timeline.h"
 
 #include <math.h>
 #include <setjmp.h>

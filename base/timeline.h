@@ -3,8 +3,8 @@
 // nanoseconds. Everything here is a function of (state, request, now): no clock, no randomness. A
 // request that comes while its timeline is busy waits its turn; what does not fit into 64 bits
 // marks the timeline, which whoever reads the result has to look at.
-#ifndef INST_SIM_TIMELINE_H
-#define INST_SIM_TIMELINE_H
+#ifndef INST_BASE_TIMELINE_H
+#define INST_BASE_TIMELINE_H
 
 #include <stdbool.h>
 #include <stdint.h>

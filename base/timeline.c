@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "sim/timeline.h"
+#include "base/timeline.h"
 
 #include <math.h>
 
