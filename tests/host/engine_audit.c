@@ -8,6 +8,9 @@ static const char model[] = TREE_MODEL("stories260K.gguf");
 
 enum { PROMPT = 330, STEPS = 40, SESSIONS = 3 };
 
+// Of a piece, that have to fail before the drive gives it up.
+enum { READS = 3 };
+
 static double counter(struct fixture *f, const char *name)
 {
     struct inst_stats stats;
@@ -155,6 +158,98 @@ static void changes_nothing(void **state)
     }
 }
 
+// ---- reads that fail ---------------------------------------------------------------------------
+
+static const struct flash_ops *sound;
+static unsigned to_fail, failed;
+static uint64_t bad_block, bad_page; // the first that was read
+
+static struct flash_io *failing_poll(struct flash *flash, uint64_t now_ns)
+{
+    struct flash_io *list = sound->poll(flash, now_ns);
+    for (struct flash_io *io = list; io && to_fail; io = io->next) {
+        if (io->op != FLASH_READ)
+            continue;
+        if (!failed) {
+            bad_block = io->block;
+            bad_page = io->page;
+        }
+        if (io->block == bad_block && io->page <= bad_page && bad_page < io->page + io->pages) {
+            io->status = INST_EIO;
+            to_fail--;
+            failed++;
+        }
+    }
+    return list;
+}
+
+static void let_reads_fail(struct fixture *f)
+{
+    static struct flash_ops ops;
+    struct flash *flash = f->engine->store.drives[0].flash;
+    sound = flash->ops;
+    ops = *sound;
+    ops.poll = failing_poll;
+    flash->ops = &ops;
+    to_fail = failed = 0;
+}
+
+static void step_all(struct fixture *f, int32_t tokens[SESSIONS][PROMPT + STEPS], size_t step)
+{
+    struct inst_segment segment[SESSIONS];
+    for (uint32_t s = 0; s < SESSIONS; s++)
+        segment[s] = (struct inst_segment){.session = f->session[s],
+                                           .tokens = &tokens[s][PROMPT + step],
+                                           .n_tokens = 1,
+                                           .logits = true};
+    if (inst_step(f->engine, segment, SESSIONS, NULL, NULL, &f->msg))
+        fail_msg("step %zu: %s", step, f->msg.text);
+}
+
+// A dense step is the first to read. What it cannot read is not compared, and nothing else comes of
+// it: the step itself has the bits that it has without audits.
+static void a_fault_in_an_audit_is_the_audits(void **state)
+{
+    (void)state;
+    static int32_t tokens[SESSIONS][PROMPT + STEPS];
+    struct fixture f[2];
+    unsigned armed = 0, audited = 0;
+    memset(f, 0, sizeof f);
+    for (size_t i = 0; i < 2; i++) {
+        struct inst_options o = poor("pages", i ? 1 : 0);
+        o.max_sessions = SESSIONS;
+        open_engine(&f[i], model, "ram:64M@20G", &o);
+        for (uint32_t s = 0; s < SESSIONS; s++) {
+            tokens_of(s, tokens[s]);
+            assert_int_equal(sync_tokens(&f[i], s, tokens[s], PROMPT), 0);
+        }
+    }
+    let_reads_fail(&f[1]);
+    for (size_t step = 0; step < STEPS; step++) {
+        struct inst_stats stats;
+        double before = counter(&f[1], "audited_tokens");
+        assert_int_equal(inst_engine_stats(f[1].engine, &stats, NULL), 0);
+        to_fail = stats.flash_read_bytes && step % 3 == 0 ? READS : 0;
+        failed = 0;
+        armed += to_fail != 0;
+        bool faults = to_fail;
+        for (size_t i = 0; i < 2; i++)
+            step_all(&f[i], tokens, step);
+        assert_int_equal(to_fail, 0);
+        assert_true(!faults == !failed);
+        unsigned n = (unsigned)(counter(&f[1], "audited_tokens") - before);
+        audited += n;
+        assert_int_equal(n, faults ? SESSIONS - 1 : SESSIONS);
+        for (uint32_t s = 0; s < SESSIONS; s++)
+            assert_memory_equal(inst_logits(f[0].session[s]), inst_logits(f[1].session[s]),
+                                logits_bytes(&f[0]));
+    }
+    assert_true(armed > STEPS / 4);
+    assert_int_equal(audited, STEPS * SESSIONS - armed);
+    for (size_t i = 0; i < 2; i++)
+        close_engine(&f[i]);
+}
+
 // What does not want dense attention's memory does not take it.
 static void takes_memory_only_for_audits(void **state)
 {
@@ -176,6 +271,7 @@ int main(void)
         cmocka_unit_test(says_how_far_it_is_from_dense),
         cmocka_unit_test(says_nothing_against_what_is_exact),
         cmocka_unit_test(changes_nothing),
+        cmocka_unit_test(a_fault_in_an_audit_is_the_audits),
         cmocka_unit_test(takes_memory_only_for_audits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
