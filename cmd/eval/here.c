@@ -11,38 +11,6 @@
 
 enum { GROUP_MOST = 256, SCORED_MOST = 32, ALIGNED = 64 };
 
-// ---- Arithmetic --------------------------------------------------------------------------------
-
-void eval_score(const struct eval_choice *c, const float *q, size_t n,
-                const struct eval_channels *some, const uint64_t *only)
-{
-    struct eval_here *h = c->h;
-    size_t dim = h->shape.head_dim, width = some ? some->n : dim;
-    const uint16_t *channel[KERNEL_HEAD_DIM_MAX];
-    for (size_t i = 0; i < n; i++) {
-        float factor = some ? c->scale * some->factor[i] : c->scale;
-        for (size_t k = 0; k < width; k++)
-            h->q[i * width + k] = q[i * dim + (some ? some->channel[k] : k)] * factor;
-    }
-    for (size_t tile = 0; tile * ATTENTION_TILE < c->to; tile++) {
-        if (only && !only[tile])
-            continue;
-        const uint16_t *k = eval_tile(c, tile);
-        for (size_t i = 0; i < width; i++)
-            channel[i] = k + (some ? some->channel[i] : i) * ATTENTION_TILE;
-        h->kernels->channel_scores(channel, width, ATTENTION_TILE, h->q, width, n,
-                                   h->scores + tile * ATTENTION_TILE, h->room);
-    }
-    for (size_t i = 0; c->softcap > 0 && i < n; i++)
-        h->kernels->softcap(h->scores + i * h->room, c->softcap, c->to);
-}
-
-void eval_softmax(const struct eval_here *h, float *x, size_t n)
-{
-    float sum = h->kernels->exp_sum(x, n, h->kernels->max(x, n));
-    h->kernels->scale(x, 1 / sum, n);
-}
-
 // ---- Attention ---------------------------------------------------------------------------------
 
 // Pages of 4 KiB that hold marked tokens, where K and V of a token lie together, and tokens of a
