@@ -492,6 +492,8 @@ static int prepare(struct eval *v, const struct options *options)
         code = engine_options_read(&v->engine, "eval");
     v->engine.engine.pages_piece = v->piece; // of one method among others
     v->engine.engine.pages_keys = v->keys;
+    // Nobody waits for an answer here: what was stopped for a while, as a whole, just goes on.
+    v->engine.engine.drive_timeout_ms = UINT32_MAX;
     if (!code)
         code = output_files_open(options);
     if (!code)
