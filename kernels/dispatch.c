@@ -5,7 +5,8 @@
 
 #include <string.h>
 
-// INST_KERNELS_X86 and INST_KERNELS_NEON come from kernels/CMakeLists.txt with the files built.
+// INST_KERNELS_X86, INST_KERNELS_AVX512 and INST_KERNELS_NEON come from kernels/CMakeLists.txt with
+// the files built.
 #ifdef INST_KERNELS_X86
 #include <cpuid.h>
 
@@ -16,14 +17,24 @@ static int machine_level(void)
         return 0;
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
         return 0;
+#ifndef INST_KERNELS_AVX512
+    return 1;
+#else
     if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
         !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
         return 1;
     return __builtin_cpu_supports("avx512vnni") ? 3 : 2;
+#endif
 }
 
-static const struct kernels *const sets[] = {&kernels_reference, &kernels_avx2, &kernels_avx512,
-                                             &kernels_avx512vnni};
+static const struct kernels *const sets[] = {
+    &kernels_reference,
+    &kernels_avx2,
+#ifdef INST_KERNELS_AVX512
+    &kernels_avx512,
+    &kernels_avx512vnni,
+#endif
+};
 static const char *const names[][5] = {{"reference"},
                                        {"reference", "avx2"},
                                        {"reference", "avx2", "avx512"},

@@ -10,7 +10,7 @@
 #include <sys/uio.h>
 
 enum {
-    FILE_SLOTS = 128,          // requests in flight
+    FILE_SLOTS = 128,         // requests in flight
     FILE_IOVECS = 64,         // operations joined into one request
     FILE_JOIN_BYTES = 1 << 20 // size up to which operations are joined
 };

@@ -86,7 +86,8 @@ void frames_close(struct frames *frames);
 struct frame *frames_take_row(struct frames *frames);
 // The page behind `after` in memory if that can be had, so that pages that lie side by side on
 // flash do so in memory, too: each stretch of memory costs the system, and a virtual machine's most
-// of all, about as much as a request. NULL: any, the longest free first, as its neighbours are free.
+// of all, about as much as a request. NULL: any, the longest free first, as its neighbours are
+// free.
 struct frame *frames_take_page(struct frames *frames, const struct frame *after);
 void frames_give(struct frames *frames, struct frame *frame); // an OPEN frame back
 
