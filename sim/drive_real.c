@@ -2,7 +2,7 @@
 #include "sim/drive_real.h"
 #include "base/checked.h"
 #include "drive/drive.h"
-#include "sim/engine_timed.h"
+#include "drive/engine_model.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -17,7 +17,7 @@ struct real {
     const struct workload *w;
     struct space_config config;
     struct pool *pool;
-    struct engine_timed engine;
+    struct engine *engine;
     struct budget budget;
     struct flash_nand_options *nand;
     struct flash *flash;
@@ -72,6 +72,16 @@ static int open_flash(struct real *r, uint64_t bytes)
     return flash_nand_open(&r->flash, r->nand, &about.geometry, &r->budget, r->msg);
 }
 
+static struct engine_params engine_of(const struct csd *c)
+{
+    return (struct engine_params){.kernels = (uint64_t)c->kernels,
+                                  .gemv_units = (uint64_t)c->gemv_units,
+                                  .softmax_units = (uint64_t)c->softmax_units,
+                                  .gemv = c->gemv_flops,
+                                  .softmax = c->softmax_rate,
+                                  .argtopk = c->argtopk_rate};
+}
+
 static int open_drive(struct real *r, enum method_kind method, const struct selection *sel)
 {
     static const uint32_t methods[] = {METHOD_DENSE, METHOD_SPARF, METHOD_PAGES};
@@ -107,13 +117,15 @@ static int open_drive(struct real *r, enum method_kind method, const struct sele
     err = drive_plan(&plan, &r->flash->geometry, &r->config, 0, r->msg);
     if (err)
         return err;
-    engine_timed_open(&r->engine, &r->m->csd, (double)r->q_heads / r->config.kv_heads, r->pool);
-    struct drive_limits limits = {
-        .dram_bytes = getenv("DR") ? strtoull(getenv("DR"), NULL, 10) << 20 : plan.good_dram_bytes,
-        .pool = r->pool,
-        .engine = &r->engine.engine,
-        .no_row_cache = true,
-        .no_read_ahead = true};
+    const struct engine_params units = engine_of(&r->m->csd);
+    err = engine_model_open(&r->engine, &units, r->pool, r->msg);
+    if (err)
+        return err;
+    struct drive_limits limits = {.dram_bytes = plan.good_dram_bytes,
+                                  .pool = r->pool,
+                                  .engine = r->engine,
+                                  .no_row_cache = true,
+                                  .no_read_ahead = true};
     err = drive_open(&r->drive, r->flash, &limits, r->msg);
     if (err)
         return err;
@@ -218,6 +230,7 @@ static int reclaim(struct real *r, double *bytes)
 static void close_all(struct real *r)
 {
     drive_close(r->drive);
+    engine_close(r->engine);
     flash_close(r->flash);
     flash_nand_options_free(r->nand);
     pool_free(r->pool);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Machines from profiles (base/profile.h). Of a drive's flash only what bounds reads in bulk is
 // looked at: rate and number of the flash channels, time and parallelism of the array.
+#include "drive/engine_model.h"
 #include "drive/flash/nand_profile.h"
 #include "sim/machine.h"
 
@@ -66,19 +67,8 @@ static int load_flash(struct csd *c, const struct profile *p, struct inst_msg *m
 
 static int load_engine(struct csd *c, const struct profile *p, struct inst_msg *msg)
 {
-    uint64_t kernels, gemv_units, softmax_units, filter, staging, cores, lookup, write, link;
-    uint64_t dram, overlap;
-    const struct profile_field engine[] = {
-        {"kernels", PROFILE_COUNT, &kernels, 0, 0, false},
-        {"gemv_units", PROFILE_COUNT, &gemv_units, 0, 0, false},
-        {"gemv", PROFILE_FLOPS, &c->gemv_flops, 0, 0, false},
-        {"softmax_units", PROFILE_COUNT, &softmax_units, 0, 0, false},
-        {"softmax", PROFILE_FLOPS, &c->softmax_rate, 0, 0, false},
-        {"filter", PROFILE_RATE, &filter, 0, 0, false},
-        {"argtopk", PROFILE_HERTZ, &c->argtopk_rate, 0, 0, false},
-        {"staging", PROFILE_BYTES, &staging, 0, 0, false},
-        {"overlap", PROFILE_COUNT, &overlap, 0, 1, false},
-    };
+    struct engine_params e;
+    uint64_t cores, lookup, write, link, dram;
     const struct profile_field controller[] = {
         {"cores", PROFILE_COUNT, &cores, 0, 0, false},
         {"lookup", PROFILE_NS, &lookup, 0, 0, false},
@@ -86,18 +76,21 @@ static int load_engine(struct csd *c, const struct profile *p, struct inst_msg *
     };
     const struct profile_field memory[] = {{"size", PROFILE_BYTES, &dram, 0, 0, false}};
     const struct profile_field port[] = {{"rate", PROFILE_RATE, &link, 0, 0, false}};
-    int err = profile_read(p, "engine", FIELDS(engine), msg);
+    int err = engine_params_read(&e, p, msg);
     err = err ? err : profile_read(p, "controller", FIELDS(controller), msg);
     err = err ? err : profile_read(p, "dram", FIELDS(memory), msg);
     err = err ? err : profile_read(p, "link", FIELDS(port), msg);
     if (err)
         return err;
-    c->kernels = (double)kernels;
-    c->gemv_units = (double)gemv_units;
-    c->softmax_units = (double)softmax_units;
-    c->filter_rate = (double)filter;
-    c->staging_bytes = (double)staging;
-    c->overlap = (double)overlap;
+    c->kernels = (double)e.kernels;
+    c->gemv_units = (double)e.gemv_units;
+    c->gemv_flops = e.gemv;
+    c->softmax_units = (double)e.softmax_units;
+    c->softmax_rate = e.softmax;
+    c->filter_rate = (double)e.filter;
+    c->argtopk_rate = e.argtopk;
+    c->staging_bytes = (double)e.staging;
+    c->overlap = (double)e.overlap;
     c->cores = (double)cores;
     c->lookup_ns = (double)lookup;
     c->program_rate = (double)write;
