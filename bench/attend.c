@@ -116,7 +116,7 @@ static int open_drive(struct attend_bench *b, struct inst_msg *msg)
           : o->directory ? flash_file_open(&b->flash, &file, msg)
                          : flash_ram_open(&b->flash, &b->geometry, 0, msg);
     if (!err && b->units.has_engine)
-        err = engine_model_open(&b->engine, &b->units.engine, b->pool, msg);
+        err = engine_model_open(&b->engine, &b->units.engine, b->pool, b->flash, msg);
     struct drive_limits limits = {
         .dram_bytes = b->dram,
         .pool = b->pool,

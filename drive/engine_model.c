@@ -8,6 +8,7 @@ struct engine_model {
     struct engine engine;
     struct engine_params params;
     struct pool *pool;
+    struct flash *nand;
     struct timeline units;
     struct engine_task *first, **end; // in the order of their ends
     struct engine_times times;
@@ -79,6 +80,8 @@ static void model_submit(struct engine *engine, struct engine_task *task, uint64
     self->times.argtopk_ns += times.argtopk_ns;
     pool_run(self->pool, task->fn, task->arg, task->items);
     task->done_ns = timeline_take(&self->units, now_ns, ns);
+    if (self->nand && !self->params.overlap && times.gemv_ns)
+        flash_nand_hold(self->nand, task->done_ns - ns + times.gemv_ns);
     task->next = NULL;
     *self->end = task;
     self->end = &task->next;
@@ -112,13 +115,15 @@ static const struct engine_ops model_ops = {
     .submit = model_submit, .poll = model_poll, .next_ns = model_next_ns, .close = model_close};
 
 int engine_model_open(struct engine **out, const struct engine_params *params, struct pool *pool,
-                      struct inst_msg *msg)
+                      struct flash *nand, struct inst_msg *msg)
 {
     struct engine_model *self = calloc(1, sizeof *self);
     if (!self)
         return inst_fail(msg, INST_ENOMEM, "engine: no memory");
-    *self = (struct engine_model){
-        .engine = {.ops = &model_ops, .counts = true}, .params = *params, .pool = pool};
+    *self = (struct engine_model){.engine = {.ops = &model_ops, .counts = true},
+                                  .params = *params,
+                                  .pool = pool,
+                                  .nand = nand};
     self->end = &self->first;
     *out = &self->engine;
     return 0;

@@ -6,7 +6,7 @@
 // pages, merging partials and making derived streams takes no time: it is done while data passes.
 //
 // Time is what is handed in, a virtual one or the real one, to which tasks are then held back.
-// Reads go on while the units compute.
+// Where reads do not overlap with products, flash channels begin nothing while GeMV units work.
 #ifndef INST_DRIVE_ENGINE_MODEL_H
 #define INST_DRIVE_ENGINE_MODEL_H
 
@@ -48,9 +48,9 @@ struct engine_times {
 uint64_t engine_model_ns(const struct engine_params *params, const struct engine_work *work,
                          struct engine_times *times);
 
-// The pool stays the caller's.
+// The pool stays the caller's; so does `nand`, the emulated flash beside it, NULL: none.
 int engine_model_open(struct engine **out, const struct engine_params *params, struct pool *pool,
-                      struct inst_msg *msg);
+                      struct flash *nand, struct inst_msg *msg);
 struct engine_model_counters {
     struct engine_times units; // that each kind was busy
     uint64_t busy_ns;          // that any was

@@ -79,7 +79,8 @@ static struct engine_params engine_of(const struct csd *c)
                                   .softmax_units = (uint64_t)c->softmax_units,
                                   .gemv = c->gemv_flops,
                                   .softmax = c->softmax_rate,
-                                  .argtopk = c->argtopk_rate};
+                                  .argtopk = c->argtopk_rate,
+                                  .overlap = c->overlap > 0};
 }
 
 static int open_drive(struct real *r, enum method_kind method, const struct selection *sel)
@@ -118,7 +119,7 @@ static int open_drive(struct real *r, enum method_kind method, const struct sele
     if (err)
         return err;
     const struct engine_params units = engine_of(&r->m->csd);
-    err = engine_model_open(&r->engine, &units, r->pool, r->msg);
+    err = engine_model_open(&r->engine, &units, r->pool, r->flash, r->msg);
     if (err)
         return err;
     struct drive_limits limits = {.dram_bytes = plan.good_dram_bytes,

@@ -138,6 +138,8 @@ void flash_nand_options_filter(struct flash_nand_options *options, uint64_t byte
 int flash_nand_open(struct flash **out, const struct flash_nand_options *options,
                     const struct flash_geometry *geometry, struct budget *budget,
                     struct inst_msg *msg);
+// Flash channels begin nothing before then: what computes has the DRAM that pages go into.
+void flash_nand_hold(struct flash *flash, uint64_t until_ns);
 struct flash_nand_counters {
     uint64_t busy_ns;             // while any operation was outstanding
     uint64_t channel_ns, die_ns;  // that channels and dies were busy, summed over them

@@ -310,6 +310,11 @@ int flash_nand_open(struct flash **out, const struct flash_nand_options *o,
     return 0;
 }
 
+void flash_nand_hold(struct flash *flash, uint64_t until_ns)
+{
+    nand_time_hold(((struct flash_nand_emulated *)flash)->time, until_ns);
+}
+
 void flash_nand_counters(const struct flash *flash, struct flash_nand_counters *out)
 {
     const struct flash_nand_emulated *self = (const struct flash_nand_emulated *)flash;

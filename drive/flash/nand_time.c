@@ -67,7 +67,7 @@ struct nand_time {
     struct nand_params p;
     struct nand_time_options o;
     uint32_t dies;             // of all channels; die d lies on channel d % channels
-    uint32_t *heap, heap_n;    // of resources: dies, then channels, then the port
+    uint32_t *heap, heap_n;    // of resources: dies, channels, the port, the end of a hold
     uint64_t *when;            // [resource], the event to come
     int32_t *place;            // [resource], in the heap
     struct unit *units;        // [units]
@@ -77,6 +77,7 @@ struct nand_time {
     uint64_t page_ns, port_ns; // transfer of a page
     uint64_t out_ns;           // of one that is read: the filter may be slower
     uint64_t port_free_ns;
+    uint64_t held_ns;     // channels begin nothing before
     struct queue passing; // whose last page passes the port
     struct queue done;
     uint64_t now_ns, order, outstanding, busy_since_ns;
@@ -152,6 +153,11 @@ static uint32_t channel_resource(const struct nand_time *t, uint32_t channel)
 static uint32_t port_resource(const struct nand_time *t)
 {
     return (uint32_t)t->p.channels + t->dies;
+}
+
+static uint32_t hold_resource(const struct nand_time *t)
+{
+    return port_resource(t) + 1;
 }
 
 static bool is_before(const struct nand_time *t, uint32_t a, uint32_t b)
@@ -494,7 +500,7 @@ static void begin_all(struct nand_time *t, uint32_t channel)
     uint32_t channels = (uint32_t)t->p.channels, dies = (uint32_t)t->p.dies;
     for (uint32_t i = 0; i < dies; i++)
         begin_program(t, channel + i * channels);
-    if (c->job != JOB_NONE)
+    if (c->job != JOB_NONE || t->held_ns > t->now_ns)
         return;
     unsigned best = CLASS_NONE;
     uint32_t chosen = 0;
@@ -664,6 +670,12 @@ static void end_port(struct nand_time *t)
         event_set(t, port_resource(t), t->passing.head->done_ns);
 }
 
+static void end_hold(struct nand_time *t)
+{
+    for (uint32_t c = 0; c < (uint32_t)t->p.channels; c++)
+        mark(t, c);
+}
+
 // ---- the table ---------------------------------------------------------------------------------
 
 // All that ends at one moment, then all that begins there.
@@ -678,8 +690,10 @@ static void take_moment(struct nand_time *t)
             end_die(t, resource);
         else if (resource < port_resource(t))
             end_channel(t, resource - t->dies);
-        else
+        else if (resource == port_resource(t))
             end_port(t);
+        else
+            end_hold(t);
     } while (t->heap_n && t->when[t->heap[0]] == t->now_ns);
     for (uint32_t i = 0; i < t->dirty_n; i++)
         for (uint32_t die = t->dirty[i]; die < t->dies; die += channels)
@@ -753,7 +767,15 @@ uint64_t nand_time_next(const struct nand_time *t)
 {
     if (t->done.head)
         return 0;
-    return t->heap_n ? t->when[t->heap[0]] : UINT64_MAX;
+    return t->outstanding ? t->when[t->heap[0]] : UINT64_MAX;
+}
+
+void nand_time_hold(struct nand_time *t, uint64_t until_ns)
+{
+    if (until_ns <= t->held_ns || until_ns <= t->now_ns)
+        return;
+    t->held_ns = until_ns;
+    event_set(t, hold_resource(t), until_ns);
 }
 
 void nand_time_counters(const struct nand_time *t, struct nand_counters *out)
@@ -771,7 +793,7 @@ int nand_time_open(struct nand_time **out, const struct nand_time_options *optio
     if (err)
         return err;
     uint32_t channels = (uint32_t)p->channels, dies = (uint32_t)(p->channels * p->dies);
-    size_t resources = channels + dies + 1;
+    size_t resources = channels + dies + 2;
     size_t bytes = sizeof(struct nand_time) + nand_units(p) * sizeof(struct unit) +
                    dies * sizeof(struct die) + channels * sizeof(struct channel) +
                    resources * sizeof(uint64_t) + resources * 2 * sizeof(uint32_t) +

@@ -105,6 +105,9 @@ struct nand_op *nand_time_advance(struct nand_time *time, uint64_t now_ns);
 // taken, UINT64_MAX when none is outstanding.
 uint64_t nand_time_next(const struct nand_time *time);
 
+// Nothing begins on any flash channel before then; what is under way there and in the dies goes on.
+void nand_time_hold(struct nand_time *time, uint64_t until_ns);
+
 void nand_time_counters(const struct nand_time *time, struct nand_counters *out);
 
 #endif

@@ -209,7 +209,7 @@ static int open_drive(struct store *store, struct store_drive *d, const struct s
         return err;
     d->bytes = part->dram;
     if (where->units.has_engine)
-        err = engine_model_open(&d->engine, &where->units.engine, options->pool, msg);
+        err = engine_model_open(&d->engine, &where->units.engine, options->pool, d->nand, msg);
     if (err)
         return err;
     struct drive_limits limits = {

@@ -77,13 +77,21 @@ class BenchDrive(unittest.TestCase):
     def test_emulated(self):
         # What a step takes is the model's: it has to read K and V, at no more than 8 flash channels
         # of 1.4 GB/s carry, or the port of a drive that has one, and at most of that.
-        for profile, most in (("instcsd-zynq7045", 11.2), ("smartssd", 3.3)):
+        took = {}
+        for profile, most in (("instcsd-zynq7045", 11.2), ("instcsd-zynq7045,engine=off", 11.2),
+                              ("smartssd", 3.3)):
             rows, out, _ = self.bench("--contexts", 8192, "--shape", "8/8x128", "-n", 2,
                                       "--method", "dense", "--kv", "nand:" + profile)
             rate = 4 * 8192 * 8 * 128 / rows[0]["seconds"] / 1e9
             self.assertLess(rate, most)
-            self.assertGreater(rate, 0.8 * most)
-            self.assertIn("emulated NAND, " + profile, out)
+            self.assertGreater(rate, 0.75 * most)
+            self.assertIn("emulated NAND, " + profile.split(",")[0], out)
+            took[profile] = rows[0]["seconds"]
+        # Its flash channels begin nothing while 16.8 million products are made, 0.44 ms in all; dies
+        # read on meanwhile.
+        held, free = took["instcsd-zynq7045"], took["instcsd-zynq7045,engine=off"]
+        self.assertGreater(held, free + 0.1e-3)
+        self.assertLess(held, free + 0.6e-3)
 
     def test_locality_is_what_sparf_lives_on(self):
         def read(segment):

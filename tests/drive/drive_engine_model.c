@@ -52,7 +52,7 @@ static void test_tasks(void **state)
     struct engine *engine;
     int calls = 0;
     assert_int_equal(pool_new(&pool, 1, NULL), 0);
-    assert_int_equal(engine_model_open(&engine, &units, pool, NULL), 0);
+    assert_int_equal(engine_model_open(&engine, &units, pool, NULL, NULL), 0);
     struct engine_task a = {.fn = nothing, .arg = &calls, .items = 3, .work = {.products = 3000}};
     struct engine_task b = a, c = a;
     assert_true(engine->ops->next_ns(engine) == UINT64_MAX);
@@ -108,7 +108,7 @@ static void attend(const struct scene *s, uint32_t method, const struct scene_kn
     struct rig rig;
     struct scene_result r;
     assert_int_equal(pool_new(&pool, 1, NULL), 0);
-    assert_int_equal(engine_model_open(&engine, &units, pool, NULL), 0);
+    assert_int_equal(engine_model_open(&engine, &units, pool, NULL, NULL), 0);
     struct rig_options o = {.config = {.layers = 1,
                                        .kv_heads = HEADS,
                                        .head_dim = DIM,

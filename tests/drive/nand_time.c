@@ -243,6 +243,32 @@ static void test_spare(void **state)
     nand_time_close(time);
 }
 
+// A hold keeps channels from what comes, not from what is under way.
+static void test_hold(void **state)
+{
+    (void)state;
+    struct nand_time *time = open_time(&by_hand);
+    struct nand_op ops[] = {READ(0, 0, 0, 1), READ(1, 0, 0, 1), PROGRAM(2, 3, 0, 1)};
+    nand_time_hold(time, 40000);
+    assert_true(nand_time_next(time) == UINT64_MAX); // nothing waits for it
+    nand_time_submit(time, &ops[0], 30000);
+    assert_int_equal(nand_time_next(time), 40000);
+    // Command to 40100, tR to 90100; the channel is taken then, but for a hold, to 91100.
+    assert_null(nand_time_advance(time, 90000));
+    nand_time_submit(time, &ops[1], 90000); // command to 90100, tR to 140100
+    nand_time_submit(time, &ops[2], 90000); // loaded to 91100: the page of the first comes after
+    nand_time_hold(time, 95000);
+    nand_time_hold(time, 94000); // no shorter
+    assert_null(nand_time_advance(time, 95999));
+    assert_ptr_equal(nand_time_advance(time, 96000), &ops[0]);
+    assert_ptr_equal(nand_time_advance(time, 141100), &ops[1]);
+    assert_int_equal(ops[1].done_ns, 141100);
+    assert_ptr_equal(nand_time_advance(time, 10000000), &ops[2]);
+    assert_int_equal(ops[2].done_ns, 591100);
+    assert_true(nand_time_next(time) == UINT64_MAX);
+    nand_time_close(time);
+}
+
 static void test_refused(void **state)
 {
     (void)state;
@@ -578,6 +604,7 @@ int main(void)
         cmocka_unit_test(test_suspend),
         cmocka_unit_test(test_port_and_retries),
         cmocka_unit_test(test_spare),
+        cmocka_unit_test(test_hold),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_any_schedule),
         cmocka_unit_test(test_bandwidth),
