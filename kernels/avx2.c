@@ -255,4 +255,33 @@ OP float vn_greatest(vn v)
 }
 
 #include "kernels/x86.h"
+
+OP __m256i lookup(const uint8_t *index, const int8_t *table)
+{
+    return _mm256_shuffle_epi8(_mm256_loadu_si256((const void *)table),
+                               _mm256_loadu_si256((const void *)index));
+}
+// What the table's rows of 16 say of the rows of 16 indices, summed: 16 keys, even ones first.
+OP v16 code_lanes(const uint8_t *index, const int8_t *table, const size_t rows)
+{
+    __m256i even = _mm256_setzero_si256(), odd = even;
+    for (size_t i = 0; i < rows * 16; i += 128) {
+        __m256i a =
+            _mm256_add_epi8(lookup(index + i, table + i), lookup(index + i + 32, table + i + 32));
+        __m256i b = _mm256_add_epi8(lookup(index + i + 64, table + i + 64),
+                                    lookup(index + i + 96, table + i + 96));
+        __m256i sum = _mm256_add_epi8(a, b);
+        odd = _mm256_add_epi16(odd, _mm256_srai_epi16(sum, 8));
+        even = _mm256_add_epi16(even, _mm256_srai_epi16(_mm256_slli_epi16(sum, 8), 8));
+    }
+    __m256i words = word_sums(even, odd);
+    __m128i last = _mm256_extracti128_si256(words, 1);
+    return (v16){{_mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm256_castsi256_si128(words))),
+                  _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(last))}};
+}
+OP vn vn_lanes(__attribute__((vector_size(32))) int32_t v)
+{
+    return _mm256_cvtepi32_ps((__m256i)v);
+}
+
 #include "kernels/body.h"

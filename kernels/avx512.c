@@ -292,4 +292,32 @@ OP float vn_greatest(vn v)
 }
 
 #include "kernels/x86.h"
+
+OP __m512i lookup(const uint8_t *index, const int8_t *table)
+{
+    return _mm512_shuffle_epi8(_mm512_loadu_si512(table), _mm512_loadu_si512(index));
+}
+// What the table's rows of 16 say of the rows of 16 indices, summed: 16 keys, even ones first.
+OP v16 code_lanes(const uint8_t *index, const int8_t *table, const size_t rows)
+{
+    __m512i even = _mm512_setzero_si512(), odd = even;
+    for (size_t i = 0; i < rows * 16; i += 256) {
+        __m512i a =
+            _mm512_add_epi8(lookup(index + i, table + i), lookup(index + i + 64, table + i + 64));
+        __m512i b = _mm512_add_epi8(lookup(index + i + 128, table + i + 128),
+                                    lookup(index + i + 192, table + i + 192));
+        __m512i sum = _mm512_add_epi8(a, b);
+        odd = _mm512_add_epi16(odd, _mm512_srai_epi16(sum, 8));
+        even = _mm512_add_epi16(even, _mm512_srai_epi16(_mm512_slli_epi16(sum, 8), 8));
+    }
+    __m256i words = word_sums(
+        _mm256_add_epi16(_mm512_castsi512_si256(even), _mm512_extracti64x4_epi64(even, 1)),
+        _mm256_add_epi16(_mm512_castsi512_si256(odd), _mm512_extracti64x4_epi64(odd, 1)));
+    return (v16){{_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(words))}};
+}
+OP vn vn_lanes(__attribute__((vector_size(64))) int32_t v)
+{
+    return _mm512_cvtepi32_ps((__m512i)v);
+}
+
 #include "kernels/body.h"

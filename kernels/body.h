@@ -573,6 +573,7 @@ static void set_matmul(const struct weight *w, uint64_t first, uint64_t count, c
 
 #include "kernels/body_attention.h"
 #include "kernels/body_sparf.h"
+#include "kernels/body_pages.h"
 
 const struct kernels SET_TABLE = {
     .name = SET_NAME,
@@ -598,7 +599,8 @@ const struct kernels SET_TABLE = {
     .scale = set_scale,
     .softcap = set_softcap,
     .channel_scores = set_channel_scores,
-    .code_sums = set_code_sums,
+    .piece_masses = set_piece_masses,
+    .code_axpy = set_code_axpy,
     .exp_sum = set_exp_sum,
     .axpy = set_axpy,
 };

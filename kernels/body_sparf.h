@@ -60,22 +60,6 @@ static void set_channel_scores(const uint16_t *const *channels, size_t n_channel
         channel_queries(channels, n_channels, n, q, q_stride, 1, 8, out, out_stride);
 }
 
-static void set_code_sums(const uint8_t *codes, size_t n, size_t bytes, const int8_t (*table)[16],
-                          int16_t *sums)
-{
-    size_t i = 0;
-    for (; i + 16 <= n; i += 16)
-        code_sums16(codes + i, n, bytes, table, sums + i);
-    for (; i < n; i++) {
-        int sum = 0;
-        for (size_t j = 0; j < bytes; j++) {
-            uint8_t code = codes[j * n + i];
-            sum += table[2 * j][code & 15] + table[2 * j + 1][code >> 4];
-        }
-        sums[i] = (int16_t)sum;
-    }
-}
-
 static float set_exp_sum(float *x, size_t n, float max)
 {
     v16 sum = v16_zero();

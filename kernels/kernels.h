@@ -119,6 +119,29 @@ static inline size_t rounded_floats(size_t n)
     return n / ROUNDED_BLOCK * (sizeof(struct rounded_x) / sizeof(float));
 }
 
+enum {
+    MASS_HEADER = 4,
+    MASS_SLICES = 16, // of 16 keys, or what is left of a piece, in one call
+    MASS_ENTRY = 31,  // four of them add up to a byte
+    MASS_SCRATCH = MASS_SLICES * 16 * (KERNEL_HEAD_DIM_MAX / 4 + 3 * 4),
+};
+#define MASS_FACTOR 0x1p96f // nothing overflows
+
+// Pieces of a KV cache as codes of their keys: fp16 scale, two bytes that mean nothing here, u8
+// factor[keys], u8 count[keys] if `counted`, codes [bytes][keys].
+struct mass_pieces {
+    const uint8_t *summary[MASS_SLICES];
+    size_t n, keys, bytes; // n * (keys / 16, rounded up) is MASS_SLICES at most
+    int counted;
+    float softcap; // 0: none
+};
+
+// Rows of a query's table.
+static inline size_t mass_rows(size_t bytes)
+{
+    return (bytes + 7) / 8 * 16;
+}
+
 struct kernels {
     const char *name;
 
@@ -196,11 +219,25 @@ struct kernels {
     void (*channel_scores)(const uint16_t *const *channels, size_t n_channels, size_t n,
                            const float *q, size_t q_stride, size_t n_q, float *out,
                            size_t out_stride);
-    // sums[i] = the sum over j < bytes of table[2j][low half of code] + table[2j + 1][high half],
-    // where code = codes[j * n + i]. bytes <= KERNEL_HEAD_DIM_MAX / 8. Whole numbers: any order is
-    // the same.
-    void (*code_sums)(const uint8_t *codes, size_t n, size_t bytes, const int8_t (*table)[16],
-                      int16_t *sums);
+    // The mass of each of the pieces for n_q queries, relative to 2^tops[q]. A query has a table of
+    // bytes, `mass_rows` rows of 16, zeros where there is no byte, and a factor:
+    //   a_i = (float)(the sum over j < bytes of what row j says of the low half of byte j of key i,
+    //   and row mass_rows / 2 + j of the high half) * (scale * (1.0f / 255) * factor_i)
+    //   with a softcap: a_i = softcap(a_i * factor); the factor is 1 from then on
+    //   top = factor * LOG2E * m, m = the largest a_i of all pieces
+    //   e_i = 2^max((a_i - m) * (factor * LOG2E), -120), the polynomial of sets.h
+    //   mass = the sum of e_i * count_i in 16 lanes, summed by dot16's tree: of each 16 keys those
+    //   of even number belong to lanes 0 to 7, the others to 8 to 15.
+    // Entries of a table are no larger than MASS_ENTRY, factors no larger than MASS_FACTOR and not
+    // negative. Scratch: MASS_SCRATCH bytes, aligned to 64.
+    void (*piece_masses)(const struct mass_pieces *pieces, const int8_t *tables,
+                         const float *factors, size_t n_q, float *tops, size_t top_stride,
+                         float *masses, size_t stride, void *scratch);
+    // y[q * y_stride + d] = fma(weights[q * stride + t], element d of codes[t], y[...]) for t < n
+    // in ascending order. An element is its code of 1 or 2 bits, the first in the lowest ones, less
+    // half of the largest code.
+    void (*code_axpy)(const uint8_t *const *codes, size_t n, size_t bits, size_t dim,
+                      const float *weights, size_t stride, size_t n_q, float *y, size_t y_stride);
     // x[i] = exp(x[i] - max); returns sum16(x, n).
     float (*exp_sum)(float *x, size_t n, float max);
     // y[i] = fma(a, x[i], y[i])

@@ -515,6 +515,7 @@ static void ref_softcap(float *x, float cap, size_t n)
 }
 
 #include "kernels/reference_sparf.h"
+#include "kernels/reference_pages.h"
 
 const struct kernels kernels_reference = {
     .name = "reference",
@@ -540,7 +541,8 @@ const struct kernels kernels_reference = {
     .scale = ref_scale,
     .softcap = ref_softcap,
     .channel_scores = ref_channel_scores,
-    .code_sums = ref_code_sums,
+    .piece_masses = ref_piece_masses,
+    .code_axpy = ref_code_axpy,
     .exp_sum = ref_exp_sum,
     .axpy = ref_axpy,
 };

@@ -15,19 +15,6 @@ static void ref_channel_scores(const uint16_t *const *channels, size_t n_channel
     }
 }
 
-static void ref_code_sums(const uint8_t *codes, size_t n, size_t bytes, const int8_t (*table)[16],
-                          int16_t *sums)
-{
-    for (size_t i = 0; i < n; i++) {
-        int sum = 0;
-        for (size_t j = 0; j < bytes; j++) {
-            uint8_t code = codes[j * n + i];
-            sum += table[2 * j][code & 15] + table[2 * j + 1][code >> 4];
-        }
-        sums[i] = (int16_t)sum;
-    }
-}
-
 static float ref_exp_sum(float *x, size_t n, float max)
 {
     for (size_t i = 0; i < n; i++)

@@ -46,6 +46,21 @@ static inline int rounded_scale(uint32_t greatest, float *scale, float *inverse)
 #define EXP_MIN    -87.0f // below: +0
 #define EXP_MAX    88.0f  // above: +infinity
 
+// 2^x = 2^n 2^r, n = x rounded to nearest: 2^r = 1 + C1 r + ... + C4 r^4, to 3e-6 of it. It is
+// never asked for less than 2^MASS_LEAST.
+#define EXP2_C1    0x1.62e12cp-1f
+#define EXP2_C2    0x1.ec0378p-3f
+#define EXP2_C3    0x1.c9fc48p-5f
+#define EXP2_C4    0x1.3a02c8p-7f
+#define MASS_LEAST -120.0f
+
+// Element d of a vector in codes of 1 or 2 bits.
+static inline float code_value(const uint8_t *codes, size_t bits, size_t d)
+{
+    const int code = codes[d * bits / 8] >> d * bits % 8 & ((1 << bits) - 1);
+    return (float)code - (bits == 1 ? 0.5f : 1.5f);
+}
+
 // -2 sqrt(2 / pi), and that times 0.044715.
 #define GELU_LINEAR -0x1.988454p+0f
 #define GELU_CUBIC  -0x1.2444f2p-4f

@@ -22,6 +22,9 @@
 
 // Newest tokens where ATTEND says nothing: a quarter of what may be read, but from 16 to 64.
 enum { LOCAL_LEAST = 16, LOCAL_MOST = 64, LOCAL_PART = 4 };
+// Pieces whose values are added up together.
+enum { REST_PIECES = 64 };
+#define LN2 0x1.62e43p-1f
 
 // ---- sizes -------------------------------------------------------------------------------------
 
@@ -30,32 +33,58 @@ static uint64_t pieces_of(const struct space_config *config, uint64_t tokens)
     return tokens / index_piece(config);
 }
 
-// A head's: weights and tops [group][pieces], their sum over the group [pieces], and bits of the
-// chosen pieces.
+// Slices of a piece's keys, and pieces that are weighed together: always the same ones, whatever
+// the length of the sequence and wherever their summaries lie.
+static uint64_t block_pieces(const struct index_shape *shape)
+{
+    return MASS_SLICES / div_round_up(shape->keys, KERNEL_LANES);
+}
+
+static uint64_t blocks_of(const struct index_shape *shape, uint64_t pieces)
+{
+    return div_round_up(pieces, block_pieces(shape));
+}
+
+// A head's: weights [group][pieces], relative to tops [group][blocks], their sum over the group
+// [pieces], and bits of the chosen pieces.
+static uint64_t weight_floats(const struct index_shape *shape, uint64_t pieces, uint32_t group)
+{
+    return pieces * (group + 1ull) + blocks_of(shape, pieces) * group;
+}
+
 uint64_t pages_floats(const struct space_config *config, uint64_t tokens, uint32_t group)
 {
+    const struct index_shape shape = index_shape(config);
     uint64_t pieces = pieces_of(config, tokens);
-    return pieces * (2ull * group + 1) + 2 * (pieces / 64 + 2);
+    return weight_floats(&shape, pieces, group) + 2 * (pieces / 64 + 2);
 }
 
 // Queries that look at a summary while it is at hand.
 enum { QUERIES = 8 };
 
-static size_t query_table_bytes(uint32_t head_dim)
+// What a worker needs at a time: to weigh pieces, or to add up what is not read.
+struct pages_scratch {
+    _Alignas(64) uint8_t masses[MASS_SCRATCH];
+    float q[KERNEL_HEAD_DIM_MAX];
+    float rest[QUERIES][REST_PIECES];
+    int8_t tables[]; // [QUERIES][mass_rows][16]
+};
+
+static size_t table_bytes_of(uint32_t head_dim)
 {
-    return (head_dim + 7) / 8 * (size_t)32;
+    return mass_rows((head_dim + 7) / 8) * 16;
 }
 
-// A query, turned, and the tables of some.
 size_t pages_scratch(uint32_t head_dim)
 {
-    return 2 * (size_t)KERNEL_HEAD_DIM_MAX * sizeof(float) + QUERIES * query_table_bytes(head_dim);
+    return sizeof(struct pages_scratch) + QUERIES * table_bytes_of(head_dim);
 }
 
 struct pages_view {
     struct sparf_view v;
     struct index_shape shape;
     uint64_t pieces, tokens; // complete pieces; tokens of one
+    uint64_t blocks;
     float *weights, *tops, *total;
     uint64_t *bits;
 };
@@ -67,10 +96,11 @@ static struct pages_view view_of(const struct unit *unit, uint32_t head)
     p.shape = index_shape(config);
     p.tokens = p.shape.piece;
     p.pieces = pieces_of(config, p.v.u->tokens);
+    p.blocks = blocks_of(&p.shape, p.pieces);
     p.weights = p.v.scores;
     p.tops = p.weights + p.v.group * p.pieces;
-    p.total = p.tops + p.v.group * p.pieces;
-    uint64_t used = p.pieces * (2ull * p.v.group + 1);
+    p.total = p.tops + p.v.group * p.blocks;
+    uint64_t used = weight_floats(&p.shape, p.pieces, p.v.group);
     p.bits = (uint64_t *)(p.v.scores + used + used % 2); // scores are aligned to 64 bytes
     return p;
 }
@@ -82,81 +112,88 @@ static struct index_run run_at(const struct pages_view *p, uint64_t piece)
 
 // ---- select ------------------------------------------------------------------------------------
 
-// table[j][code]: what four channels with these bits add to a score, as a multiple of the step that
-// is returned: whole numbers, so that sums of them are the same in any order.
-static float make_table(int8_t (*table)[16], const float *q, uint32_t dim)
+static void four_channels(float *four, const float *q, uint32_t dim, uint32_t j)
 {
-    const uint32_t n = (dim + 7) / 8 * 2;
-    float most = 0;
-    for (uint32_t j = 0; j < n; j++) { // the greatest sum is that of sizes
-        float sum = 0;
-        for (uint32_t c = 4 * j; c < 4 * j + 4 && c < dim; c++)
-            sum += fabsf(q[c]);
+    for (uint32_t c = 0; c < 4; c++)
+        four[c] = 4 * j + c < dim ? q[4 * j + c] : 0;
+}
+
+// Writes what four channels with these bits add to a score, as a multiple of the step that is
+// returned: whole numbers, so that sums of them are the same in any order. First those of the low
+// halves of bytes of codes (piece_masses).
+static float make_table(int8_t *table, const float *q, uint32_t dim)
+{
+    const uint32_t fours = div_round_up(dim, 4);
+    const size_t half = mass_rows((dim + 7) / 8) / 2;
+    const float round = 0x1.8p23f; // added, it leaves a whole number to nearest even
+    float most = 0, four[4];
+    for (uint32_t j = 0; j < fours; j++) { // the greatest sum is that of sizes
+        four_channels(four, q, dim, j);
+        float sum = fabsf(four[0]) + fabsf(four[1]) + (fabsf(four[2]) + fabsf(four[3]));
         most = sum > most ? sum : most;
     }
-    for (uint32_t j = 0; j < n; j++) {
-        for (uint32_t code = 0; code < 16; code++) {
-            float sum = 0;
-            for (uint32_t c = 0; c < 4 && 4 * j + c < dim; c++)
-                sum += code >> c & 1 ? q[4 * j + c] : -q[4 * j + c];
-            // What is no number, or infinite, counts for nothing.
-            table[j][code] = most > 0 && fabsf(sum) <= most && most < INFINITY
-                                 ? (int8_t)rintf(sum / most * 127)
-                                 : 0;
+    memset(table, 0, table_bytes_of(dim));
+    if (!(most > 0x1p-100f && most < INFINITY))
+        return 0; // nothing, or infinite: counts for nothing
+    const float entry = MASS_ENTRY / most;
+    for (uint32_t j = 0; j < fours; j++) {
+        int8_t *row = table + (j / 2 + j % 2 * half) * 16;
+        four_channels(four, q, dim, j);
+        float even = four[0] + four[1], odd = four[0] - four[1];
+        float high = four[2] + four[3], low = four[2] - four[3];
+        // With the first bit set; the other codes are the same with all signs turned.
+        const float sums[8] = {odd - high, even - high, odd + low,  even + low,
+                               odd - low,  even - low,  odd + high, even + high};
+        for (uint32_t i = 0; i < 8; i++) {
+            float value = fabsf(sums[i]) <= most ? sums[i] * entry + round - round : 0; // no NaN
+            row[2 * i + 1] = (int8_t)value;
+            row[14 - 2 * i] = (int8_t)-value;
         }
     }
-    return most / 127;
+    return most / MASS_ENTRY;
 }
 
-// The mass of a piece for one query, relative to its largest score *top.
-static float weigh_piece(const struct pages_view *p, const uint8_t *summary, const float *scales,
-                         const int8_t (*table)[16], float scale, float *top)
+// The factor of a query's scores, as piece_masses takes it.
+static float make_query(const struct sparf_view *v, uint32_t query, int8_t *table, float *q)
 {
-    const struct kernels *k = p->v.k;
-    const uint32_t keys = p->shape.keys;
-    float softcap = p->v.job->header.softcap, scores[INDEX_PIECE_MAX], sum = 0;
-    int16_t sums[INDEX_PIECE_MAX];
-    k->code_sums(index_codes(&p->shape, summary), keys, (p->shape.head_dim + 7) / 8, table, sums);
-    for (uint32_t i = 0; i < keys; i++)
-        scores[i] = scale * (scales[i] * (float)sums[i]);
-    if (softcap != 0)
-        k->softcap(scores, softcap, keys);
-    *top = k->max(scores, keys);
-    float all = k->exp_sum(scores, keys, *top);
-    if (keys == p->shape.piece) // each stands for itself
-        return all;
-    for (uint32_t i = 0; i < keys; i++)
-        sum += (float)index_count(&p->shape, summary, i) * scores[i];
-    return sum;
+    float scale = v->job->header.scale;
+    memcpy(q, v->q + query * v->dim, v->dim * sizeof *q);
+    index_turn(q, v->dim);
+    for (uint32_t d = 0; scale < 0 && d < v->dim; d++)
+        q[d] = -q[d];
+    float factor = fabsf(scale) * (make_table(table, q, v->dim) / 2);
+    return factor <= MASS_FACTOR ? factor : 0; // not a number: nothing
 }
 
-// Weights of all pieces for n queries of the head from `first` on, each relative to its top.
+// Weights of all pieces for n queries of the head from `first` on, relative to their block's top.
 static void weigh(const struct pages_view *p, uint32_t first, uint32_t n, uint8_t *scratch)
 {
     const struct sparf_view *v = &p->v;
-    float *q = (float *)scratch, scale[QUERIES], scales[INDEX_PIECE_MAX];
-    int8_t(*table[QUERIES])[16];
-    for (uint32_t i = 0; i < n; i++) {
-        table[i] = (int8_t(*)[16])(scratch + 2 * KERNEL_HEAD_DIM_MAX * sizeof(float) +
-                                   i * query_table_bytes(v->dim));
-        memcpy(q, v->q + (first + i) * v->dim, v->dim * sizeof *q);
-        index_turn(q, v->dim);
-        scale[i] = v->job->header.scale * (make_table(table[i], q, v->dim) / 2);
-    }
-    const uint64_t bytes = index_bytes(&p->shape);
-    for (uint64_t piece = 0; piece < p->pieces;) {
-        struct index_run run = run_at(p, piece);
-        for (uint64_t end = piece + run.n; piece < end; piece++, run.summary += run.stride) {
+    struct pages_scratch *own = (struct pages_scratch *)scratch;
+    struct mass_pieces block = {.keys = p->shape.keys,
+                                .bytes = (p->shape.head_dim + 7) / 8,
+                                .counted = p->shape.keys != p->shape.piece,
+                                .softcap = v->job->header.softcap};
+    const uint64_t bytes = index_bytes(&p->shape), each = block_pieces(&p->shape);
+    struct index_run run = {.n = 0};
+    float factors[QUERIES];
+    for (uint32_t i = 0; i < n; i++)
+        factors[i] = make_query(v, first + i, own->tables + i * table_bytes_of(v->dim), own->q);
+    for (uint64_t at = 0; at < p->blocks; at++) {
+        const uint64_t piece = at * each;
+        block.n = min_u64(each, p->pieces - piece);
+        for (uint64_t i = 0; i < block.n; i++, run.n--, run.summary += run.stride) {
+            if (!run.n)
+                run = run_at(p, piece + i);
+            block.summary[i] = run.summary;
             // What comes next lies a row of heads away, where no prefetcher looks.
-            for (uint64_t at = 0; at < bytes; at += 64)
-                __builtin_prefetch((const void *)((uintptr_t)run.summary + 2 * run.stride + at));
-            index_scales(&p->shape, run.summary, scales);
-            for (uint32_t i = 0; i < n; i++) {
-                uint64_t at = (first + i) * p->pieces + piece;
-                p->weights[at] = weigh_piece(p, run.summary, scales, (const int8_t(*)[16])table[i],
-                                             scale[i], &p->tops[at]);
-            }
+            for (uint64_t line = 0; line < bytes; line += 64)
+                __builtin_prefetch(
+                    (const void *)((uintptr_t)run.summary + each * run.stride + line));
         }
+        v->k->piece_masses(&block, own->tables, factors, n, p->tops + first * p->blocks + at,
+                           p->blocks, p->weights + first * p->pieces + piece, p->pieces,
+                           own->masses);
     }
 }
 
@@ -221,59 +258,77 @@ static void choose_tokens(const struct pages_view *p)
     }
 }
 
-static void add_rest(const struct pages_view *p, uint64_t piece, const uint8_t *summary,
-                     const float *max, float *rest, float *value)
+// Adds n pieces that are not read to the sums of the rest.
+static void add_rest(const struct pages_view *p, uint32_t first, uint32_t n_q,
+                     const uint64_t *pieces, const uint8_t *const *summaries, size_t n,
+                     struct pages_scratch *own)
 {
     const struct sparf_view *v = &p->v;
-    index_value(&p->shape, summary, value);
-    for (uint32_t i = 0; i < v->group; i++) {
-        struct partial *partial = partial_at(rest, i, v->dim);
-        float weight = p->weights[i * p->pieces + piece];
-        if (!(weight > 0))
-            continue;
-        partial->max = max[i];
-        partial->sum += weight;
-        v->k->axpy(partial->acc, weight, value, v->dim);
+    const uint8_t *codes[REST_PIECES];
+    struct partial *rest = partial_at(v->u->rest, v->head * v->group + first, v->dim);
+    for (size_t t = 0; t < n; t++) {
+        float scale = index_value_codes(&p->shape, summaries[t], &codes[t]);
+        for (uint32_t i = 0; i < n_q; i++) {
+            float weight = p->weights[(first + i) * p->pieces + pieces[t]];
+            own->rest[i][t] = weight > 0 ? weight * scale : 0;
+            partial_at((float *)rest, i, v->dim)->sum += weight > 0 ? weight : 0;
+        }
     }
+    v->k->code_axpy(codes, n, p->shape.value_bits, v->dim, own->rest[0], REST_PIECES, n_q,
+                    rest->acc, partial_stride(v->dim));
 }
 
 // What was not chosen, as one partial for each query: predicted weights and mean values.
-static void estimate_rest(const struct pages_view *p, const float *max, uint8_t *scratch)
+static void estimate_rest(const struct pages_view *p, const float *max, struct pages_scratch *own)
 {
     const struct sparf_view *v = &p->v;
-    float *value = (float *)scratch;
     float *rest = (float *)partial_at(v->u->rest, v->head * v->group, v->dim);
+    const uint8_t *summaries[REST_PIECES];
+    uint64_t pieces[REST_PIECES];
     for (uint32_t i = 0; i < v->group; i++)
         memset(partial_at(rest, i, v->dim)->acc, 0, v->dim * sizeof(float));
     for (uint64_t piece = 0; piece < p->pieces;) {
-        struct index_run run = run_at(p, piece);
-        for (uint64_t end = piece + run.n; piece < end; piece++, run.summary += run.stride) {
-            if (!(p->bits[piece / 64] >> piece % 64 & 1))
-                add_rest(p, piece, run.summary, max, rest, value);
+        size_t n = 0;
+        for (struct index_run run = {.n = 0}; piece < p->pieces && n < REST_PIECES;
+             piece++, run.n--, run.summary += run.stride) {
+            if (!run.n)
+                run = run_at(p, piece);
+            if (p->bits[piece / 64] >> piece % 64 & 1)
+                continue;
+            pieces[n] = piece;
+            summaries[n++] = run.summary;
         }
+        for (uint32_t i = 0; i < v->group; i += QUERIES)
+            add_rest(p, i, (uint32_t)min_u64(v->group - i, QUERIES), pieces, summaries, n, own);
     }
-    for (uint32_t i = 0; i < v->group; i++)
-        index_turn(partial_at(rest, i, v->dim)->acc, v->dim);
+    for (uint32_t i = 0; i < v->group; i++) {
+        struct partial *partial = partial_at(rest, i, v->dim);
+        if (partial->sum > 0)
+            partial->max = max[i];
+        index_turn(partial->acc, v->dim);
+    }
 }
 
 static void choose(const struct pages_view *p, uint8_t *scratch)
 {
     const struct sparf_view *v = &p->v;
+    const uint64_t each = block_pieces(&p->shape);
     float max[MAX_GROUP_HEADS];
     memset(p->total, 0, p->pieces * sizeof *p->total);
     for (uint32_t i = 0; i < v->group; i += QUERIES)
         weigh(p, i, v->group - i < QUERIES ? v->group - i : QUERIES, scratch);
     for (uint32_t i = 0; i < v->group; i++) {
-        float *weights = p->weights + i * p->pieces, *tops = p->tops + i * p->pieces;
-        max[i] = v->k->max(tops, p->pieces);
-        v->k->exp_sum(tops, p->pieces, max[i]);
-        for (uint64_t piece = 0; piece < p->pieces; piece++)
-            weights[piece] *= tops[piece];
+        float *weights = p->weights + i * p->pieces, *tops = p->tops + i * p->blocks;
+        v->k->scale(tops, LN2, p->blocks);
+        max[i] = v->k->max(tops, p->blocks);
+        v->k->exp_sum(tops, p->blocks, max[i]);
+        for (uint64_t at = 0; at < p->blocks; at++)
+            v->k->scale(weights + at * each, tops[at], min_u64(each, p->pieces - at * each));
         v->k->axpy(p->total, 1.0f / v->k->sum(weights, p->pieces), weights, p->pieces);
     }
     choose_pieces(p);
     choose_tokens(p);
-    estimate_rest(p, max, scratch);
+    estimate_rest(p, max, (struct pages_scratch *)scratch);
 }
 
 // ---- finish ------------------------------------------------------------------------------------
@@ -316,16 +371,6 @@ static void pages_think(const struct unit_task *task, uint8_t *scratch)
         else
             finish(&p);
     }
-}
-
-// Looking at the index has no unit; choosing from it has.
-static void pages_work(const struct unit *unit, const struct piece *piece, struct engine_work *work)
-{
-    const struct sparf_unit *u = unit->own;
-    if (piece)
-        sparf_work_tokens(unit, piece, work);
-    else if (unit->phase == SPARF_SELECT)
-        work->ranked += unit->n_heads * pieces_of(&unit->state->space->config, u->tokens);
 }
 
 // ---- the method --------------------------------------------------------------------------------
@@ -439,7 +484,6 @@ const struct method method_pages = {
     .folds = sparf_folds,
     .fold = sparf_fold,
     .think = pages_think,
-    .work = pages_work,
     .advance = pages_advance,
     .end = pages_end,
     .stats = pages_stats,

@@ -57,11 +57,16 @@ struct index_shape index_shape(const struct space_config *config)
     };
 }
 
+static uint64_t value_bytes(const struct index_shape *shape)
+{
+    return div_round_up(shape->head_dim, 8 / shape->value_bits);
+}
+
 uint64_t index_bytes(const struct index_shape *shape)
 {
-    uint64_t bytes = (shape->head_dim + 7) / 8, each = 8 / shape->value_bits;
+    uint64_t bytes = (shape->head_dim + 7) / 8;
     uint64_t counts = shape->keys == shape->piece ? 0 : shape->keys;
-    return 4 + counts + shape->keys * (1 + bytes) + (shape->head_dim + each - 1) / each;
+    return MASS_HEADER + counts + shape->keys * (1 + bytes) + value_bytes(shape);
 }
 
 int index_hold(const struct space *space, const struct layer_state *layer, uint64_t pieces,
@@ -100,13 +105,6 @@ void index_turn(float *x, uint32_t head_dim)
     }
 }
 
-void index_scales(const struct index_shape *shape, const uint8_t *summary, float *out)
-{
-    float scale = kernel_f16_to_f32(le_get16(summary)) * (1.0f / 255);
-    for (uint32_t i = 0; i < shape->keys; i++)
-        out[i] = scale * (float)summary[4 + i];
-}
-
 // Rounds x to codes of `bits` bits in steps of `step`. Where x is no number the codes are the
 // least.
 static void round_to(uint8_t *codes, const float *x, uint32_t n, uint32_t bits, float step)
@@ -130,44 +128,21 @@ static float mean_size(const float *x, uint32_t n)
     return sum / (float)n;
 }
 
-static const uint8_t *value_codes(const struct index_shape *shape, const uint8_t *summary)
+static uint8_t *key_codes(const struct index_shape *shape, uint8_t *summary)
 {
-    return index_codes(shape, summary) + (size_t)shape->keys * ((shape->head_dim + 7) / 8);
+    return summary + MASS_HEADER + shape->keys * (shape->keys == shape->piece ? 1 : 2);
 }
 
-// What the codes in half a byte stand for: four of 1 bit, two of 2 bits.
-static const float halves[16][4] = {
-    {-.5f, -.5f, -.5f, -.5f}, {.5f, -.5f, -.5f, -.5f}, {-.5f, .5f, -.5f, -.5f},
-    {.5f, .5f, -.5f, -.5f},   {-.5f, -.5f, .5f, -.5f}, {.5f, -.5f, .5f, -.5f},
-    {-.5f, .5f, .5f, -.5f},   {.5f, .5f, .5f, -.5f},   {-.5f, -.5f, -.5f, .5f},
-    {.5f, -.5f, -.5f, .5f},   {-.5f, .5f, -.5f, .5f},  {.5f, .5f, -.5f, .5f},
-    {-.5f, -.5f, .5f, .5f},   {.5f, -.5f, .5f, .5f},   {-.5f, .5f, .5f, .5f},
-    {.5f, .5f, .5f, .5f},
-};
-static const float quarters[16][2] = {
-    {-1.5f, -1.5f}, {-.5f, -1.5f}, {.5f, -1.5f}, {1.5f, -1.5f}, {-1.5f, -.5f}, {-.5f, -.5f},
-    {.5f, -.5f},    {1.5f, -.5f},  {-1.5f, .5f}, {-.5f, .5f},   {.5f, .5f},    {1.5f, .5f},
-    {-1.5f, 1.5f},  {-.5f, 1.5f},  {.5f, 1.5f},  {1.5f, 1.5f},
-};
-
-static uint32_t half_byte(const uint8_t *codes, uint32_t i)
+static uint64_t value_at(const struct index_shape *shape)
 {
-    return (uint32_t)codes[i / 2] >> i % 2 * 4 & 15u;
+    return index_bytes(shape) - value_bytes(shape);
 }
 
-void index_value(const struct index_shape *shape, const uint8_t *summary, float *out)
+float index_value_codes(const struct index_shape *shape, const uint8_t *summary,
+                        const uint8_t **codes)
 {
-    const uint8_t *codes = value_codes(shape, summary);
-    float scale = kernel_f16_to_f32(le_get16(summary + 2));
-    uint32_t each = 4 / shape->value_bits, whole = shape->head_dim / each;
-    const float *table = shape->value_bits == 1 ? *halves : *quarters;
-    for (uint32_t i = 0; i < whole; i++) {
-        const float *values = table + half_byte(codes, i) * each;
-        for (uint32_t j = 0; j < each; j++)
-            out[i * each + j] = scale * values[j];
-    }
-    for (uint32_t d = whole * each; d < shape->head_dim; d++)
-        out[d] = scale * table[half_byte(codes, whole) * each + d % each];
+    *codes = summary + value_at(shape);
+    return kernel_f16_to_f32(le_get16(summary + 2));
 }
 
 // The key that is nearest to x; ties go to the lower one.
@@ -246,7 +221,7 @@ static void find_keys(const struct kernels *kernels, float *keys, uint32_t n_key
 static void round_keys(const struct index_shape *shape, uint8_t *summary, float *keys)
 {
     float steps[INDEX_PIECE_MAX], most = 0;
-    uint8_t *factors = summary + 4, codes[KERNEL_HEAD_DIM_MAX / 8];
+    uint8_t *factors = summary + MASS_HEADER, codes[KERNEL_HEAD_DIM_MAX / 8];
     uint32_t dim = shape->head_dim;
     for (uint32_t i = 0; i < shape->keys; i++) {
         index_turn(keys + i * dim, dim);
@@ -254,7 +229,7 @@ static void round_keys(const struct index_shape *shape, uint8_t *summary, float 
         most = steps[i] > most ? steps[i] : most;
         round_to(codes, keys + i * dim, dim, 1, steps[i]);
         for (uint32_t j = 0; j < (dim + 7) / 8; j++)
-            ((uint8_t *)index_codes(shape, summary))[j * shape->keys + i] = codes[j];
+            key_codes(shape, summary)[j * shape->keys + i] = codes[j];
     }
     uint16_t scale = kernel_f32_to_f16(most);
     le_put16(summary, scale);
@@ -272,7 +247,7 @@ static void round_value(const struct index_shape *shape, uint8_t *summary, float
     float step = bits == 1 ? 2 * mean_size(value, dim)
                            : sqrtf(kernels_best()->dot(value, value, dim) / (float)dim);
     le_put16(summary + 2, kernel_f32_to_f16(step));
-    round_to((uint8_t *)value_codes(shape, summary), value, dim, bits, step);
+    round_to(summary + value_at(shape), value, dim, bits, step);
 }
 
 // Makes a summary of a piece's tokens, rows of head_dim; scratch: as many floats, and as many for
@@ -283,7 +258,7 @@ static void summarise(const struct index_shape *shape, uint8_t *summary, const u
     const struct kernels *kernels = kernels_best();
     uint32_t n = shape->piece, dim = shape->head_dim;
     float *x = scratch, *keys = scratch + (size_t)n * dim;
-    uint8_t which[INDEX_PIECE_MAX] = {0}, *counts = summary + 4 + shape->keys;
+    uint8_t which[INDEX_PIECE_MAX] = {0}, *counts = summary + MASS_HEADER + shape->keys;
     kernels->f16_to_f32(x, v, (size_t)n * dim);
     mean(keys, x, n, dim, which, 0);
     round_value(shape, summary, keys);

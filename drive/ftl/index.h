@@ -52,19 +52,8 @@ struct index_run index_held(const struct space *space, const struct map *held, u
 
 // x[head_dim] times the Hadamard matrix, which is its own inverse.
 void index_turn(float *x, uint32_t head_dim);
-// Of a summary: tokens that a key stands for, what the codes of each key are multiplied with, the
-// codes.
-static inline uint32_t index_count(const struct index_shape *shape, const uint8_t *summary,
-                                   uint32_t key)
-{
-    return shape->keys == shape->piece ? 1 : summary[4 + shape->keys + key];
-}
-void index_scales(const struct index_shape *shape, const uint8_t *summary, float *out);
-static inline const uint8_t *index_codes(const struct index_shape *shape, const uint8_t *summary)
-{
-    return summary + 4 + shape->keys * (shape->keys == shape->piece ? 1 : 2);
-}
-// The turned mean of V.
-void index_value(const struct index_shape *shape, const uint8_t *summary, float *out);
+// The turned mean of V: its codes, and the scale that is returned.
+float index_value_codes(const struct index_shape *shape, const uint8_t *summary,
+                        const uint8_t **codes);
 
 #endif

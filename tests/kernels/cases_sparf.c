@@ -66,19 +66,63 @@ static uint64_t softmax(const struct kernels *k, uint64_t *state, size_t n, int 
     return hash_words(y, n + 1, hash);
 }
 
-static uint64_t code_sums(const struct kernels *k, uint64_t *state, size_t n, size_t bytes)
+// Pieces of codes and tables of some queries; the rows of tables without a byte are zeros.
+static uint64_t masses(const struct kernels *k, uint64_t *state, size_t keys, size_t bytes,
+                       size_t n_q, int kind)
 {
-    static uint8_t codes[70 * KERNEL_HEAD_DIM_MAX / 8];
-    static int8_t table[KERNEL_HEAD_DIM_MAX / 4][16];
-    int16_t sums[72];
-    for (size_t i = 0; i < n * bytes; i++)
-        codes[i] = (uint8_t)cases_random(state);
-    for (size_t i = 0; i < 32 * bytes; i++) // the least and the largest are among them
-        table[i / 16][i % 16] = (int8_t)(cases_random(state) % 3 ? cases_random(state) : 127);
-    for (size_t i = 0; i < 72; i++)
-        sums[i] = 7;
-    k->code_sums(codes, n, bytes, (const int8_t(*)[16])table, sums);
-    return hash_words(sums, sizeof sums / 4, 0xcbf29ce484222325u);
+    enum { BYTES = MASS_HEADER + 64 * (2 + KERNEL_HEAD_DIM_MAX / 8), QUERIES_MAX = 8, STRIDE = 19 };
+    static uint8_t summary[MASS_SLICES][BYTES];
+    static int8_t tables[QUERIES_MAX * (KERNEL_HEAD_DIM_MAX / 4) * 16];
+    static _Alignas(64) uint8_t scratch[MASS_SCRATCH];
+    float factors[QUERIES_MAX], tops[2 * QUERIES_MAX], out[QUERIES_MAX * STRIDE];
+    struct mass_pieces m = {.n = MASS_SLICES / ((keys + 15) / 16), .keys = keys, .bytes = bytes};
+    const size_t rows = mass_rows(bytes);
+    m.counted = kind & 1;
+    m.softcap = kind & 2 ? 20 : 0;
+    m.n -= cases_random(state) % m.n;
+    for (size_t i = 0; i < m.n; i++) {
+        float scale = cases_uniform(state) * (kind & 4 ? 60000 : 0.2f);
+        uint16_t half = kernel_f32_to_f16(scale < 0 ? -scale : scale);
+        half = i == 3 && kind & 4 ? 0x7c01 : half; // no number
+        for (size_t j = 0; j < BYTES; j++)
+            summary[i][j] = (uint8_t)cases_random(state);
+        memcpy(summary[i], &half, sizeof half);
+        m.summary[i] = summary[i];
+    }
+    for (size_t i = 0; i < n_q * rows * 16; i++) { // the least and the largest are among them
+        int entry = (int)(cases_random(state) % (2 * MASS_ENTRY + 1)) - MASS_ENTRY;
+        tables[i] = (int8_t)(i / 16 % (rows / 2) < bytes ? entry : 0);
+        if (i % 16 == 5 && tables[i])
+            tables[i] = MASS_ENTRY;
+    }
+    for (size_t i = 0; i < n_q; i++)
+        factors[i] = i == 2 ? 0 : kind & 4 ? MASS_FACTOR : 0.02f * (1 + cases_uniform(state));
+    for (size_t i = 0; i < QUERIES_MAX * STRIDE; i++)
+        out[i] = 7; // nothing is written between the rows
+    for (size_t i = 0; i < 2 * QUERIES_MAX; i++)
+        tops[i] = 7;
+    k->piece_masses(&m, tables, factors, n_q, tops, 2, out, STRIDE, scratch);
+    return hash_words(out, QUERIES_MAX * STRIDE, hash_words(tops, 2 * QUERIES_MAX, 0xcbf29ce484u));
+}
+
+static uint64_t code_axpy(const struct kernels *k, uint64_t *state, size_t n, size_t bits,
+                          size_t dim, size_t n_q)
+{
+    enum { VECTORS = 9, PADDED = 203, STRIDE = 11 };
+    uint8_t codes[VECTORS][PADDED / 4 + 1];
+    const uint8_t *list[VECTORS];
+    float weights[QUERIES * STRIDE], y[QUERIES * PADDED];
+    for (size_t t = 0; t < VECTORS; t++) {
+        for (size_t i = 0; i < sizeof codes[t]; i++)
+            codes[t][i] = (uint8_t)cases_random(state);
+        list[t] = codes[t];
+    }
+    for (size_t i = 0; i < QUERIES * STRIDE; i++)
+        weights[i] = i % 7 ? cases_uniform(state) : 0;
+    for (size_t i = 0; i < QUERIES * PADDED; i++)
+        y[i] = cases_uniform(state);
+    k->code_axpy(list, n, bits, dim, weights, STRIDE, n_q, y, PADDED);
+    return hash_words(y, QUERIES * PADDED, 0xcbf29ce484222325u);
 }
 
 static uint64_t transpose(uint64_t *state, size_t rows, size_t cols)
@@ -113,10 +157,18 @@ void cases_sparf(const struct kernels *k, case_fn *emit, void *arg)
             emit(arg, name, transpose(&state, rows, cols));
         }
     }
-    for (size_t n = 1; n <= 70; n += n < 34 ? 1 : 9) {
-        for (size_t bytes = 1; bytes <= KERNEL_HEAD_DIM_MAX / 8; bytes += bytes * n % 3 + bytes) {
-            snprintf(name, sizeof name, "code_sums %zu %zu", n, bytes);
-            emit(arg, name, code_sums(k, &state, n, bytes));
+    for (size_t keys = 1; keys <= 64; keys += keys < 34 ? 1 : 6) {
+        for (size_t bytes = 1; bytes <= KERNEL_HEAD_DIM_MAX / 8; bytes += bytes < 9 ? 1 : bytes) {
+            int kind = (int)((keys + bytes) % 8);
+            size_t nq = 1 + keys * bytes % 8;
+            snprintf(name, sizeof name, "piece_masses kind %d: %zu %zu %zu", kind, keys, bytes, nq);
+            emit(arg, name, masses(k, &state, keys, bytes, nq, kind));
         }
+    }
+    for (size_t dim = 1; dim <= 200; dim += dim < 34 ? 1 : 15) {
+        size_t n = dim % 10, nq = 1 + dim % QUERIES;
+        snprintf(name, sizeof name, "code_axpy %zu %zu %zu", n, dim, nq);
+        emit(arg, name, code_axpy(k, &state, n, 1, dim, nq));
+        emit(arg, name, code_axpy(k, &state, n, 2, dim, nq));
     }
 }

@@ -383,6 +383,77 @@ static void ranking(void **state)
     assert_true(k->exp_sum(out, 0, 0) == 0);
 }
 
+// A piece's mass in float64, key by key.
+static void weighing(void **state)
+{
+    enum { KEYS = 21, BYTES = 9, N = 8, CHANNELS = 8 * BYTES };
+    static uint8_t summary[N][MASS_HEADER + KEYS * (2 + BYTES)];
+    static _Alignas(64) uint8_t scratch[MASS_SCRATCH];
+    static int8_t table[8 * 2 * 2 * 16];
+    struct mass_pieces m = {.n = N, .keys = KEYS, .bytes = BYTES};
+    const float factor = 0.01f;
+    float top, masses[N], weight[N], y[CHANNELS] = {0};
+    const uint8_t *codes[N];
+    uint64_t random = 9;
+    (void)state;
+    assert_int_equal(mass_rows(BYTES), 32);
+    for (size_t i = 0; i < sizeof table; i++)
+        table[i] = (int8_t)(i / 16 % 16 < BYTES ? (int)(cases_random(&random) % 63) - 31 : 0);
+    for (size_t p = 0; p < N; p++) {
+        for (size_t i = 0; i < sizeof summary[p]; i++)
+            summary[p][i] = (uint8_t)cases_random(&random);
+        uint16_t scale = kernel_f32_to_f16(0.9f - 0.1f * (float)p);
+        memcpy(summary[p], &scale, sizeof scale);
+        m.summary[p] = summary[p];
+    }
+    for (m.counted = 0; m.counted < 2; m.counted++) {
+        for (int capped = 0; capped < 2; capped++) {
+            double want[N], most = -INFINITY, x[N][KEYS];
+            m.softcap = capped ? 3 : 0;
+            k->piece_masses(&m, table, &factor, 1, &top, 1, masses, N, scratch);
+            for (size_t p = 0; p < N; p++) {
+                uint16_t scale;
+                memcpy(&scale, summary[p], sizeof scale);
+                for (size_t i = 0; i < KEYS; i++) {
+                    const uint8_t *factors = summary[p] + MASS_HEADER;
+                    const uint8_t *key = factors + (m.counted ? 2 : 1) * KEYS + i;
+                    double sum = 0;
+                    for (size_t j = 0; j < BYTES; j++)
+                        sum += table[j * 16 + key[j * KEYS] % 16] +
+                               table[(16 + j) * 16 + key[j * KEYS] / 16];
+                    x[p][i] = (double)factor * sum * half_value(scale) * factors[i] / 255;
+                    x[p][i] = capped ? 3 * tanh(x[p][i] / 3) : x[p][i];
+                    most = x[p][i] > most ? x[p][i] : most;
+                }
+            }
+            close_to(top, most * 1.4426950408889634, 1e-5);
+            for (size_t p = 0; p < N; p++) {
+                want[p] = 0;
+                for (size_t i = 0; i < KEYS; i++)
+                    want[p] +=
+                        exp(x[p][i] - most) * (m.counted ? summary[p][MASS_HEADER + KEYS + i] : 1);
+                close_to(masses[p], want[p], 1e-5 * want[p]);
+            }
+        }
+    }
+    for (size_t bits = 1; bits <= 2; bits++) {
+        memset(y, 0, sizeof y);
+        for (size_t p = 0; p < N; p++) {
+            codes[p] = summary[p];
+            weight[p] = (float)(p + 1);
+        }
+        k->code_axpy(codes, N, bits, 35, weight, N, 1, y, CHANNELS);
+        for (size_t d = 0; d < CHANNELS; d++) {
+            double want = 0;
+            for (size_t p = 0; p < N && d < 35; p++)
+                want +=
+                    (double)weight[p] * ((summary[p][d * bits / 8] >> d * bits % 8) % (1 << bits) -
+                                         (bits == 1 ? 0.5 : 1.5));
+            close_to(y[d], want, 0);
+        }
+    }
+}
+
 static void transposing(void **state)
 {
     (void)state;
@@ -425,7 +496,7 @@ int main(void)
         cmocka_unit_test(products),       cmocka_unit_test(attention_and_merge),
         cmocka_unit_test(empty_partials), cmocka_unit_test(capped_window),
         cmocka_unit_test(type_table),     cmocka_unit_test(ranking),
-        cmocka_unit_test(transposing),
+        cmocka_unit_test(transposing),    cmocka_unit_test(weighing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

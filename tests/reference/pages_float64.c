@@ -164,7 +164,7 @@ static void ask(const struct pages_problem *p, uint32_t g, struct query *q)
 }
 
 // Score of a rounded key: channels in fours, what each of the 16 signs of four adds rounded to
-// 1/127 of the largest such sum.
+// 1/31 of the largest such sum.
 static double score(const struct pages_problem *p, const struct query *q, const double *key)
 {
     double sum = 0;
@@ -172,9 +172,9 @@ static double score(const struct pages_problem *p, const struct query *q, const 
         double four = 0;
         for (uint32_t c = d; c < d + 4 && c < p->head_dim; c++)
             four += key[c] < 0 ? -q->turned[c] : q->turned[c];
-        sum += rint(four / q->most * 127);
+        sum += rint(four / q->most * 31);
     }
-    return p->scale * fabs(key[0]) * sum * q->most / 127;
+    return p->scale * fabs(key[0]) * sum * q->most / 31;
 }
 
 // The best pieces so far, one more at a time: the first, the newest, then by mass.

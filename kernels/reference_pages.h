@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// The part of reference.c that weighs pieces. Included by it alone.
+
+static float ref_exp2(float x)
+{
+    float t = x + EXP_ROUND, r = x - (t - EXP_ROUND);
+    float p = fmaf(EXP2_C4, r, EXP2_C3);
+    p = fmaf(p, r, EXP2_C2);
+    p = fmaf(p, r, EXP2_C1);
+    p = fmaf(p, r, 1.0f);
+    return p * bits_to_float((float_to_bits(t) + 127) << 23);
+}
+
+// What key i of a piece scores, less the query's factor.
+static float code_score(const struct mass_pieces *m, const uint8_t *summary, size_t i,
+                        const int8_t *table)
+{
+    const size_t half = mass_rows(m->bytes) / 2;
+    const uint8_t *factors = summary + MASS_HEADER, *codes = factors + m->keys;
+    float scale = half_at(summary);
+    int sum = 0;
+    if (m->counted)
+        codes += m->keys;
+    for (size_t j = 0; j < m->bytes; j++) {
+        uint8_t code = codes[j * m->keys + i];
+        sum += table[j * 16 + (code & 15)] + table[(half + j) * 16 + (code >> 4)];
+    }
+    scale = isfinite(scale) ? scale * (1.0f / 255) : 0;
+    return (float)sum * (scale * (float)factors[i]);
+}
+
+static float ref_mass_query(const struct mass_pieces *m, const int8_t *table, float factor,
+                            float *masses)
+{
+    float most = -INFINITY, scores[MASS_SLICES * KERNEL_LANES];
+    const float log2e = m->softcap != 0 ? EXP_LOG2E : factor * EXP_LOG2E;
+    for (size_t p = 0; p < m->n; p++) {
+        for (size_t i = 0; i < m->keys; i++) {
+            float s = code_score(m, m->summary[p], i, table);
+            if (m->softcap != 0)
+                s = softcap(s * factor, m->softcap);
+            scores[p * m->keys + i] = s;
+            most = s > most ? s : most;
+        }
+    }
+    for (size_t p = 0; p < m->n; p++) {
+        const uint8_t *counts = m->summary[p] + MASS_HEADER + m->keys;
+        float lane[KERNEL_LANES] = {0};
+        for (size_t i = 0; i < m->keys; i++) {
+            float x = (scores[p * m->keys + i] - most) * log2e;
+            float e = ref_exp2(x > MASS_LEAST ? x : MASS_LEAST);
+            lane[i % 2 * 8 + i % 16 / 2] += m->counted ? e * (float)counts[i] : e;
+        }
+        masses[p] = tree(lane);
+    }
+    return log2e * most + 0.0f;
+}
+
+static void ref_piece_masses(const struct mass_pieces *m, const int8_t *tables,
+                             const float *factors, size_t n_q, float *tops, size_t top_stride,
+                             float *masses, size_t stride, void *scratch)
+{
+    (void)scratch;
+    for (size_t q = 0; q < n_q; q++)
+        tops[q * top_stride] = ref_mass_query(m, tables + q * mass_rows(m->bytes) * 16, factors[q],
+                                              masses + q * stride);
+}
+
+static void ref_code_axpy(const uint8_t *const *codes, size_t n, size_t bits, size_t dim,
+                          const float *weights, size_t stride, size_t n_q, float *y,
+                          size_t y_stride)
+{
+    for (size_t q = 0; q < n_q; q++)
+        for (size_t d = 0; d < dim; d++)
+            for (size_t t = 0; t < n; t++)
+                y[q * y_stride + d] = fmaf(weights[q * stride + t], code_value(codes[t], bits, d),
+                                           y[q * y_stride + d]);
+}
