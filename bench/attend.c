@@ -3,6 +3,7 @@
 #include "base/clock.h"
 #include "base/checked.h"
 #include "bench/measure.h"
+#include "drive/engine.h"
 #include "kernels/kernels.h"
 
 #include <math.h>
@@ -10,6 +11,71 @@
 #include <string.h>
 
 enum { CHUNK = 512 }; // tokens of a WRITE
+
+// ---- the pool as an engine, with a clock -------------------------------------------------------
+
+struct attend_clock {
+    struct engine engine;
+    struct pool *pool;
+    struct engine_task *first, **last;
+    uint64_t now_ns;
+    double choosing;
+};
+
+static void clock_submit(struct engine *engine, struct engine_task *task, uint64_t now_ns)
+{
+    struct attend_clock *self = (struct attend_clock *)engine;
+    self->now_ns = now_ns;
+    task->next = NULL;
+    *self->last = task;
+    self->last = &task->next;
+}
+
+static struct engine_task *clock_poll(struct engine *engine, uint64_t now_ns)
+{
+    struct attend_clock *self = (struct attend_clock *)engine;
+    struct engine_task *list = self->first;
+    self->now_ns = now_ns;
+    for (struct engine_task *task = list; task; task = task->next) {
+        double start = clock_seconds();
+        pool_run(self->pool, task->fn, task->arg, task->items);
+        if (task->kind == ENGINE_SELECT)
+            self->choosing += clock_seconds() - start;
+        task->done_ns = now_ns;
+    }
+    self->first = NULL;
+    self->last = &self->first;
+    return list;
+}
+
+static uint64_t clock_next_ns(struct engine *engine)
+{
+    const struct attend_clock *self = (struct attend_clock *)engine;
+    return self->first ? self->now_ns : UINT64_MAX;
+}
+
+static void clock_close(struct engine *engine)
+{
+    free(engine);
+}
+
+static int clock_open(struct attend_clock **out, struct pool *pool, struct inst_msg *msg)
+{
+    static const struct engine_ops ops = {
+        .submit = clock_submit, .poll = clock_poll, .next_ns = clock_next_ns, .close = clock_close};
+    struct attend_clock *self = *out = calloc(1, sizeof *self);
+    if (!self)
+        return inst_fail(msg, INST_ENOMEM, "no memory");
+    *self = (struct attend_clock){.engine.ops = &ops, .pool = pool, .last = &self->first};
+    return 0;
+}
+
+double attend_bench_choosing(const struct attend_bench *b)
+{
+    return b->clock ? b->clock->choosing : 0;
+}
+
+// ---- the drive ---------------------------------------------------------------------------------
 
 static int call(struct attend_bench *b, struct command c, const void *table, void *data,
                 struct inst_msg *msg)
@@ -30,7 +96,8 @@ int attend_bench_flush(struct attend_bench *b, struct inst_msg *msg)
 static struct space_config config_of(const struct attend_options *o, uint32_t page_bytes)
 {
     uint32_t group = o->group;
-    if (!group && !o->directory) // the largest power of two whose K fits a page
+    if (!group && !o->directory &&
+        o->method != METHOD_PAGES) // the largest power of two whose K fits a page
         for (group = 16; 2 * kv_key_bytes(o->kv_type, o->head_dim, group) <= page_bytes;)
             group *= 2;
     return (struct space_config){.layers = o->layers,
@@ -42,7 +109,9 @@ static struct space_config config_of(const struct attend_options *o, uint32_t pa
                                  .q_heads = o->q_heads,
                                  .method = o->method,
                                  .page_channels = o->page_channels,
-                                 .kv_type = o->kv_type};
+                                 .kv_type = o->kv_type,
+                                 .piece_tokens = o->piece,
+                                 .piece_keys = o->keys};
 }
 
 // The texts' topics are the only thing that grows with the context besides the flash itself.
@@ -117,6 +186,8 @@ static int open_drive(struct attend_bench *b, struct inst_msg *msg)
                          : flash_ram_open(&b->flash, &b->geometry, 0, msg);
     if (!err && b->units.has_engine)
         err = engine_model_open(&b->engine, &b->units.engine, b->pool, b->flash, msg);
+    if (!err && !b->engine && !(err = clock_open(&b->clock, b->pool, msg)))
+        b->engine = &b->clock->engine;
     struct drive_limits limits = {
         .dram_bytes = b->dram,
         .pool = b->pool,

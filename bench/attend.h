@@ -18,6 +18,7 @@ struct attend_options {
     uint64_t room;
     uint32_t method, page_channels; // of the space
     uint32_t kv_type;               // enum kv_type
+    uint32_t piece, keys;           // of the index of pages; 0: the drive's choice
     uint32_t group;                 // 0: NAND: K of a group fills a page; else the drive's choice
     uint32_t page_bytes, pages_per_block, dies; // NAND
     uint64_t dram;                              // 0: as much as keeps the device busy
@@ -29,13 +30,16 @@ struct attend_options {
     struct clusters_options clusters;
 };
 
+struct attend_clock;
+
 struct attend_bench {
     struct attend_options o;
+    struct attend_clock *clock; // the pool's time, NULL where a model has its own
     struct pool *pool;
     struct flash *flash;
     struct flash_nand_options *nand;
     struct emulated_units units; // of its profile
-    struct engine *engine;       // a model, NULL: the pool
+    struct engine *engine;       // a model, or the clock's
     struct drive *drive;
     struct link *link;
     struct clusters *clusters;
@@ -64,6 +68,8 @@ struct attend_step {
 int attend_bench_step(struct attend_bench *bench, const struct attend_step *step, double *seconds,
                       float *captured, struct inst_msg *msg);
 
+// Time so far in which the drive chose what to read, and nothing else; 0 where a model keeps it.
+double attend_bench_choosing(const struct attend_bench *bench);
 int attend_bench_stats(struct attend_bench *bench, struct drive_stats *stats, struct inst_msg *msg);
 int attend_bench_flush(struct attend_bench *bench, struct inst_msg *msg);
 

@@ -44,15 +44,8 @@ static int pages_read(struct engine_options *options, bool pages, const char *co
     if (options->mass >= 1)
         return fail(EXIT_USAGE, "%s: --mass: '%g' is not less than 1", command,
                     (double)options->mass);
-    if (text) {
-        char *end;
-        bool part = !strncmp(text, "1/", 2);
-        double value = strtod(part ? text + 2 : text, &end);
-        value = part ? 1 / value : value;
-        if (*end || end == text || !(value > 0 && value <= 1))
-            return fail(EXIT_USAGE, "%s: --ratio: '%s' is not like 1/8", command, text);
-        o->pages_ratio = value;
-    }
+    if (text && !option_part(text, &o->pages_ratio))
+        return fail(EXIT_USAGE, "%s: --ratio: '%s' is not like 1/8", command, text);
     o->pages_mass = (double)options->mass;
     return 0;
 }

@@ -12,6 +12,18 @@
 #include <stdlib.h>
 #include <string.h>
 
+bool option_part(const char *text, double *out)
+{
+    char *end;
+    bool part = !strncmp(text, "1/", 2);
+    double value = strtod(part ? text + 2 : text, &end);
+    value = part ? 1 / value : value;
+    if (*end || end == text || !(value > 0 && value <= 1))
+        return false;
+    *out = value;
+    return true;
+}
+
 int fail(int code, const char *fmt, ...)
 {
     va_list args;

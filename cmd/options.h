@@ -70,5 +70,7 @@ bool option_numbers_default(struct option_numbers *list, uint64_t value);
 
 // "64M" -> bytes. NULL, or what is wrong with it, to come behind the quoted text.
 const char *option_size(const char *text, uint64_t *out);
+// "1/8" or "0.125", of (0, 1]. False: it is something else.
+bool option_part(const char *text, double *out);
 
 #endif

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // instinfer bench drive: decode attention in the drive alone, over a KV cache of stated locality,
 // for every method, context and shape asked for: bytes by stream and filter, pages beside what
-// dense attention reads, time, and the softmax weight that was captured.
+// dense attention reads, time and what choosing takes of it, and the softmax weight that was
+// captured.
 //
-// One drive per line group (shape, context, channels per page). Every method runs its steps on it
-// in turn: those of sparf append a token each, as decode does, those of dense do not, so that both
-// see the same cache. Captured mass is measured in steps of its own, which are not timed.
+// One drive per line group (shape, context, channels per page), and one more for pages. Every
+// method runs its steps on it in turn: those of sparf and pages append a token each, as decode
+// does, those of dense do not, so that both see the same cache. Captured mass is measured in steps
+// of its own, which are not timed.
 #include "bench/attend.h"
 #include "bench/chart.h"
 #include "bench/measure.h"
@@ -16,6 +18,7 @@
 #include "host/engine/kv_place.h"
 #include "host/engine/system.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -28,16 +31,17 @@ struct shape {
 struct result {
     struct shape shape;
     uint64_t context;
-    bool sparf;
+    uint32_t method;
     uint32_t asked_channels, page_channels, group, page_bytes; // asked: 0 = the drive's choice
     uint64_t steps;
     struct drive_stats d; // what the steps added
     double read, dense;   // bytes of a step
     double seconds;       // of a step, median
+    double choosing;      // share of the steps' time in which the drive chose, and nothing else
     double captured, worst;
     double waf, amplification; // of the drive, filling included
     double written;            // bytes programmed beside those of K and V
-    uint64_t dram, dram_peak, dram_sparf;
+    uint64_t dram, dram_peak, dram_sparf, dram_pages;
 };
 
 struct bench {
@@ -45,13 +49,14 @@ struct bench {
     struct sparf_option sparf;
     struct option_list shapes, methods;
     struct option_numbers contexts, page_channels;
-    uint64_t memory;
+    uint64_t memory, budget;
     uint32_t steps, audits, threads;
-    const char *kv, *kv_type;
+    const char *kv, *kv_type, *ratio;
+    double part; // of --ratio
     struct output_file csv, svg;
     struct shape shape[SHAPES_MAX];
     size_t n_shapes;
-    bool dense, with_sparf;
+    bool dense, with_sparf, pages;
     struct result results[RESULTS_MAX];
     size_t n_results;
 };
@@ -108,21 +113,42 @@ static int audit(const struct bench *bench, struct attend_bench *b, struct table
     return code;
 }
 
-static int measure_method(struct bench *bench, struct attend_bench *b, bool sparf, struct result *r)
+// K and V that came to the drive.
+static double kv_bytes(const struct attend_bench *b)
 {
-    struct measure times = {0};
-    struct drive_stats before, after;
-    struct table_header header = {.method = METHOD_DENSE};
-    if (sparf)
+    return (double)kv_token_bytes(b->o.kv_type, b->o.head_dim) * b->o.kv_heads *
+           (double)b->o.layers * b->o.sequences * (double)b->tokens;
+}
+
+static struct table_header header_of(const struct bench *bench, const struct attend_bench *b,
+                                     uint32_t method)
+{
+    struct table_header header = {.method = method};
+    if (method == METHOD_SPARF)
         header = (struct table_header){.method = METHOD_SPARF,
                                        .sparf_channels = bench->sparf.channels,
                                        .sparf_tokens = bench->sparf.tokens,
                                        .sparf_divisor = bench->sparf.divisor,
                                        .sparf_local = bench->sparf.local};
+    if (method == METHOD_PAGES)
+        header.pages_ratio = (float)bench->part;
+    if (method == METHOD_PAGES && bench->budget)
+        header.pages_ratio = (float)fmin(1, (double)bench->budget / kv_bytes(b));
+    return header;
+}
+
+static int measure_method(struct bench *bench, struct attend_bench *b, struct result *r)
+{
+    struct measure times = {0};
+    struct drive_stats before, after;
+    const struct table_header header = header_of(bench, b, r->method);
+    const bool sparf = r->method == METHOD_SPARF, append = r->method != METHOD_DENSE;
+    double choosing = attend_bench_choosing(b), all = 0;
     int code = read_stats(b, &before);
     for (uint32_t i = 0; i < bench->steps && !code; i++) {
         double seconds;
-        code = step(b, &header, sparf, &seconds, NULL);
+        code = step(b, &header, append, &seconds, NULL);
+        all += seconds;
         times.seconds[times.rounds % MEASURE_ROUNDS_MAX] = seconds;
         times.rounds += times.rounds < MEASURE_ROUNDS_MAX - 1;
     }
@@ -133,77 +159,82 @@ static int measure_method(struct bench *bench, struct attend_bench *b, bool spar
     add_stats(&r->d, &after, &before);
     r->steps = bench->steps;
     r->seconds = measure_median(&times);
+    r->choosing = append && all > 0 ? (attend_bench_choosing(b) - choosing) / all : 0;
     r->captured = r->worst = 1;
-    if (sparf && bench->audits)
+    if (append && bench->audits)
         code = audit(bench, b, header, r);
     r->read = (double)(sparf ? sparf_bytes(&r->d) : r->d.flash_read_bytes) / (double)r->steps;
-    r->dense = (double)(sparf ? r->d.dense_bytes : r->d.flash_read_bytes) / (double)r->steps;
+    r->dense = (double)(sparf                       ? r->d.dense_bytes
+                        : r->method == METHOD_PAGES ? r->d.pages_dense_bytes
+                                                    : r->d.flash_read_bytes) /
+               (double)r->steps;
     return code;
 }
 
 static const char header_line[] =
     "heads      context  method    ch/page  read MB  of dense  channel    token     tail    build"
-    "  pages of dense  kept    ms/step   GB/s  captured  worst\n";
+    "  pages of dense  kept    ms/step   GB/s  captured  worst  choosing\n";
 
 static double share(uint64_t part, uint64_t whole)
 {
     return whole ? (double)part / (double)whole : 0;
 }
 
+static const char *name_of(const struct result *r)
+{
+    return r->method == METHOD_SPARF ? "sparf" : r->method == METHOD_PAGES ? "pages" : "dense";
+}
+
 static void print_result(const struct result *r)
 {
     char heads[32];
     const struct drive_stats *d = &r->d;
-    double steps = (double)r->steps * 1e6;
+    double steps = (double)r->steps * 1e6, of_dense = r->dense > 0 ? r->read / r->dense : 0;
     snprintf(heads, sizeof heads, "%u/%ux%u", r->shape.q_heads, r->shape.kv_heads,
              r->shape.head_dim);
-    printf("%-10s %7llu  %-8s", heads, (unsigned long long)r->context,
-           r->sparf ? "sparf" : "dense");
-    if (!r->sparf) {
-        printf("        -  %7.2f     1.000        -        -        -        -           1.000"
-               "     -  %9.3f  %5.2f     1.000  1.000\n",
-               r->read / 1e6, r->seconds * 1e3, r->read / r->seconds / 1e9);
-    } else {
+    printf("%-10s %7llu  %-8s", heads, (unsigned long long)r->context, name_of(r));
+    if (r->method != METHOD_SPARF)
+        printf("        -  %7.2f     %5.3f        -        -        -        -           %5.3f"
+               "     -  ",
+               r->read / 1e6, of_dense, of_dense);
+    else
         printf(
-            "  %7u  %7.2f     %5.3f  %7.2f  %7.2f  %7.2f  %7.2f           %5.3f  %4.2f  %9.3f  "
-            "%5.2f     %5.3f  %5.3f\n",
-            r->page_channels, r->read / 1e6, r->dense > 0 ? r->read / r->dense : 0,
-            (double)d->channel_bytes / steps, (double)d->token_bytes / steps,
-            (double)(d->tail_bytes + d->mean_bytes) / steps, (double)d->build_read_bytes / steps,
+            "  %7u  %7.2f     %5.3f  %7.2f  %7.2f  %7.2f  %7.2f           %5.3f  %4.2f  ",
+            r->page_channels, r->read / 1e6, of_dense, (double)d->channel_bytes / steps,
+            (double)d->token_bytes / steps, (double)(d->tail_bytes + d->mean_bytes) / steps,
+            (double)d->build_read_bytes / steps,
             share(d->channel_pages + d->token_pages +
                       (d->tail_bytes + d->mean_bytes + d->build_read_bytes) / r->page_bytes,
                   d->dense_pages),
-            share(d->channel_kept_bytes + d->token_kept_bytes, d->channel_bytes + d->token_bytes),
-            r->seconds * 1e3, r->read / r->seconds / 1e9, r->captured, r->worst);
-    }
+            share(d->channel_kept_bytes + d->token_kept_bytes, d->channel_bytes + d->token_bytes));
+    printf("%9.3f  %5.2f     %5.3f  %5.3f     %5.3f\n", r->seconds * 1e3,
+           r->read / r->seconds / 1e9, r->captured, r->worst, r->choosing);
     fflush(stdout);
-}
-
-// K and V that came to the drive.
-static double kv_bytes(const struct attend_bench *b)
-{
-    return (double)kv_token_bytes(b->o.kv_type, b->o.head_dim) * b->o.kv_heads *
-           (double)b->o.layers * b->o.sequences * (double)b->tokens;
 }
 
 // One line for the drive itself: what it wrote.
 static void print_drive(const struct attend_bench *b, const struct drive_stats *s)
 {
     printf("# %s: page %u, %u dies, token group %u; written: %.3f of K and V (second copy of K "
-           "%.3f); WAF %.4f, allocated/live %.3f; DRAM peak %.1f of %.1f MiB, of it sparf %.1f; "
-           "filled "
-           "in %.1f s\n",
+           "%.3f); WAF %.4f, allocated/live %.3f; DRAM peak %.1f of %.1f MiB, of it sparf %.1f, "
+           "pages %.1f (of K and V: 1/%.0f); filled in %.1f s\n",
            b->flash->path, b->geometry.page_bytes, b->geometry.dies, b->group,
            (double)s->flash_program_bytes / kv_bytes(b),
            (double)s->channel_program_bytes / kv_bytes(b),
            share(s->flash_program_bytes, s->stream_bytes), share(s->allocated_bytes, s->live_bytes),
            (double)s->dram_peak_bytes / 1048576, (double)b->dram / 1048576,
-           (double)s->sparf_dram_bytes / 1048576, b->fill_seconds);
+           (double)s->sparf_dram_bytes / 1048576, (double)s->pages_dram_bytes / 1048576,
+           s->pages_dram_bytes ? kv_bytes(b) / (double)s->pages_dram_bytes : INFINITY,
+           b->fill_seconds);
 }
 
+// Every method that a space of this one serves.
 static int measure_drive(struct bench *bench, const struct shape *shape, uint64_t context,
-                         uint32_t page_channels)
+                         uint32_t page_channels, uint32_t space_method)
 {
+    const bool pages = space_method == METHOD_PAGES;
+    const uint32_t methods[] = {pages ? METHOD_PAGES : METHOD_SPARF, METHOD_DENSE};
+    const bool wanted[] = {pages ? bench->pages : bench->with_sparf, !pages && bench->dense};
     struct inst_msg msg = {0};
     struct attend_options o = bench->o;
     struct attend_bench *b;
@@ -212,24 +243,24 @@ static int measure_drive(struct bench *bench, const struct shape *shape, uint64_
     o.head_dim = shape->head_dim;
     o.context = context;
     o.room = bench->steps + bench->audits;
-    o.method = bench->with_sparf ? METHOD_SPARF : METHOD_DENSE;
+    o.method = space_method;
     o.page_channels = page_channels;
     if (attend_bench_open(&b, &o, &msg))
         return fail(EXIT_FAILED, "bench drive: %s", msg.text);
     int code = 0;
     struct drive_stats stats = {0};
-    for (int sparf = 1; sparf >= 0 && !code; sparf--) {
-        if (!(sparf ? bench->with_sparf : bench->dense) || bench->n_results == RESULTS_MAX)
+    for (int i = 0; i < 2 && !code; i++) {
+        if (!wanted[i] || bench->n_results == RESULTS_MAX)
             continue;
         struct result *r = &bench->results[bench->n_results++];
         *r = (struct result){.shape = *shape,
                              .context = context,
-                             .sparf = sparf,
+                             .method = methods[i],
                              .asked_channels = page_channels,
-                             .page_channels = sparf ? b->page_channels : 0,
+                             .page_channels = methods[i] == METHOD_SPARF ? b->page_channels : 0,
                              .group = b->group,
                              .page_bytes = b->geometry.page_bytes};
-        code = measure_method(bench, b, sparf, r);
+        code = measure_method(bench, b, r);
         if (!code && attend_bench_flush(b, &msg))
             code = fail(EXIT_FAILED, "bench drive: %s", msg.text);
         if (!code)
@@ -240,6 +271,7 @@ static int measure_drive(struct bench *bench, const struct shape *shape, uint64_
         r->dram = b->dram;
         r->dram_peak = stats.dram_peak_bytes;
         r->dram_sparf = stats.sparf_dram_bytes;
+        r->dram_pages = stats.pages_dram_bytes;
         if (!code)
             print_result(r);
     }
@@ -254,7 +286,7 @@ static int write_csv(struct bench *bench)
     FILE *f = bench->csv.stream;
     fputs("q_heads,kv_heads,head_dim,context,method,page_channels,page_bytes,group,steps,"
           "read_bytes,dense_bytes,seconds,captured,worst,written_of_kv,waf,space_amplification,"
-          "dram_bytes,dram_peak_bytes,sparf_dram_bytes",
+          "dram_bytes,dram_peak_bytes,sparf_dram_bytes,pages_dram_bytes,choosing",
           f);
     for (size_t row = 0; row < STAT_ROWS; row++)
         fprintf(f, ",steps_%s", stat_rows[row].name);
@@ -263,12 +295,13 @@ static int write_csv(struct bench *bench)
         const struct result *r = &bench->results[i];
         fprintf(
             f,
-            "%u,%u,%u,%llu,%s,%u,%u,%u,%llu,%.0f,%.0f,%.9g,%.6f,%.6f,%.5f,%.5f,%.4f,%llu,%llu,%llu",
+            "%u,%u,%u,%llu,%s,%u,%u,%u,%llu,%.0f,%.0f,%.9g,%.6f,%.6f,%.5f,%.5f,%.4f,%llu,%llu,%llu,"
+            "%llu,%.4f",
             r->shape.q_heads, r->shape.kv_heads, r->shape.head_dim, (unsigned long long)r->context,
-            r->sparf ? "sparf" : "dense", r->page_channels, r->page_bytes, r->group,
-            (unsigned long long)r->steps, r->read, r->dense, r->seconds, r->captured, r->worst,
-            r->written, r->waf, r->amplification, (unsigned long long)r->dram,
-            (unsigned long long)r->dram_peak, (unsigned long long)r->dram_sparf);
+            name_of(r), r->page_channels, r->page_bytes, r->group, (unsigned long long)r->steps,
+            r->read, r->dense, r->seconds, r->captured, r->worst, r->written, r->waf,
+            r->amplification, (unsigned long long)r->dram, (unsigned long long)r->dram_peak,
+            (unsigned long long)r->dram_sparf, (unsigned long long)r->dram_pages, r->choosing);
         for (size_t row = 0; row < STAT_ROWS; row++)
             fprintf(f, ",%lld", (long long)stat_of(&r->d, row)); // some go down
         fputc('\n', f);
@@ -282,7 +315,7 @@ struct line {
     size_t n;
 };
 
-// The lines of one shape: dense, and sparf for each number of channels in a page.
+// The lines of one shape: dense, pages, and sparf for each number of channels in a page.
 static size_t lines_of(const struct bench *bench, const struct shape *shape, struct line *lines,
                        size_t max)
 {
@@ -291,11 +324,10 @@ static size_t lines_of(const struct bench *bench, const struct shape *shape, str
         const struct result *r = &bench->results[i];
         if (memcmp(&r->shape, shape, sizeof *shape))
             continue;
-        char name[48] = "dense";
-        if (r->sparf && r->asked_channels)
+        char name[48];
+        snprintf(name, sizeof name, "%s", name_of(r));
+        if (r->asked_channels && r->method == METHOD_SPARF)
             snprintf(name, sizeof name, "sparf, %u channels/page", r->asked_channels);
-        else if (r->sparf)
-            snprintf(name, sizeof name, "sparf");
         size_t at = 0;
         while (at < n && strcmp(lines[at].name, name))
             at++;
@@ -386,13 +418,24 @@ static int check_options(struct bench *bench)
             bench->dense = true;
         else if (!strcmp(text, "sparf"))
             bench->with_sparf = true;
+        else if (!strcmp(text, "pages"))
+            bench->pages = true;
         else
-            return fail(EXIT_USAGE, "bench drive: --method: '%s' is unknown (dense, sparf)", text);
+            return fail(EXIT_USAGE, "bench drive: --method: '%s' is unknown (dense, sparf, pages)",
+                        text);
     }
     int code = sparf_option_read(&bench->sparf, "bench drive");
     if (code)
         return code;
     struct attend_options *o = &bench->o;
+    if (!bench->pages && (bench->ratio || bench->budget || o->piece || o->keys))
+        return fail(EXIT_USAGE,
+                    "bench drive: --ratio, --budget, --piece and --keys need --method pages");
+    bench->part = 1.0 / 8;
+    if (bench->ratio && !option_part(bench->ratio, &bench->part))
+        return fail(EXIT_USAGE, "bench drive: --ratio: '%s' is not like 1/8", bench->ratio);
+    if (bench->ratio && bench->budget)
+        return fail(EXIT_USAGE, "bench drive: --ratio and --budget are two sizes of one thing");
     for (size_t i = 0; i < bench->n_shapes && bench->with_sparf; i++)
         if (bench->sparf.channels > bench->shape[i].head_dim)
             return fail(EXIT_USAGE, "bench drive: --sparf: r=%u of %u channels",
@@ -458,9 +501,13 @@ static int measure_all(struct bench *bench)
            k->focus, (double)k->sharpness, (double)k->outliers, (unsigned long long)k->seed);
     fputs(header_line, stdout);
     for (size_t s = 0; s < bench->n_shapes && !code; s++)
-        for (size_t i = 0; i < c.n && !code; i++)
-            for (size_t j = 0; j < p.n && !code; j++)
-                code = measure_drive(bench, &bench->shape[s], c.items[i], (uint32_t)p.items[j]);
+        for (size_t i = 0; i < c.n && !code; i++) {
+            for (size_t j = 0; j < p.n && !code && (bench->with_sparf || bench->dense); j++)
+                code = measure_drive(bench, &bench->shape[s], c.items[i], (uint32_t)p.items[j],
+                                     bench->with_sparf ? METHOD_SPARF : METHOD_DENSE);
+            if (bench->pages && !code)
+                code = measure_drive(bench, &bench->shape[s], c.items[i], 0, METHOD_PAGES);
+        }
     if (!code && bench->csv.stream)
         code = write_csv(bench);
     if (!code && bench->svg.stream)
@@ -525,7 +572,15 @@ int bench_drive(int argc, char **argv)
         {"--threads", 't', OPTION_U32, &b.o.threads, 1, 1024, "N", "default 4"},
         {"Attention", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
         {"--method", 0, OPTION_LIST, &b.methods, 0, 0, "NAME",
-         "dense or sparf; may be repeated; default: both"},
+         "dense, sparf or pages; may be repeated; default: the first two"},
+        {"--ratio", 0, OPTION_TEXT, &b.ratio, 0, 0, "R",
+         "pages: part of the tokens that is read, as 1/8 or 0.125; default: 1/8"},
+        {"--budget", 0, OPTION_SIZE, &b.budget, 0, 0, "SIZE",
+         "pages: bytes of K and V of a step instead, all of them where there are no more"},
+        {"--piece", 0, OPTION_U32, &b.o.piece, 16, 64, "N",
+         "pages: tokens of a piece; default: the fewest that fill pages"},
+        {"--keys", 0, OPTION_U32, &b.o.keys, 1, 64, "N",
+         "pages: keys of a piece's summary; default: as many as tokens"},
         SPARF_OPTION_ROW(b.sparf),
         {"--steps", 'n', OPTION_U32, &b.steps, 1, 1e6, "N", "tokens decoded; default 16"},
         {"--audits", 0, OPTION_U32, &b.audits, 0, 1e6, "N",

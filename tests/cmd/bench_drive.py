@@ -100,11 +100,31 @@ class BenchDrive(unittest.TestCase):
             return rows[0]["steps_token_pages"] / rows[0]["steps_dense_pages"]
         self.assertGreater(read(1), 1.5 * read(128))
 
+    def test_pages(self):
+        # A budget in bytes: the same whatever the context, and all where there is no more.
+        rows, out, _ = self.bench("--contexts", "512,2048,4096", "--shape", "8/2x64", "--method",
+                                  "pages", "--method", "dense", "--budget", "256K", "-n", 3)
+        self.assertEqual([row["method"] for row in rows], ["dense", "pages"] * 3)
+        for dense, pages in zip(rows[::2], rows[1::2]):
+            self.assertLessEqual(pages["read_bytes"], 1.1 * (256 << 10) + 8192)
+            self.assertGreaterEqual(pages["steps_pages_steps"], 3)
+            self.assertGreater(pages["captured"], 0.3)
+            self.assertEqual(dense["choosing"], 0)
+            if pages["context"] > 512:
+                self.assertTrue(0 < pages["choosing"] < 1)
+                self.assertGreater(pages["read_bytes"], 0.8 * (256 << 10))
+                self.assertGreater(pages["pages_dram_bytes"], 256 * pages["context"] / 28)
+        rows, _, _ = self.bench("--contexts", "2048", "--shape", "8/2x64", "--method", "pages",
+                                "--ratio", "1/4", "-n", 2)
+        self.assertAlmostEqual(rows[0]["read_bytes"] / rows[0]["dense_bytes"], 0.25, delta=0.03)
+
     def test_refusals(self):
         for args in (["--shape", "4x128"], ["--shape", "5/4x128"], ["--method", "magic"],
                      ["--sparf", "r=0"], ["--sparf", "k=1/"], ["--sparf", "r=4,"],
                      ["--group", 48], ["--contexts", "12,x"], ["--focus", 70],
-                     ["--kv", "ram:1G"], ["--sparf", "r=65"]):
+                     ["--kv", "ram:1G"], ["--sparf", "r=65"], ["--ratio", "1/8"],
+                     ["--method", "pages", "--ratio", "2"],
+                     ["--method", "pages", "--ratio", "1/8", "--budget", "1M"]):
             r = subprocess.run([INSTINFER, "bench", "drive", *map(str, args)], capture_output=True,
                                text=True)
             self.assertEqual(r.returncode, 2, args)
