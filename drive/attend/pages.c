@@ -22,7 +22,7 @@
 
 // Newest tokens where ATTEND says nothing: a quarter of what may be read, but from 16 to 64.
 enum { LOCAL_LEAST = 16, LOCAL_MOST = 64, LOCAL_PART = 4 };
-// Pieces whose values are added up together.
+// Pieces whose values are added up together: those of a word of bits.
 enum { REST_PIECES = 64 };
 #define LN2 0x1.62e43p-1f
 
@@ -123,7 +123,7 @@ static void four_channels(float *four, const float *q, uint32_t dim, uint32_t j)
 // halves of bytes of codes (piece_masses).
 static float make_table(int8_t *table, const float *q, uint32_t dim)
 {
-    const uint32_t fours = div_round_up(dim, 4);
+    const uint32_t fours = (dim + 3) / 4;
     const size_t half = mass_rows((dim + 7) / 8) / 2;
     const float round = 0x1.8p23f; // added, it leaves a whole number to nearest even
     float most = 0, four[4];
@@ -165,6 +165,23 @@ static float make_query(const struct sparf_view *v, uint32_t query, int8_t *tabl
     return factor <= MASS_FACTOR ? factor : 0; // not a number: nothing
 }
 
+// Where the summaries of n pieces from `piece` on lie. Their bytes from `first` on are brought
+// closer: those of a head lie a row of heads apart, where no prefetcher looks.
+static void find_summaries(const struct pages_view *p, uint64_t piece, uint64_t n, uint64_t first,
+                           const uint8_t **summaries)
+{
+    const uint64_t bytes = index_bytes(&p->shape);
+    struct index_run run = {.n = 0};
+    for (uint64_t i = 0; i < n; i++, run.n--, run.summary += run.stride) {
+        if (!run.n)
+            run = run_at(p, piece + i);
+        summaries[i] = run.summary;
+        for (uint64_t at = first; at < bytes; at += 64)
+            __builtin_prefetch(run.summary + at);
+        __builtin_prefetch(run.summary + bytes - 1);
+    }
+}
+
 // Weights of all pieces for n queries of the head from `first` on, relative to their block's top.
 static void weigh(const struct pages_view *p, uint32_t first, uint32_t n, uint8_t *scratch)
 {
@@ -174,23 +191,17 @@ static void weigh(const struct pages_view *p, uint32_t first, uint32_t n, uint8_
                                 .bytes = (p->shape.head_dim + 7) / 8,
                                 .counted = p->shape.keys != p->shape.piece,
                                 .softcap = v->job->header.softcap};
-    const uint64_t bytes = index_bytes(&p->shape), each = block_pieces(&p->shape);
-    struct index_run run = {.n = 0};
+    const uint64_t each = block_pieces(&p->shape);
+    const uint8_t *next[MASS_SLICES];
     float factors[QUERIES];
     for (uint32_t i = 0; i < n; i++)
         factors[i] = make_query(v, first + i, own->tables + i * table_bytes_of(v->dim), own->q);
+    find_summaries(p, 0, min_u64(each, p->pieces), 0, next);
     for (uint64_t at = 0; at < p->blocks; at++) {
-        const uint64_t piece = at * each;
-        block.n = min_u64(each, p->pieces - piece);
-        for (uint64_t i = 0; i < block.n; i++, run.n--, run.summary += run.stride) {
-            if (!run.n)
-                run = run_at(p, piece + i);
-            block.summary[i] = run.summary;
-            // What comes next lies a row of heads away, where no prefetcher looks.
-            for (uint64_t line = 0; line < bytes; line += 64)
-                __builtin_prefetch(
-                    (const void *)((uintptr_t)run.summary + each * run.stride + line));
-        }
+        const uint64_t piece = at * each, end = min_u64(piece + each, p->pieces);
+        block.n = end - piece;
+        memcpy(block.summary, next, sizeof next);
+        find_summaries(p, end, min_u64(each, p->pieces - end), 0, next);
         v->k->piece_masses(&block, own->tables, factors, n, p->tops + first * p->blocks + at,
                            p->blocks, p->weights + first * p->pieces + piece, p->pieces,
                            own->masses);
@@ -258,48 +269,45 @@ static void choose_tokens(const struct pages_view *p)
     }
 }
 
-// Adds n pieces that are not read to the sums of the rest.
-static void add_rest(const struct pages_view *p, uint32_t first, uint32_t n_q,
-                     const uint64_t *pieces, const uint8_t *const *summaries, size_t n,
-                     struct pages_scratch *own)
+// Adds those of n pieces from `piece` on that are not read to the sums of the rest.
+static void add_rest(const struct pages_view *p, uint32_t first, uint32_t n_q, uint64_t piece,
+                     uint64_t unread, const uint8_t *const *summaries, struct pages_scratch *own)
 {
     const struct sparf_view *v = &p->v;
     const uint8_t *codes[REST_PIECES];
-    struct partial *rest = partial_at(v->u->rest, v->head * v->group + first, v->dim);
-    for (size_t t = 0; t < n; t++) {
-        float scale = index_value_codes(&p->shape, summaries[t], &codes[t]);
+    float *rest = (float *)partial_at(v->u->rest, v->head * v->group + first, v->dim);
+    size_t n = 0;
+    for (; unread; unread &= unread - 1, n++) {
+        const size_t t = (size_t)__builtin_ctzll(unread);
+        float scale = index_value_codes(&p->shape, summaries[t], &codes[n]);
         for (uint32_t i = 0; i < n_q; i++) {
-            float weight = p->weights[(first + i) * p->pieces + pieces[t]];
-            own->rest[i][t] = weight > 0 ? weight * scale : 0;
-            partial_at((float *)rest, i, v->dim)->sum += weight > 0 ? weight : 0;
+            float weight = p->weights[(first + i) * p->pieces + piece + t];
+            own->rest[i][n] = weight > 0 ? weight * scale : 0;
+            partial_at(rest, i, v->dim)->sum += weight > 0 ? weight : 0;
         }
     }
     v->k->code_axpy(codes, n, p->shape.value_bits, v->dim, own->rest[0], REST_PIECES, n_q,
-                    rest->acc, partial_stride(v->dim));
+                    partial_at(rest, 0, v->dim)->acc, partial_stride(v->dim));
 }
 
 // What was not chosen, as one partial for each query: predicted weights and mean values.
 static void estimate_rest(const struct pages_view *p, const float *max, struct pages_scratch *own)
 {
     const struct sparf_view *v = &p->v;
+    const uint64_t last = index_bytes(&p->shape) - 1;
     float *rest = (float *)partial_at(v->u->rest, v->head * v->group, v->dim);
-    const uint8_t *summaries[REST_PIECES];
-    uint64_t pieces[REST_PIECES];
+    const uint8_t *summaries[2][REST_PIECES];
     for (uint32_t i = 0; i < v->group; i++)
         memset(partial_at(rest, i, v->dim)->acc, 0, v->dim * sizeof(float));
-    for (uint64_t piece = 0; piece < p->pieces;) {
-        size_t n = 0;
-        for (struct index_run run = {.n = 0}; piece < p->pieces && n < REST_PIECES;
-             piece++, run.n--, run.summary += run.stride) {
-            if (!run.n)
-                run = run_at(p, piece);
-            if (p->bits[piece / 64] >> piece % 64 & 1)
-                continue;
-            pieces[n] = piece;
-            summaries[n++] = run.summary;
-        }
+    find_summaries(p, 0, min_u64(REST_PIECES, p->pieces), last, summaries[0]);
+    for (uint64_t piece = 0, word = 0; piece < p->pieces; piece += REST_PIECES, word++) {
+        const uint64_t n = min_u64(REST_PIECES, p->pieces - piece);
+        const uint64_t unread = ~p->bits[word] & (~0ull >> (REST_PIECES - n));
+        find_summaries(p, piece + n, min_u64(REST_PIECES, p->pieces - piece - n), last,
+                       summaries[(word + 1) % 2]);
         for (uint32_t i = 0; i < v->group; i += QUERIES)
-            add_rest(p, i, (uint32_t)min_u64(v->group - i, QUERIES), pieces, summaries, n, own);
+            add_rest(p, i, (uint32_t)min_u64(v->group - i, QUERIES), piece, unread,
+                     summaries[word % 2], own);
     }
     for (uint32_t i = 0; i < v->group; i++) {
         struct partial *partial = partial_at(rest, i, v->dim);

@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-enum { FANOUT = 16 };
+enum { FANOUT_BITS = 4, FANOUT = 1 << FANOUT_BITS };
 
 // A leaf (height 0) or an inner node; `used` entries or children follow it.
 struct map_node {
@@ -165,10 +165,11 @@ static struct map_node *path(struct map_kind *kind, struct map *map, uint64_t i,
 void *map_at(const struct map_kind *kind, const struct map *map, uint64_t i)
 {
     struct map_node *node = map->root;
-    while (node->height) {
-        uint64_t each = capacity(kind, node->height - 1u);
-        node = children(node)[i / each];
-        i %= each;
+    const unsigned leaf = (unsigned)__builtin_ctz(kind->leaf_entries);
+    while (node->height) { // capacities are powers of two
+        unsigned shift = leaf + (node->height - 1u) * FANOUT_BITS;
+        node = children(node)[i >> shift];
+        i &= (1ull << shift) - 1;
     }
     return entry(kind, node, i);
 }
