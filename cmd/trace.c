@@ -54,6 +54,7 @@ static void put(void *user, const struct inst_trace_event *e)
 void trace_file_engine(struct trace_file *trace, struct inst_options *options)
 {
     flash_trace_engine(&trace->flash, options);
+    selection_trace_engine(&trace->selections, options);
     if (!trace->file.stream)
         return;
     options->trace = put;
@@ -64,6 +65,8 @@ int trace_file_close(struct trace_file *trace)
 {
     FILE *f = trace->file.stream;
     int code = flash_trace_close(&trace->flash);
+    int chosen = selection_trace_close(&trace->selections);
+    code = code ? code : chosen;
     if (!f)
         return code;
     fputs(trace->begun ? ",\n" : "[\n", f);

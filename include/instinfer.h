@@ -93,6 +93,8 @@ struct inst_options {
     bool pages_no_rest;    // what is not read counts for nothing instead of being estimated
     inst_flash_trace_fn *flash_trace; // NULL, or told of every flash operation
     void *flash_trace_user;
+    inst_selection_trace_fn *selection_trace; // NULL, or told of all that sparf and pages choose
+    void *selection_trace_user;
     // How the drive stores K and V: "f16" (NULL), or rounded to blocks of 8 or 4 bits: "q8", "q4".
     // Not with sparf.
     const char *kv_type;

@@ -41,4 +41,22 @@ struct inst_flash_event {
 // On the thread that called the engine, when the drive hands the operation over.
 typedef void inst_flash_trace_fn(void *user, const struct inst_flash_event *event);
 
+// What sparf or pages reads of one KV head of a session's sequence in one layer and step.
+struct inst_selection_event {
+    uint32_t drive;     // in the order of inst_options.kv
+    const char *method; // "sparf" or "pages"
+    const char *kv_type;
+    // As the drive lays KV out; part_tokens: consecutive tokens whose K is had together.
+    uint32_t page_bytes, kv_heads, head_dim, group_tokens, part_tokens, page_channels;
+    uint32_t layer, sequence, head; // head: of those on this drive
+    uint64_t tokens, flash_tokens;  // attended; of these, the first so many in rows on flash
+    uint64_t ranked_tokens;         // sparf: the first so many are ranked by channel rows
+    const uint32_t *channels;       // sparf: ranked by, in ascending order
+    uint32_t n_channels;
+    const uint64_t *chosen; // a bit for each token: its K and V are read
+};
+
+// On the thread that called the engine, before they are read. All is gone when it returns.
+typedef void inst_selection_trace_fn(void *user, const struct inst_selection_event *event);
+
 #endif

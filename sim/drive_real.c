@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sim/drive_real.h"
 #include "base/checked.h"
-#include "drive/drive.h"
 #include "drive/engine_model.h"
+#include "sim/selections.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -25,7 +25,9 @@ struct real {
     uint64_t now_ns, steps;
     uint32_t q_heads, sequences;
     uint64_t tokens;
-    struct table_header header; // of ATTEND
+    const struct selections *recorded; // to be replayed, NULL: none
+    bool measured;                     // the ATTEND that counts
+    struct table_header header;        // of ATTEND
     _Alignas(64) unsigned char table[TABLE_HEADER_BYTES + TABLE_ITEMS_MAX * TABLE_ITEM_BYTES];
     struct inst_msg *msg;
 };
@@ -83,6 +85,20 @@ static struct engine_params engine_of(const struct csd *c)
                                   .overlap = c->overlap > 0};
 }
 
+// Each head of each sequence is a record's, always the same.
+static void selected(void *user, struct drive_selection *s)
+{
+    const struct real *r = user;
+    uint64_t job = (uint64_t)s->seq * r->config.kv_heads + s->head;
+    if (r->recorded && s->chosen)
+        selections_replay_tokens(r->recorded, job, s->tokens, s->chosen);
+    else if (r->recorded)
+        selections_replay_channels(r->recorded, job, s->config->head_dim, s->channels,
+                                   s->n_channels);
+    if (r->o->selected && r->measured)
+        r->o->selected(r->o->selected_user, s);
+}
+
 static int open_drive(struct real *r, enum method_kind method, const struct selection *sel)
 {
     static const uint32_t methods[] = {METHOD_DENSE, METHOD_SPARF, METHOD_PAGES};
@@ -126,7 +142,9 @@ static int open_drive(struct real *r, enum method_kind method, const struct sele
                                   .pool = r->pool,
                                   .engine = r->engine,
                                   .no_row_cache = true,
-                                  .no_read_ahead = true};
+                                  .no_read_ahead = true,
+                                  .selected = selected,
+                                  .selected_user = r};
     err = drive_open(&r->drive, r->flash, &limits, r->msg);
     if (err)
         return err;
@@ -277,6 +295,7 @@ int drive_real_run(struct drive_timing *out, struct drive_real_report *report,
     r->sequences = (uint32_t)min_u64(
         min_u64(options->sequences, drive_sequences(machine, workload)), TABLE_ITEMS_MAX);
     r->tokens = (uint64_t)context;
+    r->recorded = method == SIM_DENSE ? NULL : selection->recorded;
     r->q_heads =
         drive_heads(machine, &workload->shape) * (workload->shape.heads / workload->shape.kv_heads);
     r->header = (struct table_header){.method = methods[method],
@@ -299,6 +318,7 @@ int drive_real_run(struct drive_timing *out, struct drive_real_report *report,
     if (!err && r->sequences > 1)
         err = attend(r, r->sequences / 2, &half);
     err = err ? err : read_stats(r, &middle);
+    r->measured = true;
     err = err ? err : attend(r, r->sequences, &whole);
     err = err ? err : read_stats(r, &after);
     if (!err) {

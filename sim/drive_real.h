@@ -6,7 +6,7 @@
 #ifndef INST_SIM_DRIVE_REAL_H
 #define INST_SIM_DRIVE_REAL_H
 
-#include "drive/command.h"
+#include "drive/drive.h"
 #include "sim/drive_timing.h"
 
 // K and V of tokens [pos, pos + n) of one head, fp16; the query heads of one KV head.
@@ -22,6 +22,10 @@ struct drive_real_options {
     const char *profile; // of the drive
     uint32_t sequences;  // of the sample, at most the batch
     uint64_t memory;     // that payload and drive may take; 0: 4 GiB
+    // NULL, or told of what the drive chooses in the ATTEND over the whole sample. Recorded
+    // selections (selection.recorded) take the place of its own.
+    drive_selection_fn *selected;
+    void *selected_user;
     struct drive_content content;
 };
 

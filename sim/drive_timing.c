@@ -119,7 +119,8 @@ static void draw_load(struct load *load, const struct plan *plan, int phase, con
         for (uint32_t r = 0; by_channel && r < plan->ranges; r++, load->first++)
             selection_draw_channels(sel, draw, s->head_dim, load_page, load);
         const struct selection all = {.tokens = 1, .run = 1};
-        uint32_t unit = method == SIM_PAGES ? 1 : plan->page_tokens; // of what is chosen
+        // Of what is chosen; recorded selections are of tokens for every method.
+        uint32_t unit = method == SIM_PAGES && !sel->recorded ? 1 : plan->page_tokens;
         if (by_channel) { // K of tokens that no channel page covers yet
             load->first = 2 * j;
             selection_draw_pages(&all, draw, plan->tail_pages, plan->page_tokens, load_page, load);
@@ -137,9 +138,10 @@ static void make_plan(struct plan *p, const struct csd *c, const struct workload
     *p = (struct plan){.page_tokens = (uint32_t)fmax(1, c->page_bytes / (2 * dim))};
     p->groups = (uint32_t)ceil(context / p->page_tokens);
     double kept = method == SIM_DENSE ? context : ceil(sel->tokens * context);
-    double share = method == SIM_DENSE   ? 1
-                   : method == SIM_PAGES ? sel->tokens // pages are chosen, all their tokens used
-                                         : selection_page_share(sel, p->page_tokens);
+    double share = method == SIM_DENSE ? 1
+                   : method == SIM_PAGES && !sel->recorded
+                       ? sel->tokens // pages are chosen, all their tokens used
+                       : selection_page_share(sel, p->page_tokens);
     if (method == SIM_SPARF) {
         double covered = c->page_bytes / (2.0 * sel->page_channels);
         p->ranges = (uint32_t)(context / covered);

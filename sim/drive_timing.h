@@ -42,6 +42,15 @@ struct drive_source {
                   struct inst_msg *msg);
 };
 
+// With recorded selections (NULL: none) for the methods that they are of, instead of what the
+// caller says. `inner` NULL: drive_timing().
+struct selections;
+struct drive_recorded {
+    struct drive_source source, *inner;
+    const struct selections *sparf, *pages;
+};
+void drive_recorded_open(struct drive_recorded *recorded, struct drive_source *inner);
+
 // Remembers what `inner` (NULL: drive_timing()) said: fitting asks the same again and again.
 struct drive_memory;
 int drive_memory_new(struct drive_memory **out, struct drive_source *inner, struct inst_msg *msg);

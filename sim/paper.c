@@ -68,6 +68,11 @@ enum row_class paper_row_class(uint32_t i)
     return definitions[i].kind;
 }
 
+bool paper_row_is_phi(uint32_t i)
+{
+    return definitions[i].rule == RULE_PHI;
+}
+
 int paper_machine(struct machine *machine, uint32_t drives, uint32_t gpus, struct inst_msg *msg)
 {
     machine->drives = drives;

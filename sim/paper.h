@@ -38,6 +38,7 @@ int paper_best(struct sim_result *out, uint32_t *batch, const struct paper_case 
 
 uint32_t paper_rows(void);
 enum row_class paper_row_class(uint32_t i);
+bool paper_row_is_phi(uint32_t i); // the share of the pages that SparF reads
 // Row i, `ours` computed with these constants.
 int paper_row(struct paper_row *out, uint32_t i, const struct constants *constants,
               struct drive_source *drives, struct inst_msg *msg);

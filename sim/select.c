@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sim/select.h"
+#include "sim/selections.h"
 
 #include <math.h>
 
@@ -20,6 +21,8 @@ static double begins(const struct selection *s)
 
 double selection_page_share(const struct selection *s, double page_tokens)
 {
+    if (s->recorded)
+        return selections_page_share(s->recorded, (uint32_t)page_tokens);
     return 1 - (1 - s->tokens) * pow(1 - begins(s), page_tokens - 1);
 }
 
@@ -31,6 +34,8 @@ double selection_run_for(double tokens, double page_tokens, double share)
 
 double selection_channel_share(const struct selection *s, uint32_t head_dim)
 {
+    if (s->recorded)
+        return selections_channel_share(s->recorded, head_dim, s->page_channels);
     double none = 1, chosen = ceil(s->channels * head_dim);
     for (uint32_t i = 0; i < s->page_channels; i++)
         none *= fmax(0, (head_dim - chosen - i) / (head_dim - i));
@@ -48,6 +53,10 @@ static double wait_for(struct draw *draw, double p)
 void selection_draw_pages(const struct selection *s, struct draw *draw, uint32_t pages,
                           uint32_t page_tokens, select_fn *fn, void *arg)
 {
+    if (s->recorded) {
+        selections_draw_pages(s->recorded, draw, pages, page_tokens, fn, arg);
+        return;
+    }
     double at = 0, end = (double)pages * page_tokens, begin = begins(s);
     uint32_t told = 0; // pages below this one are settled
     bool chosen = draw_unit(draw) < s->tokens;
@@ -76,6 +85,10 @@ void selection_draw_pages(const struct selection *s, struct draw *draw, uint32_t
 void selection_draw_channels(const struct selection *s, struct draw *draw, uint32_t head_dim,
                              select_fn *fn, void *arg)
 {
+    if (s->recorded) {
+        selections_draw_channels(s->recorded, draw, head_dim, s->page_channels, fn, arg);
+        return;
+    }
     // Each channel in turn is chosen with the chance that leaves the right number in the end.
     double left = ceil(s->channels * head_dim);
     for (uint32_t i = 0, page = UINT32_MAX; i < head_dim; i++) {

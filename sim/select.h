@@ -10,12 +10,14 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+struct selections;
 struct selection {
-    double channels;        // share of the channels of K that rank
-    double tokens;          // share of the tokens that are attended to
-    double run;             // mean tokens of a run
-    uint32_t page_channels; // channels of K that share a page
-    bool tail_in_dram;      // K that fills no channel page yet is ranked without a read
+    double channels;                   // share of the channels of K that rank
+    double tokens;                     // share of the tokens that are attended to
+    double run;                        // mean tokens of a run
+    uint32_t page_channels;            // channels of K that share a page
+    const struct selections *recorded; // instead of shares and run (selections.h), NULL: none
+    bool tail_in_dram;                 // K that fills no channel page yet is ranked without a read
 };
 
 struct draw { // a seeded sequence of numbers, equal everywhere

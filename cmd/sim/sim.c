@@ -3,6 +3,7 @@
 #include "cmd/commands.h"
 #include "cmd/options.h"
 #include "cmd/output_file.h"
+#include "cmd/sim/recorded.h"
 #include "cmd/sim/sim.h"
 #include "cmd/sim/real.h"
 #include "sim/paper.h"
@@ -13,7 +14,7 @@
 
 struct sim {
     const char *model, *gpu, *host, *drive, *folder;
-    struct option_list systems, settings;
+    struct option_list systems, settings, recorded;
     struct shape shape; // given, where model is NULL
     uint32_t billions;  // of its parameters, in tenths
     uint32_t batch, input, output, drives, gpus;
@@ -178,6 +179,21 @@ static int run_each(struct sim *s, const bool wanted[SYSTEM_COUNT], const struct
     return 0;
 }
 
+static uint32_t page_tokens(const struct machine *m, const struct workload *w)
+{
+    return (uint32_t)fmax(1, m->csd.page_bytes / (2.0 * w->shape.head_dim));
+}
+
+static int run_paper(const struct sim *s)
+{
+    struct sim_recorded recorded;
+    int code = sim_recorded_open(&recorded, &s->recorded);
+    code = code ? code : sim_paper(s->folder, &s->c, !s->no_ranges);
+    code = code ? code : sim_recorded_phi(&recorded, &s->c);
+    sim_recorded_close(&recorded);
+    return code;
+}
+
 static int run_systems(struct sim *s, const bool wanted[SYSTEM_COUNT])
 {
     struct machine m = {.drives = s->drives, .gpus = s->gpus};
@@ -191,6 +207,12 @@ static int run_systems(struct sim *s, const bool wanted[SYSTEM_COUNT])
     err = err ? err : workload_check(&w, &msg);
     if (err)
         return fail(EXIT_USAGE, "sim: %s", msg.text);
+    struct sim_recorded recorded;
+    code = sim_recorded_open(&recorded, &s->recorded);
+    if (code) {
+        sim_recorded_close(&recorded);
+        return code;
+    }
     printf("%s: %u layers, %u/%u heads of %u; %u x (%u + %u) tokens; %u %s, %u %s, %s\n",
            w.shape.name, w.shape.layers, w.shape.heads, w.shape.kv_heads, w.shape.head_dim, w.batch,
            w.input, w.output, m.drives, s->drive, m.gpus, s->gpu, s->host);
@@ -201,10 +223,17 @@ static int run_systems(struct sim *s, const bool wanted[SYSTEM_COUNT])
         code = sim_real_open(&real, s->drive, s->sample, &m, &w);
         drives = &real.drive.source;
     }
+    if (s->recorded.n) {
+        recorded.drive.inner = drives;
+        drives = &recorded.drive.source;
+    }
+    if (!code)
+        code = sim_recorded_print(&recorded, page_tokens(&m, &w));
     if (!code)
         code = run_each(s, wanted, &m, &w, drives);
     if (!code && s->real)
         sim_real_print(&real, &m, &w);
+    sim_recorded_close(&recorded);
     sim_real_close(&real);
     return code ? code : output_file_close(&s->csv);
 }
@@ -230,6 +259,8 @@ static int run(struct sim *s, const struct options *options)
     if ((s->paper || s->beyond) && !s->folder)
         return fail(EXIT_USAGE, "sim: %s: no folder given: use -o DIR",
                     s->paper ? "--paper" : "--beyond");
+    if (s->recorded.n && (s->beyond || s->fit || s->constants))
+        return fail(EXIT_USAGE, "sim: --trace-selections goes with systems, --real and --paper");
     if (s->paper && s->beyond)
         return fail(EXIT_USAGE, "sim: --paper and --beyond: one at a time");
     code = output_files_open(options);
@@ -243,7 +274,7 @@ static int run(struct sim *s, const struct options *options)
         return print_fit(&s->c);
     if (s->beyond)
         return sim_beyond(s->folder, &s->c);
-    return s->paper ? sim_paper(s->folder, &s->c, !s->no_ranges) : run_systems(s, wanted);
+    return s->paper ? run_paper(s) : run_systems(s, wanted);
 }
 
 int command_sim(int argc, char **argv)
@@ -291,6 +322,9 @@ int command_sim(int argc, char **argv)
          "the project's own drive over emulated NAND in virtual time, instead of a model of one"},
         {"--sample", 0, OPTION_U32, &s.sample, 1, 256, "N",
          "sequences of the batch that --real runs; default 4"},
+        {"--trace-selections", 0, OPTION_LIST, &s.recorded, 0, 0, "FILE",
+         "what sparf or pages chose in a real run, as run and batch record it, instead of a "
+         "statistical model; once for each of them"},
         {"Reports", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
         {"--csv", 0, OPTION_OUTPUT, &s.csv, 0, 0, "FILE", "a line for each system"},
         {"--paper", 0, OPTION_FLAG, &s.paper, 0, 0, NULL,

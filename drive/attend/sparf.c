@@ -230,6 +230,49 @@ static void begin_means(struct method_state *s, const struct unit *unit, struct 
     u->mean_at = min_u64(mean_at, u->mean_end);
 }
 
+static bool all_heads_built(const struct method_state *s, const struct unit *u,
+                            const struct layer_state *layer, uint64_t group)
+{
+    for (uint32_t i = 0; i < u->n_heads; i++) {
+        if (!channels_row(s->space, layer, group, u->head_first + i))
+            return false;
+    }
+    return true;
+}
+
+// Whoever listens is told of each head.
+static void tell(const struct unit *unit, bool tokens_known)
+{
+    const struct method_state *s = unit->state;
+    const struct job_item *item = &unit->job->items[unit->item];
+    const struct layer_state *layer = &item->sequence->layers[unit->job->layer];
+    const struct sparf_unit *u = unit->own;
+    uint64_t ranked = 0, cover = s->space->streams[STREAM_CHANNELS].row_tokens;
+    if (!s->env->selected)
+        return;
+    while (!u->all && !s->size.rest && ranked + cover <= u->tokens &&
+           all_heads_built(s, unit, layer, ranked / cover))
+        ranked += cover;
+    for (uint32_t i = 0; i < unit->n_heads; i++) {
+        struct drive_selection told = {
+            .config = &s->space->config,
+            .page_bytes = s->space->flash->geometry.page_bytes,
+            .part_tokens = s->space->streams[STREAM_KV].slot.k_tokens,
+            .method = s->space->config.method,
+            .layer = unit->job->layer,
+            .seq = item->sequence->id,
+            .head = unit->head_first + i,
+            .tokens = u->tokens,
+            .flash_tokens =
+                min_u64(u->tokens, layer->rows.n * s->space->streams[STREAM_KV].row_tokens),
+            .ranked_tokens = ranked,
+            .n_channels = u->all || s->size.rest ? 0 : u->n_channels,
+            .channels = u->channels + i * s->space->config.head_dim,
+            .chosen = tokens_known ? u->chosen + i * (s->size.tokens / 64) : NULL};
+        s->env->selected(s->env->selected_user, &told);
+    }
+}
+
 struct sparf_unit *sparf_take(struct unit *unit, uint64_t k, bool audit)
 {
     struct method_state *s = unit->state;
@@ -253,6 +296,8 @@ struct sparf_unit *sparf_take(struct unit *unit, uint64_t k, bool audit)
     }
     if (u->all) // nothing is ranked
         memset(u->chosen, 0xff, unit->n_heads * (s->size.tokens / 64) * sizeof *u->chosen);
+    if (u->all)
+        tell(unit, true);
     unit->phase = SPARF_TOKENS;
     unit->kind = UNIT_READS;
     return u;
@@ -346,16 +391,6 @@ static void want_tokens(const struct method_state *s, struct piece *piece, unsig
             t = max_u64(run, covered(s, head, run - 1));
         }
     }
-}
-
-static bool all_heads_built(const struct method_state *s, const struct unit *u,
-                            const struct layer_state *layer, uint64_t group)
-{
-    for (uint32_t i = 0; i < u->n_heads; i++) {
-        if (!channels_row(s->space, layer, group, u->head_first + i))
-            return false;
-    }
-    return true;
 }
 
 static struct piece *rank_piece(struct method_state *s, struct unit *unit)
@@ -590,6 +625,7 @@ void sparf_advance(struct unit *unit)
     switch ((enum sparf_phase)unit->phase) {
     case SPARF_PREPARE:
     case SPARF_SELECT:
+        tell(unit, unit->phase == SPARF_SELECT);
         unit->kind = UNIT_READS;
         break;
     case SPARF_RANK:

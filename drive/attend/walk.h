@@ -4,6 +4,7 @@
 #define INST_DRIVE_ATTEND_WALK_H
 
 #include "drive/attend/method.h"
+#include "drive/drive.h"
 #include "drive/engine.h"
 #include "kernels/kernels.h"
 
@@ -19,6 +20,8 @@ struct attend_env {
     // Known methods; NULL behind the last one.
     const struct method *methods[METHODS_MAX + 1];
     uint64_t attended, from_flash, programming; // tokens
+    drive_selection_fn *selected;               // NULL, or to be told
+    void *selected_user;
 };
 // Fills in the methods: those that every drive has, then the caller's (NULL: none).
 void attend_methods(struct attend_env *env, const struct method *const *extra);

@@ -157,6 +157,8 @@ int drive_open(struct drive **out, struct flash *flash, const struct drive_limit
     drive->pool = limits->pool;
     drive->env = (struct attend_env){
         .engine = limits->engine,
+        .selected = limits->selected,
+        .selected_user = limits->selected_user,
         .pool = limits->pool,
         .kernels = limits->kernels ? limits->kernels : kernels_best(),
         .budget = &drive->budget,

@@ -416,6 +416,8 @@ static int prepare_with(inst_engine **out, const struct inst_options *options,
     e->trace = (struct trace){o.trace, o.trace_user};
     e->flash_trace = o.flash_trace;
     e->flash_trace_user = o.flash_trace_user;
+    e->selection_trace = o.selection_trace;
+    e->selection_trace_user = o.selection_trace_user;
     e->compute_kind = compute;
     e->compute_limit_ns = 1000000ull * TIMEOUT_MS;
     e->drive_limit_ns = 1000000ull * (o.drive_timeout_ms ? o.drive_timeout_ms : TIMEOUT_MS);
@@ -439,6 +441,8 @@ int engine_open_drives(inst_engine *e, struct inst_msg *msg)
                                           .limit_ns = e->drive_limit_ns,
                                           .trace = e->flash_trace,
                                           .trace_user = e->flash_trace_user,
+                                          .selected = e->selection_trace,
+                                          .selected_user = e->selection_trace_user,
                                           .place = e->loss.place};
     int err = store_open(&e->store, where, &options, msg);
     if (err)

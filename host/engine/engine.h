@@ -83,6 +83,8 @@ struct inst_engine {
     struct trace trace;
     inst_flash_trace_fn *flash_trace;
     void *flash_trace_user;
+    inst_selection_trace_fn *selection_trace;
+    void *selection_trace_user;
     struct store store; // empty when the link is somebody else's
     struct port port;
     uint64_t drive_limit_ns;                     // that a command of a drive is waited for

@@ -185,6 +185,32 @@ static void tell(void *user, const struct flash_io *io, uint64_t now_ns)
     d->trace(d->trace_user, &e);
 }
 
+static void tell_selection(void *user, struct drive_selection *s)
+{
+    const struct store_drive *d = user;
+    if (!s->chosen)
+        return;
+    const struct inst_selection_event e = {.drive = d->place,
+                                           .method = s->method == METHOD_SPARF ? "sparf" : "pages",
+                                           .kv_type = kv_type_name(s->config->kv_type),
+                                           .page_bytes = s->page_bytes,
+                                           .kv_heads = s->config->kv_heads,
+                                           .head_dim = s->config->head_dim,
+                                           .group_tokens = s->config->group_tokens,
+                                           .part_tokens = s->part_tokens,
+                                           .page_channels = s->config->page_channels,
+                                           .layer = s->layer,
+                                           .sequence = s->seq,
+                                           .head = s->head,
+                                           .tokens = s->tokens,
+                                           .flash_tokens = s->flash_tokens,
+                                           .ranked_tokens = s->ranked_tokens,
+                                           .channels = s->channels,
+                                           .n_channels = s->n_channels,
+                                           .chosen = s->chosen};
+    d->selected(d->selected_user, &e);
+}
+
 static int open_traced(struct store_drive *d, uint32_t i, const struct store_where *where,
                        const struct store_options *options, bool dense, struct inst_msg *msg)
 {
@@ -219,7 +245,11 @@ static int open_drive(struct store *store, struct store_drive *d, const struct s
         .kernels = options->kernels,
         .row_cache = part->row_cache,
         .no_row_cache = part->row_cache == UINT64_MAX,
+        .selected = options->selected ? tell_selection : NULL,
+        .selected_user = d,
     };
+    d->selected = options->selected;
+    d->selected_user = options->selected_user;
     err = drive_open(&d->drive, d->flash, &limits, msg);
     if (err)
         return err;

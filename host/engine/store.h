@@ -35,6 +35,8 @@ struct store {
         struct flash *nand;    // of these the emulated one, NULL: none
         inst_flash_trace_fn *trace;
         void *trace_user;
+        inst_selection_trace_fn *selected;
+        void *selected_user;
         uint32_t place; // among all that were named
     } * drives;         // [n]
     uint32_t n;
@@ -52,6 +54,8 @@ struct store_options {
     uint64_t limit_ns;          // that an array waits for a drive
     inst_flash_trace_fn *trace; // NULL, or told of every flash operation
     void *trace_user;
+    inst_selection_trace_fn *selected; // NULL, or told of all that methods choose
+    void *selected_user;
     const uint32_t *place; // [drives], as events name them
 };
 int store_open(struct store *store, const struct store_where *where,

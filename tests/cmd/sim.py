@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`instinfer sim` as a user sees it; and docs/sim.md says what it prints. Standard library only."""
 import csv
+import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -84,6 +86,47 @@ class Sim(unittest.TestCase):
         self.assertIn("flexgen        out of memory: VRAM", r.stdout)
         r = sim("-b", 4096, "-s", "insta_sparf", "--input", 8192)
         self.assertIn("out of memory: ", r.stdout)
+
+    def test_recorded_selections(self):
+        """What a real run records says which pages it read; the simulator reads by it."""
+        trace, stats = self.dir.name + "/trace", self.dir.name + "/stats"
+        for method in "sparf", "pages":
+            subprocess.run([INSTINFER, "run", "-m", ROOT + "/models/stories260K.gguf", "-p",
+                            "Once upon a time", "-n", "150", "--ignore-eos", "--temp", "0",
+                            "--group", "16", "--row-cache", "off", "--kv", "ram:100M",
+                            "--attention", method, "--trace-selections", trace, "--stats", stats],
+                           check=True, capture_output=True, timeout=HANG)
+            with open(stats, encoding="utf-8") as f:
+                s = json.load(f)
+            r = sim("-s", "insta_" + method, "--trace-selections", trace)
+            self.assertEqual((r.returncode, r.stderr), (0, ""))
+            read, dense = map(int, re.search(r"its run: (\d+) of (\d+) pages", r.stdout).groups())
+            if method == "sparf":
+                self.assertEqual((read, dense), (s["token_pages"], s["dense_pages"]))
+            else:  # 4 KiB pages; rows that the run found on their way to flash were not read
+                self.assertEqual(dense * 4096, s["pages_dense_bytes"])
+                self.assertLessEqual(s["pages_read_bytes"], read * 4096)
+                self.assertGreater(s["pages_read_bytes"], 0.98 * read * 4096)
+            self.assertLess(read, dense)
+        r = sim("--trace-selections", trace, "--trace-selections", trace)
+        self.assertEqual((r.returncode, r.stdout), (2, ""))
+        with open(trace, "a", encoding="utf-8") as f:
+            f.write("0 0 0 0 1 1 0 - 1\n")
+        r = sim("--trace-selections", trace)
+        self.assertEqual((r.returncode, r.stderr.count("\n")), (1, 1))
+        self.assertIn(trace, r.stderr)
+
+    def test_shipped_selections(self):
+        """docs/sim.md: what the recorded selections of the recall model come to."""
+        paths = [f"{ROOT}/docs/example/recall-{m}.selections" for m in ("sparf", "pages")]
+        args = [a for path in paths for a in ("--trace-selections", path)]
+        r = sim("-b", 4, "-s", "insta_sparf", "-s", "insta_pages", *args)
+        self.assertEqual((r.returncode, r.stderr), (0, ""))
+        says = "\n".join(r.stdout.replace(ROOT + "/", "").split("\n")[1:7])
+        self.assertEqual(block("recorded").strip("`\n"), says)
+        # The statistical model, told how long runs are, has the share of pages.
+        here, model = map(float, re.search(r"here: ([\d.]+) .*; ([\d.]+) by", r.stdout).groups())
+        self.assertAlmostEqual(here / model, 1, delta=0.01)
 
     def test_drives(self):
         """Heads are whole: 14 drives are as slow as 16; more drives are never slower."""
