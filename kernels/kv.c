@@ -2,6 +2,7 @@
 // Rounding to blocks, and parts of K and V. Every operation on floats here is exact or has one
 // fixed order, so that there is nothing for a set to differ in.
 #include "kernels/kv.h"
+#include "kernels/kv_keys.h"
 #include "kernels/kernels.h"
 
 #include <math.h>
@@ -176,6 +177,98 @@ void kv_round(uint32_t type, uint16_t *x, size_t head_dim)
             out[i] = number(s, b.code[i], b.zero);
         kernels_best()->f32_to_f16(x + c, out, n);
     }
+}
+
+// ---- rounding for queries ----------------------------------------------------------------------
+
+void kv_factor(float *m, size_t head_dim)
+{
+    // Of the mean of the diagonal, so that directions no query was seen in do not run away.
+    const double some = 0x1p-5;
+    double mean = 0, scaled[KERNEL_HEAD_DIM_MAX];
+    for (size_t i = 0; i < head_dim; i++)
+        mean += (double)m[kv_triangle(i) + i];
+    mean /= (double)head_dim;
+    const bool usable = mean > 0 && mean < 0x1p100; // not NaN
+    for (size_t i = 0; i < head_dim; i++) {
+        float *row = m + kv_triangle(i);
+        double d = usable ? (double)row[i] / mean + some : 1;
+        for (size_t j = 0; j < i; j++) {
+            const float *other = m + kv_triangle(j);
+            double x = usable ? (double)row[j] / mean : 0;
+            for (size_t c = 0; c < j; c++)
+                x -= scaled[c] * (double)other[c];
+            scaled[j] = x;
+            row[j] = (float)(x / (double)other[j]);
+            d -= x * (double)row[j];
+        }
+        row[i] = (float)(d > some / 2 ? d : some / 2);
+    }
+}
+
+// Scale and zero point of blocks, `by` scales above those that make_block chose.
+static bool other_scale(uint32_t type, struct block *b, int by)
+{
+    int scale = b->scale + by;
+    float low = -scale_of(type, b->scale) * (float)b->zero;
+    if (!b->scale)
+        return true;
+    if (b->scale == SCALE_NAN || scale < 0)
+        return false;
+    b->scale = (uint8_t)scale;
+    float s = scale_of(type, b->scale);
+    if (type == KV_Q4)
+        b->zero = (uint8_t)(s > 0 ? between(nearest(-low * (1 / s)), 0, Q4_CODE) : 0);
+    return s * Q4_CODE <= largest / 2; // far from where codes end to be fp16
+}
+
+// Babai's nearest plane: from the last channel on, each one is rounded after the errors of those
+// behind it, weighted, were taken from it.
+static void round_plane(uint32_t type, float *x, size_t n, const struct block *blocks,
+                        const float *factor)
+{
+    float wanted[KERNEL_HEAD_DIM_MAX];
+    memcpy(wanted, x, n * sizeof *x);
+    for (size_t i = n; i-- > 0;) {
+        const struct block *b = &blocks[i / KV_BLOCK];
+        float s = scale_of(type, b->scale), inverse = s > 0 ? 1 / s : 0, zero = b->zero;
+        float least = type == KV_Q8 ? -Q8_CODE : -zero;
+        float most = type == KV_Q8 ? Q8_CODE : Q4_CODE - zero;
+        float out = s * between(nearest(wanted[i] * inverse), least, most) + 0.0f;
+        kernels_best()->axpy(wanted, x[i] - out, factor + kv_triangle(i), i);
+        x[i] = out;
+    }
+}
+
+void kv_round_keys(uint32_t type, uint16_t *k, size_t head_dim, const float *factor)
+{
+    enum { TRIES = 4 };
+    struct block blocks[KERNEL_HEAD_DIM_MAX / KV_BLOCK];
+    float x[KERNEL_HEAD_DIM_MAX];
+    uint16_t out[KERNEL_HEAD_DIM_MAX], again[KERNEL_HEAD_DIM_MAX];
+    bool good = type != KV_F16;
+    if (!good)
+        return;
+    for (size_t c = 0; c < head_dim; c += KV_BLOCK)
+        make_block(type, &blocks[c / KV_BLOCK], k + c,
+                   head_dim - c < KV_BLOCK ? head_dim - c : KV_BLOCK);
+    // Where rounding again would find a smaller scale, that one is tried.
+    for (int i = 0; i < TRIES && good; i++) {
+        for (size_t b = 0; b < kv_blocks(head_dim); b++)
+            good &= other_scale(type, &blocks[b], i ? -1 : 0);
+        if (!good)
+            break;
+        kernels_best()->f16_to_f32(x, k, head_dim);
+        round_plane(type, x, head_dim, blocks, factor);
+        kernels_best()->f32_to_f16(out, x, head_dim);
+        memcpy(again, out, head_dim * sizeof *out);
+        kv_round(type, again, head_dim);
+        if (!memcmp(again, out, head_dim * sizeof *out)) {
+            memcpy(k, out, head_dim * sizeof *out);
+            return;
+        }
+    }
+    kv_round(type, k, head_dim);
 }
 
 void kv_hadamard(float *x, size_t n)

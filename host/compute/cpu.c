@@ -224,7 +224,10 @@ static bool size_work(uint64_t work[WORK_COUNT], const struct model_config *c,
         add_bytes(p->strip, row_stride(c->width), F, &work[WORK_norm], sum) &&
         add_bytes(p->strip, row_stride(max_u64(q_dim, c->ffn)), F, &work[WORK_t1], sum) &&
         add_bytes(p->strip, row_stride(max_u64(2 * kv_dim, c->ffn)), F, &work[WORK_t2], sum) &&
-        add_bytes(p->rounds_x ? p->strip : 0, rounded_floats(widest), F, &work[WORK_rounded], sum);
+        add_bytes(p->rounds_x ? p->strip : 0, rounded_floats(widest), F, &work[WORK_rounded],
+                  sum) &&
+        add_bytes(p->kv_type == KV_F16 ? 0 : (uint64_t)c->layers * c->kv_heads,
+                  kv_triangle(c->head_dim), F, &work[WORK_keys], sum);
     return ok && checked_mul(slot, p->slots, &slot) && checked_add(*sum, slot, sum);
 }
 
@@ -269,11 +272,14 @@ static int cpu_open(struct compute **out, const struct compute_setup *setup, str
                                 .group = setup->config->heads / setup->config->kv_heads,
                                 .region = region};
     err = make_work(cpu, msg);
-    if (err)
+    if (err) {
         cpu_close(&cpu->compute);
-    else
-        *out = &cpu->compute;
-    return err;
+        return err;
+    }
+    if (setup->plan.kv_type != KV_F16)
+        cpu_measure_queries(cpu);
+    *out = &cpu->compute;
+    return 0;
 }
 
 const struct compute_kind compute_cpu = {.name = "cpu", .open = cpu_open};

@@ -4,6 +4,7 @@
 #define INST_HOST_COMPUTE_CPU_H
 
 #include "host/compute/compute.h"
+#include "kernels/kv_keys.h"
 
 // Work for fewer values than this is not worth waking the pool.
 enum { PARALLEL_VALUES = 16 * 1024 };
@@ -20,7 +21,8 @@ enum { PARALLEL_VALUES = 16 * 1024 };
     X(norm, "normed input or block output [s][width]")                                             \
     X(t1, "q or gate [s][max(heads * head_dim, ffn)]")                                             \
     X(t2, "k and v, or up [s][max(2 * kv_heads * head_dim, ffn)]")                                 \
-    X(rounded, "x of a product as the K types take it [s][rounded_floats of the widest]")
+    X(rounded, "x of a product as the K types take it [s][rounded_floats of the widest]")          \
+    X(keys, "how K is rounded to blocks [layers][kv_heads][kv_triangle(head_dim)]")
 
 enum work_id {
 #define WORK_ENUM(name, text) WORK_##name,
@@ -85,9 +87,21 @@ static inline void cpu_tick(const struct compute_cpu *cpu)
 int cpu_embed(struct compute *, uint32_t slot, const struct compute_rows *);
 int cpu_qkv(struct compute *, uint32_t slot, uint32_t layer, uint32_t first, uint32_t n,
             const struct compute_wire *, uint32_t n_wires, struct compute_slice faults);
+// q and v of rows [first, first + n), a strip at most, as attention would take them, in t1 and t2,
+// `q_stride` and `v_stride` floats apart; for cpu_keys.c.
+void cpu_queries_of(struct compute_cpu *, uint32_t layer, size_t first, size_t n, const float **q,
+                    const float **v, size_t *v_stride);
 int cpu_finish(struct compute *, uint32_t slot, uint32_t layer, uint32_t first, uint32_t n);
 int cpu_logits(struct compute *, uint32_t slot, const uint32_t *row, uint32_t n,
                struct compute_slice out, uint64_t stride, struct compute_slice faults);
+// cpu_keys.c
+// Fills WORK_keys, where K is rounded to blocks.
+void cpu_measure_queries(struct compute_cpu *);
+static inline float *cpu_keys(const struct compute_cpu *cpu, size_t layer, size_t head)
+{
+    const struct model_config *c = cpu->with.config;
+    return cpu->work[WORK_keys] + (layer * c->kv_heads + head) * kv_triangle(c->head_dim);
+}
 // cpu_attend.c
 int cpu_queries(struct compute *, uint32_t slot, uint32_t first, uint32_t n,
                 struct compute_slice to);

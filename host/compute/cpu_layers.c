@@ -124,7 +124,8 @@ struct qkv_job {
     const struct compute_cpu *cpu;
     const struct cpu_slot *slot;
     const struct model_layer *w;
-    const struct compute_wire *wire;
+    uint32_t layer;
+    const struct compute_wire *wire; // NULL: q, k and v stay where they are
     uint32_t n_wires;
     uint32_t *faults;
     size_t rope;  // where the layer's cosines and sines lie in a row of the table
@@ -198,7 +199,8 @@ static void put_row(const struct qkv_job *job, size_t row, const float *q, const
         cpu->with.kernels->f32_to_f16(v16, v + h * dim, dim);
         fault_check_f16(&fault, FAULT_K, k16, k + h * dim, dim);
         fault_check_f16(&fault, FAULT_V, v16, v + h * dim, dim);
-        kv_round(cpu->with.plan.kv_type, k16, dim);
+        if (cpu->with.plan.kv_type != KV_F16)
+            kv_round_keys(cpu->with.plan.kv_type, k16, dim, cpu_keys(cpu, job->layer, h));
         kv_round(cpu->with.plan.kv_type, v16, dim);
     }
     job->faults[row] = fault;
@@ -231,40 +233,65 @@ static void qkv_row(void *arg, size_t index, unsigned worker)
         turn_heads(q, c->heads, c->head_dim);
         turn_heads(k, c->kv_heads, c->head_dim);
     }
-    put_row(job, job->first + index, q, k, v);
+    if (job->wire)
+        put_row(job, job->first + index, q, k, v);
+}
+
+// Products, rope and the like of a strip of rows from job->first on.
+static void qkv_strip(struct compute_cpu *cpu, struct qkv_job *job, size_t rows)
+{
+    const struct model_layer *w = job->w;
+    norm_strip(cpu, job->slot, w->attn_norm, w->attn_norm_bias, job->first, NULL, rows);
+    const struct product products[] = {
+        {&w->attn_q, job->q, job->q_stride},
+        {&w->attn_k, job->k, job->kv_stride},
+        {&w->attn_v, job->v, job->kv_stride},
+    };
+    cpu_matmul(cpu, products, 3, cpu->work[WORK_norm], row_stride(cpu->with.config->width), rows);
+    run_rows(cpu, qkv_row, job, rows, job->q_stride + job->kv_stride);
+}
+
+static struct qkv_job qkv_job(struct compute_cpu *cpu, uint32_t slot, uint32_t layer)
+{
+    const struct model_config *c = cpu->with.config;
+    size_t kv_dim = (size_t)c->kv_heads * c->head_dim;
+    float *kv = cpu->work[WORK_t2];
+    return (struct qkv_job){
+        .cpu = cpu,
+        .slot = &cpu->slot[slot],
+        .w = &cpu->with.weights->layer[layer],
+        .layer = layer,
+        .rope = c->rope_window_base > 0 && model_layer_window(c, layer) ? c->rope_dims : 0,
+        .q = cpu->work[WORK_t1],
+        .q_stride = cpu_q_stride(cpu),
+        .k = kv,
+        .v = kv + kv_dim,
+        .kv_stride = row_stride(2 * kv_dim)};
+}
+
+void cpu_queries_of(struct compute_cpu *cpu, uint32_t layer, size_t first, size_t n,
+                    const float **q, const float **v, size_t *v_stride)
+{
+    struct qkv_job job = qkv_job(cpu, 0, layer);
+    job.first = first;
+    qkv_strip(cpu, &job, n);
+    *q = job.q;
+    *v = job.v;
+    *v_stride = job.kv_stride;
 }
 
 int cpu_qkv(struct compute *compute, uint32_t slot, uint32_t layer, uint32_t first, uint32_t n,
             const struct compute_wire *wires, uint32_t n_wires, struct compute_slice faults)
 {
     struct compute_cpu *cpu = cpu_of(compute);
-    const struct model_config *c = cpu->with.config;
-    const struct model_layer *w = &cpu->with.weights->layer[layer];
-    size_t kv_dim = (size_t)c->kv_heads * c->head_dim, strip = cpu->with.plan.strip;
-    struct qkv_job job = {.cpu = cpu,
-                          .slot = &cpu->slot[slot],
-                          .w = w,
-                          .wire = wires,
-                          .n_wires = n_wires,
-                          .faults = cpu_at(faults)};
-    if (c->rope_window_base > 0 && model_layer_window(c, layer))
-        job.rope = c->rope_dims;
-    job.q = cpu->work[WORK_t1];
-    job.q_stride = cpu_q_stride(cpu);
-    job.k = cpu->work[WORK_t2];
-    job.v = job.k + kv_dim;
-    job.kv_stride = row_stride(2 * kv_dim);
+    size_t strip = cpu->with.plan.strip;
+    struct qkv_job job = qkv_job(cpu, slot, layer);
+    job.wire = wires;
+    job.n_wires = n_wires;
+    job.faults = cpu_at(faults);
     for (size_t at = 0; at < n; at += strip) {
-        size_t rows = min_u64(strip, n - at);
         job.first = first + at;
-        norm_strip(cpu, job.slot, w->attn_norm, w->attn_norm_bias, job.first, NULL, rows);
-        const struct product products[] = {
-            {&w->attn_q, job.q, job.q_stride},
-            {&w->attn_k, job.k, job.kv_stride},
-            {&w->attn_v, job.v, job.kv_stride},
-        };
-        cpu_matmul(cpu, products, 3, cpu->work[WORK_norm], row_stride(c->width), rows);
-        run_rows(cpu, qkv_row, &job, rows, job.q_stride + job.kv_stride);
+        qkv_strip(cpu, &job, min_u64(strip, n - at));
     }
     return 0;
 }

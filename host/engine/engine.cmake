@@ -1,6 +1,7 @@
 set(INST_HOST_ENGINE_SOURCES
   compute/cpu.c
   compute/cpu_attend.c
+  compute/cpu_keys.c
   compute/cpu_layers.c
   compute/fault.c
   engine/audit.c

@@ -154,8 +154,9 @@ static void close_to_f16(void **state)
         }
     }
     print_message("KL to f16 over %zu tokens: q8 %.6f, q4 %.6f nats each\n", n, kl[1], kl[2]);
-    assert_true(kl[1] > 1e-7 && kl[1] <= 1e-3);
-    assert_true(kl[2] > kl[1] && kl[2] < 0.5);
+    assert_true(kl[1] > 1e-7 &&
+                kl[1] <= 3.2e-4); // 3.6e-4 and 0.15, were K rounded channel by channel
+    assert_true(kl[2] > kl[1] && kl[2] < 0.1);
     struct inst_model_info info[3];
     for (int t = 0; t < 3; t++) {
         inst_engine_info(f[t].engine, &info[t]);

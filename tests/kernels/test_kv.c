@@ -2,6 +2,7 @@
 // K and V in blocks: what rounding keeps, that it does nothing twice, that parts give back what
 // kv_round says, token for token, and that a tile in blocks has the bits of one of those numbers.
 #include "cases.h"
+#include "kernels/kv_keys.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -128,6 +129,103 @@ static void hard_numbers(void **unused)
     }
 }
 
+// Sum of squares of what rounding changed in the products of k with n queries.
+static double product_errors(const uint16_t *k, const uint16_t *rounded, const float *q, size_t n,
+                             size_t dim)
+{
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        double d = 0;
+        for (size_t c = 0; c < dim; c++)
+            d += (double)q[i * dim + c] *
+                 (double)(kernel_f16_to_f32(rounded[c]) - kernel_f16_to_f32(k[c]));
+        sum += d * d;
+    }
+    return sum;
+}
+
+// Queries that lie in a third of all directions, and a little in the others.
+static void draw_queries(uint64_t *state, float *q, size_t n, size_t dim)
+{
+    float way[DIM_MAX / 3 + 1][DIM_MAX];
+    for (size_t w = 0; w < dim / 3 + 1; w++)
+        for (size_t c = 0; c < dim; c++)
+            way[w][c] = cases_uniform(state);
+    for (size_t i = 0; i < n; i++) {
+        for (size_t c = 0; c < dim; c++)
+            q[i * dim + c] = 0.05f * cases_uniform(state);
+        for (size_t w = 0; w < dim / 3 + 1; w++) {
+            float much = cases_uniform(state);
+            for (size_t c = 0; c < dim; c++)
+                q[i * dim + c] += much * way[w][c];
+        }
+    }
+}
+
+static void moments_of(float *m, const float *q, size_t n, size_t dim)
+{
+    memset(m, 0, kv_triangle(dim) * sizeof *m);
+    for (size_t i = 0; i < n; i++, q += dim)
+        for (size_t r = 0; r < dim; r++)
+            for (size_t c = 0; c <= r; c++)
+                m[kv_triangle(r) + c] += q[r] * q[c];
+}
+
+// Keys rounded for queries like these: a fixed point of rounding, and products that change less.
+// Where all directions are alike, or nothing can be learned, it is plain rounding.
+static void for_queries(void **unused)
+{
+    (void)unused;
+    enum { QUERIES = 300, KEYS = 60 };
+    uint64_t state = 12;
+    float *q = malloc(QUERIES * DIM_MAX * sizeof *q);
+    float *m = malloc(kv_triangle(DIM_MAX) * sizeof *m);
+    for (int round = 0; round < 22; round++) {
+        uint32_t type = KV_Q8 + (uint32_t)round / 11;
+        size_t dim = dims[round % 11], same = 0;
+        double plain = 0, better = 0;
+        draw_queries(&state, q, QUERIES, dim);
+        moments_of(m, q, QUERIES, dim);
+        kv_factor(m, dim);
+        for (int i = 0; i < KEYS; i++) {
+            uint16_t k[DIM_MAX], once[DIM_MAX], rounded[DIM_MAX], twice[DIM_MAX];
+            for (size_t c = 0; c < dim; c++)
+                k[c] = kernel_f32_to_f16(cases_uniform(&state) + cases_uniform(&state));
+            memcpy(once, k, sizeof k);
+            memcpy(rounded, k, sizeof k);
+            kv_round(type, once, dim);
+            kv_round_keys(type, rounded, dim, m);
+            memcpy(twice, rounded, sizeof k);
+            kv_round(type, twice, dim);
+            assert_memory_equal(twice, rounded, dim * sizeof *k);
+            same += !memcmp(once, rounded, dim * sizeof *k);
+            plain += product_errors(k, once, q, QUERIES, dim);
+            better += product_errors(k, rounded, q, QUERIES, dim);
+        }
+        if (dim >= 16 && (same > KEYS / 4 || better > 0.6 * plain))
+            fail_msg("%s, %zu channels: %g of the error, %zu of %d as before", kv_type_name(type),
+                     dim, better / plain, same, KEYS);
+    }
+    for (int round = 0; round < 2000; round++) {
+        uint32_t type = KV_Q8 + (uint32_t)round % 2;
+        size_t dim = dims[round / 2 % 11];
+        uint16_t k[DIM_MAX], once[DIM_MAX];
+        draw(&state, k, dim);
+        if (round % 7 == 0)
+            k[dim / 2] = 0x7e00;
+        memcpy(once, k, sizeof k);
+        memset(m, 0, kv_triangle(dim) * sizeof *m);
+        for (size_t c = 0; c < dim; c++)
+            m[kv_triangle(c) + c] = round % 3 ? 5 : NAN;
+        kv_factor(m, dim);
+        kv_round_keys(type, k, dim, m);
+        kv_round(type, once, dim);
+        assert_memory_equal(k, once, dim * sizeof *k);
+    }
+    free(q);
+    free(m);
+}
+
 // Tokens put in any pieces come back as kv_round made them; the others stay as they are.
 static void parts(void **unused)
 {
@@ -231,7 +329,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rounding), cmocka_unit_test(turning), cmocka_unit_test(hard_numbers),
-        cmocka_unit_test(parts),    cmocka_unit_test(tiles),
+        cmocka_unit_test(parts),    cmocka_unit_test(tiles),   cmocka_unit_test(for_queries),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
