@@ -54,6 +54,7 @@ struct walk {
 struct walk_plan {
     uint64_t bytes;
     uint32_t rows, pages, pieces, frames; // as method_plan, of all methods together
+    uint64_t window;                      // bytes that the pieces of one method may have under way
     size_t scratch;
 };
 int walk_plan(struct walk_plan *plan, const struct attend_env *env,

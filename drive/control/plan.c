@@ -125,7 +125,7 @@ static int plan_level(struct control_plan *plan, const struct attend_env *env,
     // Group buffers of every layer, two pieces of whole rows and a little for programs under way,
     // and the slabs that are split for single pages.
     plan->reserve = (uint32_t)(2 * walk.rows + 2 + pages);
-    plan->window = (uint64_t)walk.pieces * span_rows(c) * kv->row_bytes;
+    plan->window = walk.window;
     if (open > UINT32_MAX / 2)
         return inst_fail(msg, INST_EINVAL, "CONFIG: %llu group buffers overflow",
                          (unsigned long long)open);
