@@ -71,7 +71,7 @@ int walk_open(struct walk **out, struct attend_env *env, struct space *space, un
         status = pool_reserve_scratch(env->pool, plan.scratch, msg);
     if (status)
         return status;
-    struct walk *w = budget_alloc(env->budget, 1, sizeof *w, "attention", msg);
+    struct walk *w = budget_alloc(space->budget, 1, sizeof *w, "attention", msg);
     if (!w)
         return INST_ENOMEM;
     w->env = env;
@@ -86,9 +86,9 @@ int walk_open(struct walk **out, struct attend_env *env, struct space *space, un
     w->batch = env->views ? plan.pieces : max_u64(BATCH_MIN, plan.pieces / 4);
     size_t tasks = task_room(&plan);
     size_t frames = (size_t)plan.pieces * plan.frames;
-    w->tasks = budget_alloc(env->budget, tasks, sizeof *w->tasks, "attention", msg);
-    w->ready = budget_alloc(env->budget, plan.pieces, sizeof *w->ready, "attention", msg);
-    w->unchecked = budget_alloc(env->budget, frames, sizeof(struct frame *), "attention", msg);
+    w->tasks = budget_alloc(space->budget, tasks, sizeof *w->tasks, "attention", msg);
+    w->ready = budget_alloc(space->budget, plan.pieces, sizeof *w->ready, "attention", msg);
+    w->unchecked = budget_alloc(space->budget, frames, sizeof(struct frame *), "attention", msg);
     status = w->tasks && w->ready && w->unchecked ? 0 : INST_ENOMEM;
     for (int i = 0; w->methods[i] && !status; i++)
         status = w->methods[i]->open(&w->states[i], w, level, msg);
@@ -110,10 +110,11 @@ void walk_close(struct walk *w)
         if (w->states[i])
             w->methods[i]->close(w->states[i]);
     }
-    budget_free(w->env->budget, w->tasks);
-    budget_free(w->env->budget, w->ready);
-    budget_free(w->env->budget, w->unchecked);
-    budget_free(w->env->budget, w);
+    struct budget *budget = w->space->budget;
+    budget_free(budget, w->tasks);
+    budget_free(budget, w->ready);
+    budget_free(budget, w->unchecked);
+    budget_free(budget, w);
 }
 
 struct method_state *walk_state(const struct walk *w, const struct method *method)

@@ -15,7 +15,6 @@ struct attend_env {
     struct engine *engine;
     struct pool *pool; // scratch memory of its workers
     const struct kernels *kernels;
-    struct budget *budget;
     bool views; // the flash may be memory
     // Known methods; NULL behind the last one.
     const struct method *methods[METHODS_MAX + 1];

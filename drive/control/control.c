@@ -161,7 +161,6 @@ int drive_open(struct drive **out, struct flash *flash, const struct drive_limit
         .selected_user = limits->selected_user,
         .pool = limits->pool,
         .kernels = limits->kernels ? limits->kernels : kernels_best(),
-        .budget = &drive->budget,
         .views = flash->ops->view && flash->geometry.dies == 1,
     };
     attend_methods(&drive->env, limits->methods);

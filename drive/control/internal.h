@@ -27,7 +27,7 @@ struct control_plan {
     uint64_t tickets;     // for two full batches
     uint64_t more_tables; // beyond those, with all sequences at full length
     uint64_t more;        // and maps
-    uint64_t promised;    // to the space itself: maps, group buffers and the least pool
+    uint64_t promised;    // to the space itself: methods, maps, group buffers, the least pool
     uint64_t fixed;       // all but the pool, tables included
     uint64_t flash_bytes; // for max_sequences x max_tokens
     uint64_t once_bytes;  // of these, what they take when each token is written once

@@ -137,7 +137,7 @@ static int plan_level(struct control_plan *plan, const struct attend_env *env,
         .split = pages ? plan->reserve + 2 * walk.rows : 0,
     };
     plan->single_pages = pages != 0;
-    plan->promised = space.bytes + frames_bytes(g, &plan->frames);
+    plan->promised = walk.bytes + space.bytes + frames_bytes(g, &plan->frames);
     plan->more = plan->more_tables + space.more;
     return 0;
 }
