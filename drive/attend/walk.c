@@ -49,8 +49,8 @@ int walk_plan(struct walk_plan *plan, const struct attend_env *env,
         plan->rows = (uint32_t)max_u64(plan->rows, own.rows);
         plan->pages = (uint32_t)max_u64(plan->pages, own.pages);
         plan->pieces += own.pieces;
-        uint64_t each = own.pages ? own.pages * geometry->page_bytes
-                                  : own.rows * streams[STREAM_KV].row_bytes;
+        uint64_t each =
+            own.pages ? own.pages * geometry->page_bytes : own.rows * streams[STREAM_KV].row_bytes;
         plan->window = max_u64(plan->window, own.pieces * each);
         plan->frames = (uint32_t)max_u64(plan->frames, own.frames);
         plan->scratch = max_u64(plan->scratch, own.scratch);

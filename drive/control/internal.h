@@ -27,7 +27,10 @@ struct control_plan {
     uint64_t tickets;     // for two full batches
     uint64_t more_tables; // beyond those, with all sequences at full length
     uint64_t more;        // and maps
-    uint64_t promised;    // to the space itself: methods, maps, group buffers, the least pool
+    uint64_t own;         // of the space without its pool: methods and maps
+    // To the space: that, and of the pool what is never given back: group buffers, the least number
+    // of slabs, and what describes the others.
+    uint64_t promised;
     uint64_t fixed;       // all but the pool, tables included
     uint64_t flash_bytes; // for max_sequences x max_tokens
     uint64_t once_bytes;  // of these, what they take when each token is written once
@@ -35,7 +38,7 @@ struct control_plan {
     uint32_t reserve;     // slabs that appends leave to others
     uint32_t ahead;       // that may be read ahead
     bool single_pages;
-    uint64_t window; // bytes of the pieces that all methods may have under way
+    uint64_t window; // bytes of the pieces that a method may have under way
     size_t scratch;  // of each worker
     struct frames_size frames;
     uint64_t min_bytes, good_bytes, full_bytes;

@@ -137,7 +137,7 @@ static int plan_level(struct control_plan *plan, const struct attend_env *env,
         .split = pages ? plan->reserve + 2 * walk.rows : 0,
     };
     plan->single_pages = pages != 0;
-    plan->promised = walk.bytes + space.bytes + frames_bytes(g, &plan->frames);
+    plan->own = walk.bytes + space.bytes;
     plan->more = plan->more_tables + space.more;
     return 0;
 }
@@ -170,6 +170,7 @@ static void plan_slabs(struct control_plan *plan, const struct flash_geometry *g
         slabs = slabs > least + over ? slabs - over : least;
         plan->frames.slabs = (uint32_t)slabs;
     }
+    plan->promised = plan->own + frames_bytes(g, &plan->frames) - (slabs - least) * kv->row_bytes;
     uint64_t rest = slabs - plan->open - plan->reserve;
     if (plan->single_pages)
         plan->frames.split = (uint32_t)(slabs - plan->open - 2 * span_rows(c) - 2);
