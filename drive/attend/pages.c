@@ -381,6 +381,16 @@ static void pages_think(const struct unit_task *task, uint8_t *scratch)
     }
 }
 
+// Looking at the index has no unit; choosing from it has.
+static void pages_work(const struct unit *unit, const struct piece *piece, struct engine_work *work)
+{
+    const struct sparf_unit *u = unit->own;
+    if (piece)
+        sparf_work_tokens(unit, piece, work);
+    else if (unit->phase == SPARF_SELECT)
+        work->ranked += unit->n_heads * pieces_of(&unit->state->space->config, u->tokens);
+}
+
 // ---- the method --------------------------------------------------------------------------------
 
 static int pages_check(struct method_state *s, struct table_header *h,
@@ -492,6 +502,7 @@ const struct method method_pages = {
     .folds = sparf_folds,
     .fold = sparf_fold,
     .think = pages_think,
+    .work = pages_work,
     .advance = pages_advance,
     .end = pages_end,
     .stats = pages_stats,
