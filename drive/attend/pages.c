@@ -276,10 +276,12 @@ static void add_rest(const struct pages_view *p, uint32_t first, uint32_t n_q, u
     const struct sparf_view *v = &p->v;
     const uint8_t *codes[REST_PIECES];
     float *rest = (float *)partial_at(v->u->rest, v->head * v->group + first, v->dim);
+    const uint64_t value_at = index_value_at(&p->shape);
     size_t n = 0;
     for (; unread; unread &= unread - 1, n++) {
         const size_t t = (size_t)__builtin_ctzll(unread);
-        float scale = index_value_codes(&p->shape, summaries[t], &codes[n]);
+        const float scale = index_value_scale(summaries[t]);
+        codes[n] = summaries[t] + value_at;
         for (uint32_t i = 0; i < n_q; i++) {
             float weight = p->weights[(first + i) * p->pieces + piece + t];
             own->rest[i][n] = weight > 0 ? weight * scale : 0;

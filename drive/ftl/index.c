@@ -13,6 +13,7 @@ struct index {
     struct space *space;
     uint32_t piece;
     struct index_shape shape;
+    uint64_t bytes;       // of a summary
     struct map_kind kind; // entries: [kv_heads] summaries
     uint16_t *k, *v;      // a piece's tokens
     float *scratch;
@@ -85,10 +86,10 @@ struct index_run index_held(const struct space *space, const struct map *held, u
 {
     const struct index *index = index_of(space);
     const uint8_t *entry = map_at(&index->kind, held, piece);
-    uint64_t leaf = index->kind.leaf_entries;
-    return (struct index_run){.summary = entry + head * index_bytes(&index->shape),
+    uint64_t leaf = index->kind.leaf_entries; // a power of two
+    return (struct index_run){.summary = entry + head * index->bytes,
                               .stride = index->kind.entry_bytes,
-                              .n = min_u64(held->n - piece, leaf - piece % leaf)};
+                              .n = min_u64(held->n - piece, leaf - (piece & (leaf - 1)))};
 }
 
 // ---- arithmetic --------------------------------------------------------------------------------
@@ -133,16 +134,9 @@ static uint8_t *key_codes(const struct index_shape *shape, uint8_t *summary)
     return summary + MASS_HEADER + shape->keys * (shape->keys == shape->piece ? 1 : 2);
 }
 
-static uint64_t value_at(const struct index_shape *shape)
+uint64_t index_value_at(const struct index_shape *shape)
 {
     return index_bytes(shape) - value_bytes(shape);
-}
-
-float index_value_codes(const struct index_shape *shape, const uint8_t *summary,
-                        const uint8_t **codes)
-{
-    *codes = summary + value_at(shape);
-    return kernel_f16_to_f32(le_get16(summary + 2));
 }
 
 // The key that is nearest to x; ties go to the lower one.
@@ -247,7 +241,7 @@ static void round_value(const struct index_shape *shape, uint8_t *summary, float
     float step = bits == 1 ? 2 * mean_size(value, dim)
                            : sqrtf(kernels_best()->dot(value, value, dim) / (float)dim);
     le_put16(summary + 2, kernel_f32_to_f16(step));
-    round_to(summary + value_at(shape), value, dim, bits, step);
+    round_to(summary + index_value_at(shape), value, dim, bits, step);
 }
 
 // Makes a summary of a piece's tokens, rows of head_dim; scratch: as many floats, and as many for
@@ -372,6 +366,7 @@ static int index_open(struct space *space, unsigned level, struct inst_msg *msg)
     own->space = space;
     own->piece = c->piece_tokens;
     own->shape = index_shape(c);
+    own->bytes = index_bytes(&own->shape);
     index_kind(&own->kind, c, space->budget);
     space->beside = &own->kind;
     own->k = budget_alloc(space->budget, values, sizeof *own->k, "the index", msg);
@@ -436,8 +431,7 @@ static void index_append(struct space *space, struct layer_state *layer, uint32_
     for (uint64_t p = first / own->piece; (p + 1) * own->piece <= first + n; p++) {
         uint8_t *entry = map_at(&own->kind, &state_of(layer)->entries, p); // reserved
         slot_get(&kv->slot, slot, p * own->piece % kv->row_tokens, own->piece, own->k, own->v);
-        summarise(&own->shape, entry + head * index_bytes(&own->shape), own->k, own->v,
-                  own->scratch);
+        summarise(&own->shape, entry + head * own->bytes, own->k, own->v, own->scratch);
     }
 }
 

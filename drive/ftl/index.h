@@ -18,6 +18,7 @@
 #define INST_DRIVE_FTL_INDEX_H
 
 #include "drive/ftl/space.h"
+#include "base/le.h"
 
 enum {
     INDEX_PIECE_MIN = GROUP_MIN,
@@ -52,8 +53,11 @@ struct index_run index_held(const struct space *space, const struct map *held, u
 
 // x[head_dim] times the Hadamard matrix, which is its own inverse.
 void index_turn(float *x, uint32_t head_dim);
-// The turned mean of V: its codes, and the scale that is returned.
-float index_value_codes(const struct index_shape *shape, const uint8_t *summary,
-                        const uint8_t **codes);
+// Of the turned mean of V: where in a summary its codes lie, and what they are multiplied with.
+uint64_t index_value_at(const struct index_shape *shape);
+static inline float index_value_scale(const uint8_t *summary)
+{
+    return kernel_f16_to_f32(le_get16(summary + 2));
+}
 
 #endif

@@ -166,8 +166,9 @@ void *map_at(const struct map_kind *kind, const struct map *map, uint64_t i)
 {
     struct map_node *node = map->root;
     const unsigned leaf = (unsigned)__builtin_ctz(kind->leaf_entries);
-    while (node->height) { // capacities are powers of two
-        unsigned shift = leaf + (node->height - 1u) * FANOUT_BITS;
+    // Capacities are powers of two. Of nodes on the way only the children are looked at.
+    for (unsigned height = node->height; height; height--) {
+        const unsigned shift = leaf + (height - 1) * FANOUT_BITS;
         node = children(node)[i >> shift];
         i &= (1ull << shift) - 1;
     }
