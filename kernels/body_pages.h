@@ -29,7 +29,7 @@ INLINE vn vn_exp2(vn x)
     return vn_mul(p, vn_exp2_low_bits(t));
 }
 
-INLINE void split_codes(uint8_t *index, const uint8_t *codes, size_t rows)
+INLINE void split_codes(uint8_t *index, const uint8_t *codes, const size_t rows)
 {
     for (size_t at = 0; at < rows * 8; at += 32) {
         bytes32 v, low, high;
@@ -77,7 +77,10 @@ static void take_slice(const struct mass_work *w, const uint8_t *summary, size_t
             count[i % 2 * 8 + i / 2] = i >= n ? 0 : m->counted ? (float)factors[m->keys + i] : 1;
     }
     if (m->keys == KERNEL_LANES && m->bytes * 2 == w->rows) {
-        split_codes(index, codes, w->rows);
+        if (w->rows == 16)
+            split_codes(index, codes, 16);
+        else
+            split_codes(index, codes, w->rows);
         return;
     }
     uint8_t all[KERNEL_HEAD_DIM_MAX / 8 * KERNEL_LANES];
@@ -126,16 +129,16 @@ static float mass_capped(const struct mass_work *w, float factor)
     return vn_greatest(most);
 }
 
-// Lanes of the sum over a piece's keys.
-INLINE v16 mass_lanes(const struct mass_work *w, size_t piece, const size_t each, const int counted,
-                      float most, float factor)
+// Lanes of the sum over the keys of a piece, whose slices begin with `slice`.
+INLINE v16 mass_lanes(const struct mass_work *w, size_t slice, const size_t each, const int counted,
+                      vn most, vn factor)
 {
     v16 sum = v16_zero();
-    for (size_t s = piece * each; s < (piece + 1) * each; s++) {
+    for (size_t s = slice; s < slice + each; s++) {
         UNROLL
         for (int p = 0; p < PARTS; p++) {
             const size_t at = s * KERNEL_LANES + (size_t)p * VN;
-            vn x = vn_mul(vn_sub(vn_load(w->scores + at), vn_set1(most)), vn_set1(factor));
+            vn x = vn_mul(vn_sub(vn_load(w->scores + at), most), factor);
             vn e = vn_exp2(vn_max(x, vn_set1(MASS_LEAST)));
             if (counted)
                 e = vn_mul(e, vn_load(w->count + at));
@@ -145,11 +148,26 @@ INLINE v16 mass_lanes(const struct mass_work *w, size_t piece, const size_t each
     return sum;
 }
 
+INLINE void mass_sums(const struct mass_work *w, const size_t each, const int counted, float most,
+                      float factor, float *masses)
+{
+    const size_t n = w->pieces->n;
+    float out[VN];
+    for (size_t g = 0; g < n; g += VN) {
+        const size_t last = n - g < VN ? n - g - 1 : VN - 1; // stands for those beyond it
+        v16 group[VN];
+        for (size_t i = 0; i < VN; i++)
+            group[i] = mass_lanes(w, (g + (i < last ? i : last)) * each, each, counted,
+                                  vn_set1(most), vn_set1(factor));
+        vn_store(out, vn_reduce(group));
+        memcpy(masses + g, out, (last + 1) * sizeof *out);
+    }
+}
+
 static float mass_query(const struct mass_work *w, const int8_t *table, float factor, float *masses)
 {
     const struct mass_pieces *m = w->pieces;
-    const int counted = m->counted || m->keys % KERNEL_LANES;
-    float out[VN], most;
+    float most;
     if (w->rows == 16)
         most = mass_scores(w, 16, table);
     else if (w->rows == 32)
@@ -161,17 +179,12 @@ static float mass_query(const struct mass_work *w, const int8_t *table, float fa
         factor = 1;
     }
     factor *= EXP_LOG2E;
-    for (size_t g = 0; g < m->n; g += VN) {
-        v16 group[VN];
-        for (size_t i = 0; i < VN; i++) { // beyond the last: once more
-            size_t piece = g + i < m->n ? g + i : m->n - 1;
-            group[i] = counted        ? mass_lanes(w, piece, w->each, 1, most, factor)
-                       : w->each == 1 ? mass_lanes(w, piece, 1, 0, most, factor)
-                                      : mass_lanes(w, piece, w->each, 0, most, factor);
-        }
-        vn_store(out, vn_reduce(group));
-        memcpy(masses + g, out, (m->n - g < VN ? m->n - g : VN) * sizeof *out);
-    }
+    if (m->counted || m->keys % KERNEL_LANES)
+        mass_sums(w, w->each, 1, most, factor, masses);
+    else if (w->each == 1)
+        mass_sums(w, 1, 0, most, factor, masses);
+    else
+        mass_sums(w, w->each, 0, most, factor, masses);
     return factor * most + 0.0f;
 }
 
