@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sim/drive_real.h"
 #include "base/checked.h"
-#include "drive/engine_model.h"
+#include "sim/drive_virtual.h"
 #include "sim/selections.h"
 
 #include <math.h>
@@ -9,87 +9,26 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CHUNK = 512, TICKET = 1, SPACE = 1, TABLE_ITEMS_MAX = 256 };
+enum { CHUNK = 512, TICKET = 1 };
 
 struct real {
+    struct drive_virtual v;
     const struct drive_real_options *o;
     const struct machine *m;
     const struct workload *w;
-    struct space_config config;
-    struct pool *pool;
-    struct engine *engine;
-    struct budget budget;
-    struct flash_nand_options *nand;
-    struct flash *flash;
-    struct drive *drive;
-    uint64_t now_ns, steps;
     uint32_t q_heads, sequences;
     uint64_t tokens;
     const struct selections *recorded; // to be replayed, NULL: none
     bool measured;                     // the ATTEND that counts
     struct table_header header;        // of ATTEND
-    _Alignas(64) unsigned char table[TABLE_HEADER_BYTES + TABLE_ITEMS_MAX * TABLE_ITEM_BYTES];
     struct inst_msg *msg;
 };
-
-// One command to its completion; time goes on to when the drive can do something, nowhere else.
-static int call(struct real *r, struct command command, void *data)
-{
-    uint8_t entry[COMMAND_BYTES];
-    struct completion done;
-    command_encode(entry, &command);
-    int err =
-        drive_submit(r->drive, 0, entry, r->table, command_table_bytes(&command), data, r->now_ns);
-    while (!err && !drive_step(r->drive, r->now_ns, &done, 1)) {
-        uint64_t next = drive_next_ns(r->drive);
-        if (next == UINT64_MAX)
-            return inst_fail(r->msg, INST_EINTERNAL, "the drive waits for nothing");
-        r->now_ns = later(r->now_ns, next);
-        r->steps++;
-    }
-    if (err)
-        return inst_fail(r->msg, err, "the drive: %s", inst_status_text(err));
-    return done.status ? inst_fail(r->msg, done.status, "the drive: %s", done.text) : 0;
-}
-
-static int read_stats(struct real *r, struct drive_stats *stats)
-{
-    unsigned char data[(STAT_TABLE_BYTES + 63) / 64 * 64] __attribute__((aligned(64)));
-    int err = call(r, (struct command){.opcode = OP_FLUSH}, NULL);
-    err =
-        err ? err : call(r, (struct command){.opcode = OP_STAT, .length = STAT_TABLE_BYTES}, data);
-    return err ? err : stats_decode(stats, data, STAT_TABLE_BYTES);
-}
-
-static int open_flash(struct real *r, uint64_t bytes)
-{
-    char text[160];
-    // Blocks that are open, and what striping leaves empty in them.
-    snprintf(text, sizeof text, "%s:%lluM,payload=ram,bad=off,retries=off", r->o->profile,
-             (unsigned long long)(2 * bytes / (1 << 20) + 2048));
-    int err = flash_nand_options_new(&r->nand, text, r->msg);
-    if (err)
-        return err;
-    struct flash_nand_about about = flash_nand_about(r->nand);
-    return flash_nand_open(&r->flash, r->nand, &about.geometry, &r->budget, r->msg);
-}
-
-static struct engine_params engine_of(const struct csd *c)
-{
-    return (struct engine_params){.kernels = (uint64_t)c->kernels,
-                                  .gemv_units = (uint64_t)c->gemv_units,
-                                  .softmax_units = (uint64_t)c->softmax_units,
-                                  .gemv = c->gemv_flops,
-                                  .softmax = c->softmax_rate,
-                                  .argtopk = c->argtopk_rate,
-                                  .overlap = c->overlap > 0};
-}
 
 // Each head of each sequence is a record's, always the same.
 static void selected(void *user, struct drive_selection *s)
 {
     const struct real *r = user;
-    uint64_t job = (uint64_t)s->seq * r->config.kv_heads + s->head;
+    uint64_t job = (uint64_t)s->seq * r->v.config.kv_heads + s->head;
     if (r->recorded && s->chosen)
         selections_replay_tokens(r->recorded, job, s->tokens, s->chosen);
     else if (r->recorded)
@@ -103,59 +42,39 @@ static int open_drive(struct real *r, enum method_kind method, const struct sele
 {
     static const uint32_t methods[] = {METHOD_DENSE, METHOD_SPARF, METHOD_PAGES};
     const struct shape *s = &r->w->shape;
-    uint32_t group = 16;
-    while (4.0 * group * s->head_dim <= r->m->csd.page_bytes)
-        group *= 2;
-    r->config = (struct space_config){.layers = 1,
-                                      .kv_heads = drive_heads(r->m, s),
-                                      .head_dim = s->head_dim,
-                                      .group_tokens = group,
-                                      .max_sequences = r->sequences,
-                                      .max_tokens = r->tokens,
-                                      .q_heads = r->q_heads,
-                                      .method = methods[method]};
-    if (method == SIM_PAGES)
-        r->config.piece_tokens = (uint32_t)min_u64(group, 64);
-    if (method == SIM_SPARF)
-        r->config.page_channels = sel->page_channels;
-    double payload = r->sequences * (double)r->tokens * r->config.kv_heads * s->head_dim * 4 *
+    uint32_t heads = drive_heads(r->m, s);
+    double payload = r->sequences * (double)r->tokens * heads * s->head_dim * 4 *
                      (method == SIM_SPARF ? 1.5 : 1);
     uint64_t memory = r->o->memory ? r->o->memory : 4ull << 30;
     if (payload > (double)memory / 2)
         return inst_fail(r->msg, INST_ENOMEM,
                          "%u sequences of %llu tokens are %.1f GB: sample less", r->sequences,
                          (unsigned long long)r->tokens, payload / 1e9);
-    budget_init(&r->budget, memory);
-    int err = pool_new(&r->pool, 1, r->msg);
-    err = err ? err : open_flash(r, (uint64_t)payload);
-    if (err)
-        return err;
-    struct drive_plan plan;
-    err = drive_plan(&plan, &r->flash->geometry, &r->config, 0, r->msg);
-    if (err)
-        return err;
-    const struct engine_params units = engine_of(&r->m->csd);
-    err = engine_model_open(&r->engine, &units, r->pool, r->flash, r->msg);
-    if (err)
-        return err;
-    struct drive_limits limits = {.dram_bytes = plan.good_dram_bytes,
-                                  .pool = r->pool,
-                                  .engine = r->engine,
-                                  .no_row_cache = true,
-                                  .no_read_ahead = true,
-                                  .selected = selected,
-                                  .selected_user = r};
-    err = drive_open(&r->drive, r->flash, &limits, r->msg);
-    if (err)
-        return err;
-    space_config_encode(r->table, &r->config);
-    return call(r, (struct command){.opcode = OP_CONFIG, .space = SPACE}, NULL);
+    char where[160];
+    // Blocks that are open, and what striping leaves empty in them.
+    snprintf(where, sizeof where, "%s:%lluM,payload=ram,bad=off,retries=off", r->o->profile,
+             (unsigned long long)(2 * (uint64_t)payload / (1 << 20) + 2048));
+    const struct drive_virtual_options o = {
+        .where = where,
+        .csd = &r->m->csd,
+        .config = {.layers = 1,
+                   .kv_heads = heads,
+                   .head_dim = s->head_dim,
+                   .max_sequences = r->sequences,
+                   .max_tokens = r->tokens,
+                   .q_heads = r->q_heads,
+                   .method = methods[method],
+                   .page_channels = method == SIM_SPARF ? sel->page_channels : 0},
+        .memory = memory,
+        .selected = selected,
+        .selected_user = r};
+    return drive_virtual_open(&r->v, &o, r->msg);
 }
 
 static int fill(struct real *r)
 {
     const struct drive_content *c = &r->o->content;
-    uint32_t heads = r->config.kv_heads, dim = r->config.head_dim;
+    uint32_t heads = r->v.config.kv_heads, dim = r->v.config.head_dim;
     uint64_t most = 0;
     if (!slab_bytes(heads, CHUNK, dim, &most))
         return inst_fail(r->msg, INST_EINVAL, "%u heads of %u", heads, dim);
@@ -169,16 +88,14 @@ static int fill(struct real *r)
             for (uint32_t h = 0; h < heads; h++)
                 c->kv(c->user, seq, h, pos, n, data + 2 * h * n * dim,
                       data + (2 * h + 1) * n * dim);
-            table_put_header(r->table, &(struct table_header){.head_count = heads});
+            table_put_header(r->v.table, &(struct table_header){.head_count = heads});
             // A batch that ends together shares its blocks.
-            table_put_item(r->table, 0,
+            table_put_item(r->v.table, 0,
                            &(struct table_item){
                                .seq = seq, .epoch = 1, .pos = pos, .n_tokens = n, .lifetime = 1});
-            err =
-                call(r,
-                     (struct command){
-                         .opcode = OP_WRITE, .space = SPACE, .count = 1, .length = (uint32_t)bytes},
-                     data);
+            err = drive_virtual_call(
+                &r->v, (struct command){.opcode = OP_WRITE, .count = 1, .length = (uint32_t)bytes},
+                data);
         }
     free(data);
     return err;
@@ -189,7 +106,7 @@ static int attend(struct real *r, uint32_t count, uint64_t *ns)
 {
     const struct drive_content *c = &r->o->content;
     struct attend_layout l;
-    uint32_t heads = r->config.kv_heads, dim = r->config.head_dim, group = r->q_heads / heads;
+    uint32_t heads = r->v.config.kv_heads, dim = r->v.config.head_dim, group = r->q_heads / heads;
     if (!attend_layout(&l, count, r->q_heads, heads, dim, false))
         return inst_fail(r->msg, INST_EINVAL, "%u sequences", count);
     unsigned char *in = aligned_alloc(64, (l.in_bytes + 63) / 64 * 64),
@@ -198,26 +115,26 @@ static int attend(struct real *r, uint32_t count, uint64_t *ns)
     for (uint32_t i = 0; i < count * heads && !err; i++)
         c->query(c->user, i / heads, i % heads, r->tokens - 1, group,
                  (float *)(in + l.q) + (size_t)i * group * dim);
-    table_put_header(r->table, &r->header);
+    table_put_header(r->v.table, &r->header);
     for (uint32_t i = 0; i < count && !err; i++)
-        table_put_item(r->table, i, &(struct table_item){.seq = i, .epoch = 1, .pos = r->tokens});
-    uint64_t start = r->now_ns;
+        table_put_item(r->v.table, i, &(struct table_item){.seq = i, .epoch = 1, .pos = r->tokens});
+    uint64_t start = r->v.now_ns;
     if (!err)
-        err = call(r,
-                   (struct command){.opcode = OP_ATTEND,
-                                    .space = SPACE,
-                                    .count = count,
-                                    .ticket = TICKET,
-                                    .length = (uint32_t)l.in_bytes},
-                   in);
+        err = drive_virtual_call(&r->v,
+                                 (struct command){.opcode = OP_ATTEND,
+
+                                                  .count = count,
+                                                  .ticket = TICKET,
+                                                  .length = (uint32_t)l.in_bytes},
+                                 in);
     if (!err)
-        err = call(r,
-                   (struct command){.opcode = OP_COLLECT,
-                                    .space = SPACE,
-                                    .ticket = TICKET,
-                                    .length = (uint32_t)l.out_bytes},
-                   out);
-    *ns = r->now_ns - start;
+        err = drive_virtual_call(&r->v,
+                                 (struct command){.opcode = OP_COLLECT,
+
+                                                  .ticket = TICKET,
+                                                  .length = (uint32_t)l.out_bytes},
+                                 out);
+    *ns = r->v.now_ns - start;
     for (uint32_t i = 0; i < count && !err; i++) {
         int status = inst_status_from_nvme((uint16_t)((uint32_t *)(out + l.status))[i]);
         if (status)
@@ -232,27 +149,13 @@ static int attend(struct real *r, uint32_t count, uint64_t *ns)
 static int reclaim(struct real *r, double *bytes)
 {
     struct drive_stats before = {0}, after = {0};
-    const struct flash_geometry *g = &r->flash->geometry;
-    int err = read_stats(r, &before);
-    table_put_header(r->table, &(struct table_header){0});
-    table_put_item(
-        r->table, 0,
-        &(struct table_item){.n_tokens = UINT64_MAX, .layer_count = 1, .seq_count = r->sequences});
-    err = err ? err
-              : call(r, (struct command){.opcode = OP_RECLAIM, .space = SPACE, .count = 1}, NULL);
-    err = err ? err : read_stats(r, &after);
+    const struct flash_geometry *g = &r->v.flash->geometry;
+    int err = drive_virtual_stats(&r->v, &before);
+    err = err ? err : drive_virtual_reclaim(&r->v, r->sequences);
+    err = err ? err : drive_virtual_stats(&r->v, &after);
     *bytes = (double)(after.flash_erased_blocks - before.flash_erased_blocks) * g->pages_per_block *
              g->page_bytes;
     return err;
-}
-
-static void close_all(struct real *r)
-{
-    drive_close(r->drive);
-    engine_close(r->engine);
-    flash_close(r->flash);
-    flash_nand_options_free(r->nand);
-    pool_free(r->pool);
 }
 
 // What the drive says of the sample, for all sequences.
@@ -270,7 +173,7 @@ static void account(struct drive_timing *t, struct drive_real_report *report, co
                               .bytes = all / n * (double)d->flash_read_bytes,
                               .channel_bytes = all / n * (double)(d->channel_bytes + d->tail_bytes),
                               .token_bytes = all / n * (double)d->token_bytes};
-    t->dense = all * (double)r->tokens * r->config.kv_heads * r->config.head_dim * 4;
+    t->dense = all * (double)r->tokens * r->v.config.kv_heads * r->v.config.head_dim * 4;
     t->read = t->seconds;
 }
 
@@ -293,7 +196,7 @@ int drive_real_run(struct drive_timing *out, struct drive_real_report *report,
     r->w = workload;
     r->msg = msg;
     r->sequences = (uint32_t)min_u64(
-        min_u64(options->sequences, drive_sequences(machine, workload)), TABLE_ITEMS_MAX);
+        min_u64(options->sequences, drive_sequences(machine, workload)), VIRTUAL_ITEMS_MAX);
     r->tokens = (uint64_t)context;
     r->recorded = method == SIM_DENSE ? NULL : selection->recorded;
     r->q_heads =
@@ -310,29 +213,30 @@ int drive_real_run(struct drive_timing *out, struct drive_real_report *report,
     struct drive_stats empty, before, middle, after;
     uint64_t half = 0, whole, start;
     err = open_drive(r, method, selection);
-    err = err ? err : read_stats(r, &empty);
-    start = r->now_ns;
+    err = err ? err : drive_virtual_stats(&r->v, &empty);
+    start = r->v.now_ns;
     err = err ? err : fill(r);
-    err = err ? err : read_stats(r, &before);
-    uint64_t filled = r->now_ns - start;
+    err = err ? err : drive_virtual_stats(&r->v, &before);
+    uint64_t filled = r->v.now_ns - start;
     if (!err && r->sequences > 1)
         err = attend(r, r->sequences / 2, &half);
-    err = err ? err : read_stats(r, &middle);
+    err = err ? err : drive_virtual_stats(&r->v, &middle);
     r->measured = true;
     err = err ? err : attend(r, r->sequences, &whole);
-    err = err ? err : read_stats(r, &after);
+    err = err ? err : drive_virtual_stats(&r->v, &after);
     if (!err) {
         account(out, report, r, &middle, &after, half, whole);
-        double kv = r->sequences * (double)r->tokens * r->config.kv_heads * r->config.head_dim * 4;
+        double kv =
+            r->sequences * (double)r->tokens * r->v.config.kv_heads * r->v.config.head_dim * 4;
         double programmed = (double)(before.flash_program_bytes - empty.flash_program_bytes);
         report->waf = programmed / (double)(before.stream_bytes - empty.stream_bytes);
         report->programmed = programmed / kv;
         report->write_rate = kv / (1e-9 * (double)filled);
-        report->steps = r->steps;
+        report->steps = r->v.steps;
         err = reclaim(r, &report->erased);
         report->erased /= kv;
     }
-    close_all(r);
+    drive_virtual_close(&r->v);
     free(r);
     return err;
 }

@@ -9,7 +9,6 @@
 enum {
     CONTEXTS = 16,      // of the drives: linear between the steps of a page
     CONTEXTS_FINE = 64, // of rivals: where the page cache ends counts
-    RECORD_BYTES = 32,  // what a block keeps of each page (drive/ftl)
     STAGES_MAX = 16,
     MICRO_MAX = 16,
     ROUNDS = 3, // tokens until a pipeline is steady
@@ -191,7 +190,7 @@ static void insta_storage(struct run *s, enum method_kind method)
     const struct shape *m = &s->w->shape;
     double copies = method == SIM_SPARF ? 1.5 : 1, tokens = (double)s->w->input + s->w->output;
     double token_bytes = shape_kv_bytes(m) * copies;
-    r->waf = 1 + RECORD_BYTES / s->m->csd.page_bytes;
+    r->waf = 1; // the drive copies nothing, and keeps its records in spare areas: drive_wear.h
     r->stored = s->w->batch * tokens * token_bytes;
     r->written = r->stored * r->waf;
     r->flash_written = s->w->batch * token_bytes * r->waf;

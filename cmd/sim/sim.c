@@ -5,10 +5,12 @@
 #include "cmd/output_file.h"
 #include "cmd/sim/recorded.h"
 #include "cmd/sim/sim.h"
+#include "cmd/sim/wear.h"
 #include "cmd/sim/real.h"
 #include "sim/paper.h"
 
 #include <math.h>
+#include <sys/resource.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,8 +20,8 @@ struct sim {
     struct shape shape; // given, where model is NULL
     uint32_t billions;  // of its parameters, in tenths
     uint32_t batch, input, output, drives, gpus;
-    bool paper, beyond, fit, constants, no_ranges, real;
-    uint32_t sample;
+    bool paper, beyond, fit, constants, no_ranges, real, wear, own_blocks;
+    uint32_t sample, generations;
     struct output_file csv;
     struct constants c;
 };
@@ -184,6 +186,31 @@ static uint32_t page_tokens(const struct machine *m, const struct workload *w)
     return (uint32_t)fmax(1, m->csd.page_bytes / (2.0 * w->shape.head_dim));
 }
 
+// What it took, for whoever plans larger ones.
+static void print_cost(void)
+{
+    struct rusage use;
+    if (getrusage(RUSAGE_SELF, &use))
+        return;
+    double cpu = (double)(use.ru_utime.tv_sec + use.ru_stime.tv_sec) +
+                 1e-6 * (double)(use.ru_utime.tv_usec + use.ru_stime.tv_usec);
+    printf("simulated in %.2f s of one core, with %.0f MiB\n", cpu, (double)use.ru_maxrss / 1024);
+}
+
+static int run_wear(const struct sim *s, const bool wanted[SYSTEM_COUNT], const struct machine *m,
+                    const struct workload *w)
+{
+    const struct drive_wear_options options = {.profile = s->drive,
+                                               .generations = s->generations,
+                                               .page_channels = (uint32_t)s->c.page_channels,
+                                               .room = 1.5,
+                                               .own_blocks = s->own_blocks};
+    int code = sim_wear(wanted, &options, m, w, &s->c);
+    if (!code)
+        print_cost();
+    return code;
+}
+
 static int run_paper(const struct sim *s)
 {
     struct sim_recorded recorded;
@@ -216,6 +243,10 @@ static int run_systems(struct sim *s, const bool wanted[SYSTEM_COUNT])
     printf("%s: %u layers, %u/%u heads of %u; %u x (%u + %u) tokens; %u %s, %u %s, %s\n",
            w.shape.name, w.shape.layers, w.shape.heads, w.shape.kv_heads, w.shape.head_dim, w.batch,
            w.input, w.output, m.drives, s->drive, m.gpus, s->gpu, s->host);
+    if (s->wear) {
+        sim_recorded_close(&recorded);
+        return run_wear(s, wanted, &m, &w);
+    }
     struct sim_real real = {0};
     struct drive_source *drives = NULL;
     if (s->real) {
@@ -233,6 +264,8 @@ static int run_systems(struct sim *s, const bool wanted[SYSTEM_COUNT])
         code = run_each(s, wanted, &m, &w, drives);
     if (!code && s->real)
         sim_real_print(&real, &m, &w);
+    if (!code)
+        print_cost();
     sim_recorded_close(&recorded);
     sim_real_close(&real);
     return code ? code : output_file_close(&s->csv);
@@ -261,6 +294,10 @@ static int run(struct sim *s, const struct options *options)
                     s->paper ? "--paper" : "--beyond");
     if (s->recorded.n && (s->beyond || s->fit || s->constants))
         return fail(EXIT_USAGE, "sim: --trace-selections goes with systems, --real and --paper");
+    if (s->wear && (s->paper || s->beyond || s->real || s->recorded.n || s->csv.path))
+        return fail(EXIT_USAGE, "sim: --wear goes alone: a workload, a machine, and -s");
+    if (s->own_blocks && !s->wear)
+        return fail(EXIT_USAGE, "sim: --own-blocks goes with --wear");
     if (s->paper && s->beyond)
         return fail(EXIT_USAGE, "sim: --paper and --beyond: one at a time");
     code = output_files_open(options);
@@ -288,7 +325,8 @@ int command_sim(int argc, char **argv)
                      .output = 1024,
                      .drives = 1,
                      .gpus = 1,
-                     .sample = 4};
+                     .sample = 4,
+                     .generations = 6};
     const struct option rows[] = {
         {"Workload", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
         {"--model", 'm', OPTION_TEXT, &s.model, 0, 0, "NAME",
@@ -325,6 +363,13 @@ int command_sim(int argc, char **argv)
         {"--trace-selections", 0, OPTION_LIST, &s.recorded, 0, 0, "FILE",
          "what sparf or pages chose in a real run, as run and batch record it, instead of a "
          "statistical model; once for each of them"},
+        {"--wear", 0, OPTION_FLAG, &s.wear, 0, 0, NULL,
+         "all writes of insta, insta_sparf and insta_pages on one drive, by the real FTL: write "
+         "amplification, erases of blocks, endurance"},
+        {"--generations", 0, OPTION_U32, &s.generations, 1, 1000, "N",
+         "batches that --wear writes one after another; default 6"},
+        {"--own-blocks", 0, OPTION_FLAG, &s.own_blocks, 0, 0, NULL,
+         "--wear: every sequence fills blocks of its own, not the batch together"},
         {"Reports", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
         {"--csv", 0, OPTION_OUTPUT, &s.csv, 0, 0, "FILE", "a line for each system"},
         {"--paper", 0, OPTION_FLAG, &s.paper, 0, 0, NULL,

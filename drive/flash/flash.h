@@ -153,6 +153,8 @@ struct flash_nand_counters {
     uint64_t most_erases; // of a block
 };
 void flash_nand_counters(const struct flash *flash, struct flash_nand_counters *out);
+// blocks[i]: how many were erased i times, for i < n - 1; the last one: those erased more often.
+void flash_nand_erase_counts(const struct flash *flash, uint64_t *blocks, size_t n);
 
 // The file below, for measuring the raw disk beside it (block b lies at b * block size; only
 // programmed pages have extents). Stays the back end's. -1 if `flash` is none of these.

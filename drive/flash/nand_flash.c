@@ -340,6 +340,14 @@ void flash_nand_counters(const struct flash *flash, struct flash_nand_counters *
     };
 }
 
+void flash_nand_erase_counts(const struct flash *flash, uint64_t *blocks, size_t n)
+{
+    const struct flash_nand_emulated *self = (const struct flash_nand_emulated *)flash;
+    memset(blocks, 0, n * sizeof *blocks);
+    for (uint64_t b = 0; b < self->wear.blocks; b++)
+        blocks[min_u64(self->wear.block[b].erases, n - 1)]++;
+}
+
 // ---- PROFILE[:SIZE][,KEY=VALUE]... -------------------------------------------------------------
 
 static bool is(const char *text, size_t n, const char *word)

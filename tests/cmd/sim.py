@@ -49,7 +49,10 @@ class Sim(unittest.TestCase):
                 (["--set", "run"], "NAME=VALUE"), (["--set", "ru=1"], "NAME=VALUE"),
                 (["--set", "run=99"], "out of range"), (["--set", "run=1x"], "out of range"),
                 (["--set", "run=nan"], "out of range"), (["-o", "x"], "--paper"),
-                (["--paper"], "-o DIR"),
+                (["--paper"], "-o DIR"), (["--wear", "--real"], "--wear"),
+                (["--own-blocks"], "--wear"),
+                (["--trace-selections", file], "no selections in it"),
+                (["--trace-selections", file, "--fit"], "--paper"),
                 (["--beyond"], "-o DIR"), (["--paper", "--beyond", "-o", "x"], "one at a time"),
                 (["--real", "--sample", 257], "--sample"), (["--drives", 0], "--drives"),
                 (["--drive", "ssd-980pro"], "engine"), (["--gpu", "no"], "no"),
@@ -128,6 +131,41 @@ class Sim(unittest.TestCase):
         here, model = map(float, re.search(r"here: ([\d.]+) .*; ([\d.]+) by", r.stdout).groups())
         self.assertAlmostEqual(here / model, 1, delta=0.01)
 
+    def test_wear(self):
+        """All writes of four batches through the real FTL, on flash that must be used again."""
+        small = self.dir.name + "/small.profile"
+        with open(ROOT + "/profiles/instcsd-zynq7045.profile", encoding="utf-8") as f:
+            text = f.read()
+        for a, b in (("\nchannels = 8 ", "\nchannels = 4 "), ("\ndies = 32 ", "\ndies = 2 "),
+                     ("\npages_per_block = 256 ", "\npages_per_block = 64 ")):
+            self.assertIn(a, text)
+            text = text.replace(a, b)
+        with open(small, "w", encoding="utf-8") as f:
+            f.write(text)
+
+        def wear(*more):
+            r = sim("--wear", "--drive", small, "-d", 20, "-b", 4, "--layers", 8, "--output", 64,
+                    "--generations", 4, *more)
+            self.assertEqual((r.returncode, r.stderr), (0, ""))
+            return {c[0]: c for c in map(cells, r.stdout.split("\n")) if c[0].startswith("insta")
+                    for c in [[x.strip("| ") for x in c]]}
+
+        rows, own = wear(), wear("--own-blocks")
+        self.assertEqual(list(rows), ["insta", "insta_sparf", "insta_pages"])
+        for name, row in rows.items():
+            kv, accepted, waf, programmed, erased = map(float, row[2:7])
+            least, mean, most = map(float, row[7].split(" / "))
+            # 1,088 tokens, of which channel pages cover 1,024.
+            self.assertAlmostEqual(accepted, 1 + (name == "insta_sparf") * 512 / 1088, delta=1e-3)
+            self.assertTrue(1 <= waf < 1.005, waf)
+            self.assertAlmostEqual(programmed, accepted * waf, delta=1e-3)
+            self.assertTrue(programmed - 1e-3 <= erased < 1.2 * programmed, erased)
+            self.assertTrue(least < mean < most <= 5 and mean > 2, row)
+            arithmetic, years = map(float, row[9:11])
+            self.assertTrue(0.8 * arithmetic < years < 1.05 * arithmetic, row)
+            # Sequences that do not share blocks leave more of them partly empty.
+            self.assertGreater(float(own[name][6]), erased)
+
     def test_drives(self):
         """Heads are whole: 14 drives are as slow as 16; more drives are never slower."""
         speeds = []
@@ -187,10 +225,38 @@ class Sim(unittest.TestCase):
                 "--input", 256, "--output", 256)
         a, b = sim(*args), sim(*args)
         self.assertEqual((a.returncode, a.stderr), (0, ""))
-        self.assertEqual(a.stdout, b.stdout)
+        self.assertEqual(*(re.sub("(?m)^simulated in .*", "", x.stdout) for x in (a, b)))
         self.assertIn("real drive, dense: 8 heads, a layer of 8 sequences of 320 tokens (2 run)",
                       a.stdout)
         self.assertNotIn("real drive, sparf", a.stdout)
+
+    @unittest.skipUnless(MORE, "ten seconds: cmd/sim_more")
+    def test_wear_documented(self):
+        """The bytes of docs/sim.md, by the first of six batches."""
+        r = sim("--wear", "-s", "insta", "-s", "insta_sparf", "-d", 20, "-b", 64, "--layers", 10,
+                "--generations", 1)
+        self.assertEqual((r.returncode, r.stderr), (0, ""))
+        rows, documented = ([cells(line) for line in text.split("\n") if line.startswith("| insta")]
+                            for text in (r.stdout, block("wear")))
+        self.assertEqual(len(rows), 2)
+        for row in rows:
+            says = next(d for d in documented if d[0] == row[0])
+            for column in 3, 4, 5:
+                self.assertAlmostEqual(float(row[column]) / float(says[column]), 1, delta=0.01)
+
+    @unittest.skipUnless(MORE, "ten seconds: cmd/sim_more")
+    def test_real_documented(self):
+        """The lines of --real in docs/sim.md, but for what other kernels' last bits may change."""
+        r = sim("--real", "-s", "insta", "-s", "insta_sparf", "-s", "insta_pages")
+        self.assertEqual((r.returncode, r.stderr), (0, ""))
+        printed = [line for line in r.stdout.split("\n") if line.startswith("real drive")]
+        documented = block("real").strip("`\n").split("\n")
+        self.assertEqual(len(printed), len(documented))
+        for is_so, says in zip(printed, documented):
+            number = r"[\d.]+(?:e[+-]\d+)?"
+            self.assertEqual(re.sub(number, "N", is_so), re.sub(number, "N", says))
+            for a, b in zip(re.findall(number, is_so), re.findall(number, says)):
+                self.assertAlmostEqual(float(a) / float(b), 1, delta=0.03, msg=says)
 
     def test_constants(self):
         r = sim("--constants")
