@@ -51,9 +51,9 @@ struct segments {
     struct flash *flash;
     struct budget *budget;
     struct segment **chunks;
-    uint64_t count;     // segments of the device
-    uint64_t fresh;     // first never used
-    uint32_t free_list; // erased after use
+    uint64_t count;                // segments of the device
+    uint64_t fresh;                // first never used
+    uint32_t free_list, free_last; // erased after use, the oldest first
     uint64_t free_listed;
     uint32_t work_list;     // CLOSING and ERASE segments
     uint32_t dead_list;     // DEAD segments
@@ -334,21 +334,28 @@ void segments_press(struct segments *s)
     s->pressed = true;
 }
 
+// The segment to be filled next. What wears out is used evenly: first what never was, then what has
+// been free for longest. Where that is a file, it stays as small as it can.
+static uint32_t next_free(struct segments *s)
+{
+    uint32_t fresh = (uint32_t)s->fresh;
+    bool have = s->free_list != PLACE_NONE;
+    if (have && (!s->flash->geometry.oob || fresh >= s->count))
+        return s->free_list;
+    if (fresh < s->count && !s->chunks[fresh / CHUNK])
+        s->chunks[fresh / CHUNK] =
+            budget_alloc(s->budget, CHUNK, sizeof(struct segment), "flash allocation", NULL);
+    return fresh < s->count && s->chunks[fresh / CHUNK] ? fresh : s->free_list;
+}
+
 static int open_segment(struct segments *s, struct frontier *f, struct inst_msg *msg)
 {
     const struct flash_geometry *g = &s->flash->geometry;
-    uint32_t number = s->free_list;
-    if (number == PLACE_NONE) {
-        number = (uint32_t)s->fresh;
-        if (number >= s->count)
-            return inst_fail(msg, INST_ENOSPC, "the drive is full");
-        if (!s->chunks[number / CHUNK]) {
-            s->chunks[number / CHUNK] =
-                budget_alloc(s->budget, CHUNK, sizeof(struct segment), "flash allocation", msg);
-            if (!s->chunks[number / CHUNK])
-                return INST_ENOMEM;
-        }
-    }
+    uint32_t number = next_free(s);
+    if (number == PLACE_NONE && s->fresh >= s->count)
+        return inst_fail(msg, INST_ENOSPC, "the drive is full");
+    if (number == PLACE_NONE)
+        return inst_fail(msg, INST_ENOMEM, "flash allocation: no memory for another segment");
     struct segment *segment = segment_at(s, number);
     segment->records = budget_alloc_pages(s->budget, segment_record_bytes(g), "page records", msg);
     segment->ios = budget_alloc(s->budget, g->dies, sizeof *segment->ios, "page records", msg);
@@ -593,8 +600,12 @@ void segments_done(struct segments *s, struct flash_io *io)
         return;
     }
     segment->state = SEGMENT_FREE;
-    segment->next = s->free_list;
-    s->free_list = number;
+    segment->next = PLACE_NONE;
+    if (s->free_list == PLACE_NONE)
+        s->free_list = number;
+    else
+        segment_at(s, s->free_last)->next = number;
+    s->free_last = number;
     s->free_listed++;
     s->counters.erased_blocks += s->flash->geometry.dies;
     s->counters.allocated_blocks -= s->flash->geometry.dies;

@@ -160,7 +160,8 @@ class Sim(unittest.TestCase):
             self.assertTrue(1 <= waf < 1.005, waf)
             self.assertAlmostEqual(programmed, accepted * waf, delta=1e-3)
             self.assertTrue(programmed - 1e-3 <= erased < 1.2 * programmed, erased)
-            self.assertTrue(least < mean < most <= 5 and mean > 2, row)
+            # Blocks take turns, whichever was erased last.
+            self.assertTrue(2 < mean < most <= least + 2, row)
             arithmetic, years = map(float, row[9:11])
             self.assertTrue(0.8 * arithmetic < years < 1.05 * arithmetic, row)
             # Sequences that do not share blocks leave more of them partly empty.
@@ -239,8 +240,9 @@ class Sim(unittest.TestCase):
         rows, documented = ([cells(line) for line in text.split("\n") if line.startswith("| insta")]
                             for text in (r.stdout, block("wear")))
         self.assertEqual(len(rows), 2)
-        for row in rows:
-            says = next(d for d in documented if d[0] == row[0])
+        self.assertTrue(documented)
+        for says in documented:
+            row = next(r for r in rows if r[0] == says[0])
             for column in 3, 4, 5:
                 self.assertAlmostEqual(float(row[column]) / float(says[column]), 1, delta=0.01)
 
