@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "chaos_flash.h"
 #include "drive/flash/nand.h"
+#include "drive/ftl/frame.h"
+#include "drive/ftl/segment.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -176,6 +178,20 @@ static void apply_read(struct chaos *c, struct entry *e)
         flip_bit(c, io->data, bytes);
 }
 
+static void look_at_records(struct chaos *c, const struct flash_io *io)
+{
+    uint32_t page_bytes = c->flash.geometry.page_bytes;
+    for (uint32_t i = 0; i < io->pages; i++) {
+        struct page_identity id;
+        uint64_t sum;
+        if (io->oob)
+            page_record_read((const uint8_t *)io->oob + (size_t)i * PAGE_RECORD_BYTES, &id, &sum);
+        const uint8_t *data = (const uint8_t *)io->data + (size_t)i * page_bytes;
+        if (!io->oob || page_checksum(&id, data, page_bytes) != sum)
+            c->counters.bad_records++;
+    }
+}
+
 static void apply_program(struct chaos *c, struct entry *e)
 {
     const struct flash_geometry *g = &c->flash.geometry;
@@ -184,6 +200,8 @@ static void apply_program(struct chaos *c, struct entry *e)
         *block = calloc(1, flash_block_bytes(g) + g->pages_per_block);
     if (!*block)
         abort();
+    if (g->oob)
+        look_at_records(c, e->io);
     uint8_t *to = *block + (uint64_t)e->io->page * g->page_bytes;
     uint64_t bytes = flash_io_bytes(g, e->io);
     memcpy(to, e->io->data, bytes);

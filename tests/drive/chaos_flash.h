@@ -3,7 +3,8 @@
 // pleases, finish in any order, and fail. What is drawn comes from the caller's chance, so a run
 // can be repeated. Operations on one block take effect in the order of their submission, as late as
 // their completion; a buffer that is being read into holds garbage until then. Single operations
-// can be held back, made to fail and pages made to rot on purpose.
+// can be held back, made to fail and pages made to rot on purpose. Where it has OOB, records are
+// looked at as late as data are.
 #ifndef INST_TESTS_DRIVE_CHAOS_FLASH_H
 #define INST_TESTS_DRIVE_CHAOS_FLASH_H
 
@@ -29,6 +30,7 @@ struct chaos_plan {
 struct chaos_counters {
     uint64_t operations;
     uint64_t violations;     // of the NAND contract
+    uint64_t bad_records;    // programmed in OOB with a page that is not theirs
     uint64_t bad_reads;      // finished with an error or wrong data
     uint64_t wrong_data;     // of these, those with status 0
     uint64_t program_faults; // finished

@@ -97,6 +97,7 @@ void draw_shape(struct run *run)
     uint32_t rows = 1 + below(chance, 4);
     uint32_t pages = (uint32_t)div_round_up((uint64_t)(rows + (g->dies > 1)) * widest, g->dies) + 1;
     g->pages_per_block = pages + pages / 16 + 1;
+    g->oob = g->pages_per_block % 2; // not drawn: seeds stay what they are
     run->scarce_flash = one_in(chance, 3);
     g->blocks = (run->scarce_flash ? 8 + below(chance, 60) : 4096) * g->dies;
     run->shape.views = g->dies == 1 && one_in(chance, 6);

@@ -294,12 +294,13 @@ static bool begin(struct run *run)
         run->shape.late_engine = 1 + below(&run->chance, INT32_MAX);
     const struct flash_geometry *g = &run->shape.geometry;
     tell(run,
-         "page %u, block %u pages, %u dies, %llu blocks, DRAM %llu (%s), flash %s, %s%s%s%s, depth "
+         "page %u%s, block %u pages, %u dies, %llu blocks, DRAM %llu (%s), flash %s, %s%s%s%s, "
+         "depth "
          "%u, %u commands\n",
-         g->page_bytes, g->pages_per_block, g->dies, (unsigned long long)g->blocks,
-         (unsigned long long)run->shape.dram_bytes, run->scarce_memory ? "scarce" : "plenty",
-         run->scarce_flash ? "scarce" : "plenty", run->shape.views ? "views" : "reads",
-         run->shape.no_read_ahead ? "" : ", read-ahead",
+         g->page_bytes, g->oob ? " and OOB" : "", g->pages_per_block, g->dies,
+         (unsigned long long)g->blocks, (unsigned long long)run->shape.dram_bytes,
+         run->scarce_memory ? "scarce" : "plenty", run->scarce_flash ? "scarce" : "plenty",
+         run->shape.views ? "views" : "reads", run->shape.no_read_ahead ? "" : ", read-ahead",
          run->shape.no_row_cache ? "" : ", row cache",
          run->shape.late_engine ? ", late engine" : "", run->depth, run->commands);
     if (port_open(&run->port, &run->shape, &run->chance, &msg))
@@ -465,7 +466,10 @@ static bool go(struct run *run, uint32_t commands)
         return true;
     if (!finish(run) || run->over)
         return !run->failed;
-    uint64_t violations = run->chaos->violations;
+    uint64_t violations = run->chaos->violations, records = run->chaos->bad_records;
+    if (records)
+        return wrong(run, "%llu pages were programmed with another's record",
+                     (unsigned long long)records);
     return !violations ||
            wrong(run, "%llu operations broke the NAND contract", (unsigned long long)violations);
 }
