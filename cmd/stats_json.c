@@ -50,6 +50,7 @@ static bool add_flash(cJSON *one, const struct inst_drive_stats *d)
            add(one, "grown_bad_blocks", (double)d->grown_bad_blocks) &&
            add(one, "failed_programs", (double)d->failed_programs) &&
            add(one, "failed_erases", (double)d->failed_erases) &&
+           add(one, "failed_reads", (double)d->failed_reads) &&
            add(one, "most_erases", (double)d->most_erases);
 }
 

@@ -78,6 +78,7 @@ struct inst_drive_stats {
     double modelled_engine_seconds; // that its attention engine was busy
     double modelled_gemv_seconds, modelled_softmax_seconds, modelled_argtopk_seconds; // kinds of it
     double modelled_link_seconds; // that its link to the host was, both ways summed
+    uint64_t failed_reads;        // of pages that were read again as often as they may, in vain
 };
 // Of the first n drives, as they were when inst_engine_stats was last called (the first time, if it
 // never was): they add up to what that told. `size` is that of one.

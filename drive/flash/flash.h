@@ -150,7 +150,8 @@ struct flash_nand_counters {
     uint64_t grown_bad;    // blocks that have gone bad
     uint64_t lost_blocks;  // of both, those without a spare
     uint64_t failed_programs, failed_erases;
-    uint64_t most_erases; // of a block
+    uint64_t failed_reads; // of pages that ECC does not get right any more
+    uint64_t most_erases;  // of a block
 };
 void flash_nand_counters(const struct flash *flash, struct flash_nand_counters *out);
 // blocks[i]: how many were erased i times, for i < n - 1; the last one: those erased more often.

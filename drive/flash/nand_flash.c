@@ -99,6 +99,8 @@ static int accept(struct flash_nand_emulated *self, const struct flash_io *io, u
     int err = flash_nand_accept(&self->nand, &self->flash.geometry, io);
     if (!err && io->op == FLASH_PROGRAM)
         *status = nand_wear_program(&self->wear, io->block, io->page == 0, now_ns);
+    if (!err && io->op == FLASH_READ)
+        *status = nand_wear_read(&self->wear, io->block, io->page, io->pages, now_ns);
     return err;
 }
 
@@ -147,7 +149,7 @@ static void begin(struct flash_nand_emulated *self, struct flash_io *io, int sta
         *model = &proxy->op.next;
     }
     move_oob(self, io);
-    // A program that fails has used its pages up; an erase that fails has done nothing.
+    // A program that fails has used its pages up; others that fail have done nothing.
     if (!status || io->op == FLASH_PROGRAM) {
         proxy->open++;
         self->below_open++;
@@ -336,6 +338,7 @@ void flash_nand_counters(const struct flash *flash, struct flash_nand_counters *
         .lost_blocks = wear->lost_blocks,
         .failed_programs = wear->failed_programs,
         .failed_erases = wear->failed_erases,
+        .failed_reads = wear->failed_reads,
         .most_erases = wear->most_erases,
     };
 }

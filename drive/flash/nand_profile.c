@@ -48,6 +48,7 @@ static int read_wear(struct nand_wear_params *w, const struct profile *profile,
         {"retries_worn", PROFILE_NUMBER, &w->retries_worn, 0, RETRIES_MOST, true},
         {"retries_aged", PROFILE_NUMBER, &w->retries_aged, 0, RETRIES_MOST, true},
         {"retention", PROFILE_NS, &w->retention_ns, 1, 0, true},
+        {"retries_most", PROFILE_COUNT, &w->retries_most, 1, 15, true},
     };
     int err = profile_read(profile, "wear", fields, sizeof fields / sizeof *fields, msg);
     if (!err && w->retries_aged > 0 && !w->retention_ns)

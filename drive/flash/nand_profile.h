@@ -16,6 +16,7 @@ struct nand_wear_params {
     double retries_worn;  // more at the end of the endurance
     double retries_aged;  // more after `retention_ns`
     uint64_t retention_ns;
+    uint64_t retries_most; // a page that needs more is lost: ECC does not get it right; 0: none
 };
 
 struct nand_profile {

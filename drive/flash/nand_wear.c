@@ -2,6 +2,7 @@
 #include "drive/flash/nand_wear.h"
 #include "base/checked.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -111,8 +112,8 @@ int nand_wear_erase(struct nand_wear *w, uint64_t block)
     return 0;
 }
 
-uint32_t nand_wear_retries(const struct nand_wear *w, uint64_t block, uint32_t page,
-                           uint64_t now_ns)
+// How often a page has to be read again until ECC gets it right.
+static double needed(const struct nand_wear *w, uint64_t block, uint32_t page, uint64_t now_ns)
 {
     const struct nand_wear_params *p = &w->o.params;
     if (w->o.no_retries || !p->endurance)
@@ -125,7 +126,29 @@ uint32_t nand_wear_retries(const struct nand_wear *w, uint64_t block, uint32_t p
         expected += p->retries_aged * (double)age / (double)p->retention_ns;
     if (!(expected > 0))
         return 0;
-    double u = share(w->o.seed, USE_RETRY, block, page, erases_of(w, block));
-    double times = expected + u; // its whole part is one more for `u` beyond the rest
-    return times < RETRIES_MOST ? (uint32_t)times : RETRIES_MOST;
+    // Its whole part is one more for `share` beyond the rest.
+    return floor(expected + share(w->o.seed, USE_RETRY, block, page, erases_of(w, block)));
+}
+
+static double most(const struct nand_wear *w)
+{
+    return w->o.params.retries_most ? (double)w->o.params.retries_most : RETRIES_MOST;
+}
+
+uint32_t nand_wear_retries(const struct nand_wear *w, uint64_t block, uint32_t page,
+                           uint64_t now_ns)
+{
+    return (uint32_t)fmin(needed(w, block, page, now_ns), most(w));
+}
+
+int nand_wear_read(struct nand_wear *w, uint64_t block, uint32_t page, uint32_t pages,
+                   uint64_t now_ns)
+{
+    for (uint32_t i = 0; i < pages && w->o.params.retries_most; i++) {
+        if (needed(w, block, page + i, now_ns) <= most(w))
+            continue;
+        w->counters.failed_reads++;
+        return INST_EIO;
+    }
+    return 0;
 }

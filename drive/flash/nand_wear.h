@@ -11,7 +11,8 @@
 //
 // A page is read again, on average, retries_fresh times, plus retries_worn times the erases of its
 // block over the endurance, plus retries_aged times the age of its block's data over retention_ns:
-// the whole number below it, or one more for as many pages as the rest says.
+// the whole number below it, or one more for as many pages as the rest says. What needs more than
+// retries_most is read so often in vain: ECC never gets it right, and the read fails.
 #ifndef INST_DRIVE_FLASH_NAND_WEAR_H
 #define INST_DRIVE_FLASH_NAND_WEAR_H
 
@@ -30,7 +31,7 @@ struct nand_wear_counters {
     uint64_t grown_bad;   // since
     uint64_t lost_blocks; // of these, those without a spare
     uint64_t most_erases, erases;
-    uint64_t failed_programs, failed_erases;
+    uint64_t failed_programs, failed_erases, failed_reads;
 };
 
 struct nand_block {
@@ -56,6 +57,8 @@ void nand_wear_free(struct nand_wear *wear);
 // What an operation on a block comes to: 0 or INST_EIO.
 int nand_wear_program(struct nand_wear *wear, uint64_t block, bool first, uint64_t now_ns);
 int nand_wear_erase(struct nand_wear *wear, uint64_t block);
+int nand_wear_read(struct nand_wear *wear, uint64_t block, uint32_t page, uint32_t pages,
+                   uint64_t now_ns);
 uint32_t nand_wear_retries(const struct nand_wear *wear, uint64_t block, uint32_t page,
                            uint64_t now_ns);
 

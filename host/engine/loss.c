@@ -91,6 +91,7 @@ void loss_modelled_counts(struct inst_drive_stats *out, const struct store_model
     out->grown_bad_blocks += c->grown_bad;
     out->failed_programs += c->failed_programs;
     out->failed_erases += c->failed_erases;
+    out->failed_reads += c->failed_reads;
     out->most_erases = max_u64(out->most_erases, c->most_erases);
     out->modelled_engine_seconds += 1e-9 * (double)engine->busy_ns;
     out->modelled_gemv_seconds += 1e-9 * (double)engine->units.gemv_ns;

@@ -135,6 +135,25 @@ class Batch(Case):
                     self.assertGreater(s["drives"][0]["grown_bad_blocks"], 0)
 
 
+class Lost(Case):
+    def test_data_that_is_too_old(self):
+        """Where ECC gives up, a command ends and says so in a line."""
+        old = self.path("old.profile")
+        with open(old, "w") as f:
+            f.write(WORN.replace("[wear]\n", "[wear]\nretries_most = 2\nretries_aged = 1\n"
+                                             "retention = 30 days\n"))
+        args = ["run", "-m", self.model, "--row-cache", "off", "-p", "hello " * 40, "-n", "30",
+                "--ignore-eos", "--group", "16", "--kv", f"nand:{old},bad=off,age="]
+        for age, code in (0, 0), (90, 1):
+            r = subprocess.run([INSTINFER, *args[:-1], args[-1] + str(age)], capture_output=True,
+                               stdin=subprocess.DEVNULL, timeout=needs.HANG)
+            self.assertEqual(r.returncode, code, r.stderr)
+            lines = r.stderr.decode().splitlines()
+            self.assertEqual(len(lines), code, lines)
+            if code:
+                self.assertIn("token group", lines[0])
+
+
 class Modelled(Case):
     PROMPT = "hello " * 30  # 181 tokens
 

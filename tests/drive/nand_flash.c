@@ -228,6 +228,38 @@ static void test_retries(void **state)
     }
 }
 
+// What ECC does not get right after as many retries as there may be is lost, and takes their time.
+static void test_lost(void **state)
+{
+    (void)state;
+    const uint64_t day = UINT64_C(86400000000000);
+    struct flash_nand_options o = {.profile = profile};
+    o.profile.wear.retries_aged = 1;
+    o.profile.wear.retention_ns = 30 * day;
+    o.profile.wear.retries_most = 2;
+    struct flash *flash = open_nand(&o);
+    unsigned char *page = pages_new(PAGE);
+    uint64_t now = 0;
+    assert_int_equal(call(flash, FLASH_PROGRAM, 0, 0, page, &now), 0);
+    now += 60 * day; // two or three times, by its hash: as much, or more than there may be
+    uint64_t start = now;
+    int status = call(flash, FLASH_READ, 0, 0, page, &now);
+    assert_int_equal(now - start, 100 + 3 * 50000 + 3 * 1000);
+    now += 30 * day;
+    start = now;
+    assert_int_equal(call(flash, FLASH_READ, 0, 0, page, &now), INST_EIO);
+    assert_int_equal(now - start, 100 + 3 * 50000 + 3 * 1000);
+    struct flash_nand_counters c;
+    flash_nand_counters(flash, &c);
+    assert_int_equal(c.failed_reads, 1 + (status != 0));
+    // Erased and programmed again it is new.
+    assert_int_equal(call(flash, FLASH_ERASE, 0, 0, NULL, &now), 0);
+    assert_int_equal(call(flash, FLASH_PROGRAM, 0, 0, page, &now), 0);
+    assert_int_equal(call(flash, FLASH_READ, 0, 0, page, &now), 0);
+    flash_close(flash);
+    free(page);
+}
+
 static void test_parse(void **state)
 {
     (void)state;
@@ -286,6 +318,7 @@ int main(void)
         cmocka_unit_test(test_grown_bad),
         cmocka_unit_test(test_bad_from_the_beginning),
         cmocka_unit_test(test_retries),
+        cmocka_unit_test(test_lost),
         cmocka_unit_test(test_parse),
     };
     return cmocka_run_group_tests_name("nand_flash", tests, NULL, NULL);
