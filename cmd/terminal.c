@@ -177,8 +177,8 @@ static void print_emulated(const struct run_result *r)
     // A drive that is held to the real time has no other.
     bool paced = s->decode_tokens && !(s->modelled_attention_seconds > 0);
     fprintf(stderr,
-            "emulated drives: decode waits %.3f s for attention (%.3f s here); busy: flash %.3f s, "
-            "engine %.3f s, link %.3f s; "
+            "emulated drives: decode waits %.3g s for attention (%.3g s here); busy: flash %.3g s, "
+            "engine %.3g s, link %.3g s; "
             "%llu pages read, %llu times again; %llu blocks gone bad\n",
             paced ? s->attention_seconds : s->modelled_attention_seconds, s->attention_seconds,
             s->modelled_flash_seconds, s->modelled_engine_seconds, s->modelled_link_seconds,

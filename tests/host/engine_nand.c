@@ -164,9 +164,9 @@ static void test_blocks_go_bad(void **state)
     uint64_t want = run(model, "/tmp", &o, ROUNDS, &stats, &drive);
     assert_true(run(model, "nand:%,bad=off", &o, ROUNDS, &stats, &drive) == want);
     assert_true(drive.block_erases > 100 && !drive.failed_programs);
-    assert_true(run(model, "nand:%,wear=4", &o, ROUNDS, &stats, &drive) == want);
+    assert_true(run(model, "nand:%,wear=2", &o, ROUNDS, &stats, &drive) == want);
     assert_true(drive.failed_programs && drive.grown_bad_blocks);
-    assert_true(run(model, "nand:%,wear=4", &o, ROUNDS, &stats, &drive) == want);
+    assert_true(run(model, "nand:%,wear=2", &o, ROUNDS, &stats, &drive) == want);
     unlink(model);
 }
 
