@@ -4,8 +4,8 @@
 #define INST_DRIVE_ATTEND_WALK_H
 
 #include "drive/attend/method.h"
-#include "drive/drive.h"
 #include "drive/engine.h"
+#include "drive/selection.h"
 #include "kernels/kernels.h"
 
 enum { UNITS_MAX = 64, METHODS_MAX = 8, SERVED_MAX = 3 };
