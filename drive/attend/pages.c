@@ -25,6 +25,9 @@ enum { LOCAL_LEAST = 16, LOCAL_MOST = 64, LOCAL_PART = 4 };
 // Pieces whose values are added up together: those of a word of bits.
 enum { REST_PIECES = 64 };
 #define LN2 0x1.62e43p-1f
+// Pieces, at most, by which it is judged how far scores are off.
+enum { DOUBT_PIECES = 64 };
+#define SIGNS_LOSE 0.57079633f // pi / 2 - 1
 
 // ---- sizes -------------------------------------------------------------------------------------
 
@@ -216,39 +219,69 @@ static uint64_t affordable(const struct pages_view *p, double tokens)
     return pieces <= 0 ? 0 : pieces >= (double)p->pieces ? p->pieces : (uint64_t)pieces;
 }
 
-static double chosen_mass(const struct pages_view *p, double first)
+// How many times the mass of what is not read may be larger than predicted, for each query of the
+// group. Of a turned key its signs are kept and the mean size a of its channels; were they normal,
+// as the Hadamard matrix makes them, (pi / 2 - 1) a^2 of the variance of each would be lost, and a
+// score is off by the root of (pi / 2 - 1) (scale |q| a)^2. What is chosen by such scores are those
+// that came out too high; what is left, those that came out too low. So the rest counts as if its
+// scores were higher by one such deviation (docs/pages.md has what that is worth).
+static void doubts(const struct pages_view *p, float *out)
 {
-    double sum = 0;
-    for (uint64_t i = 0; i < p->pieces; i++) {
-        if (p->bits[i / 64] >> i % 64 & 1)
-            sum += i ? (double)p->total[i] : first;
+    const struct sparf_view *v = &p->v;
+    uint64_t every = p->pieces / DOUBT_PIECES + 1, n = 0;
+    float squares = 0;
+    for (uint64_t piece = 0; piece < p->pieces; piece += every) {
+        const uint8_t *summary = run_at(p, piece).summary;
+        for (uint32_t i = 0; i < p->shape.keys; i++) {
+            float size = index_key_size(summary, i);
+            squares += size * size;
+        }
+        n += p->shape.keys;
     }
-    return sum;
+    for (uint32_t i = 0; i < v->group; i++) {
+        const float *q = v->q + i * v->dim;
+        float size = v->job->header.scale * v->job->header.scale * v->k->dot(q, q, v->dim);
+        float deviation = sqrtf(SIGNS_LOSE * size * (squares / (float)n));
+        out[i] = kernel_exp(fminf(deviation, 80));
+    }
+}
+
+// The share of a query's mass that the chosen pieces hold at least, as far as is known.
+static double held(const struct pages_view *p, uint32_t query, float doubt)
+{
+    const float *weights = p->weights + query * p->pieces;
+    double sum[2] = {0}; // not chosen, chosen
+    for (uint64_t i = 0; i < p->pieces; i++)
+        sum[p->bits[i / 64] >> i % 64 & 1] += (double)weights[i];
+    return sum[0] > 0 ? sum[1] / (sum[1] + (double)doubt * sum[0]) : 1;
+}
+
+// For the query of the group that has least.
+static double least_held(const struct pages_view *p, const float *doubt)
+{
+    double least = 1;
+    for (uint32_t i = 0; i < p->v.group; i++)
+        least = fmin(least, held(p, i, doubt[i]));
+    return least;
 }
 
 // Chooses pieces: p->bits. total[i]: predicted mass of piece i, summed over the group.
-static void choose_pieces(const struct pages_view *p)
+static void choose_pieces(const struct pages_view *p, const float *doubt)
 {
     const struct table_header *h = &p->v.job->header;
     uint64_t tokens = p->v.u->tokens, free_end = tokens - min_u64(p->v.u->local, tokens);
     uint64_t local = p->pieces - min_u64(p->pieces, free_end / p->tokens);
-    double ratio = h->pages_ratio != 0 ? (double)h->pages_ratio : 1, first = (double)p->total[0];
+    double ratio = h->pages_ratio != 0 ? (double)h->pages_ratio : 1;
     uint64_t least = min_u64(p->pieces, local + 1);
     uint64_t most = max_u64(least, affordable(p, ratio * (double)tokens));
-    p->total[0] = INFINITY;   // first of all
-    if (h->pages_mass != 0) { // the fewest pieces that hold as much
-        double all = first, wanted;
-        for (uint64_t i = 1; i < p->pieces; i++)
-            all += (double)p->total[i];
-        wanted = (double)h->pages_mass * all;
-        while (least < most) {
-            uint64_t middle = least + (most - least) / 2;
-            select_tokens(p->total, p->pieces, middle, local, p->bits);
-            if (chosen_mass(p, first) >= wanted)
-                most = middle;
-            else
-                least = middle + 1;
-        }
+    p->total[0] = INFINITY;                      // first of all
+    while (h->pages_mass != 0 && least < most) { // the fewest pieces that hold as much
+        uint64_t middle = least + (most - least) / 2;
+        select_tokens(p->total, p->pieces, middle, local, p->bits);
+        if (least_held(p, doubt) >= (double)h->pages_mass)
+            most = middle;
+        else
+            least = middle + 1;
     }
     select_tokens(p->total, p->pieces, most, local, p->bits);
 }
@@ -336,7 +369,11 @@ static void choose(const struct pages_view *p, uint8_t *scratch)
             v->k->scale(weights + at * each, tops[at], min_u64(each, p->pieces - at * each));
         v->k->axpy(p->total, 1.0f / v->k->sum(weights, p->pieces), weights, p->pieces);
     }
-    choose_pieces(p);
+    float doubt[MAX_GROUP_HEADS];
+    doubts(p, doubt);
+    choose_pieces(p, doubt);
+    for (uint32_t i = 0; i < v->group; i++)
+        v->u->predicted[v->head * v->group + i] = (float)held(p, i, doubt[i]);
     choose_tokens(p);
     estimate_rest(p, max, (struct pages_scratch *)scratch);
 }
@@ -354,12 +391,7 @@ static void finish(const struct pages_view *p)
         struct partial *chosen = partial_at(sparf_partials(v), i, v->dim);
         const struct partial *rest = partial_at(v->u->rest, query, v->dim);
         float *captured = &((float *)(job->result + job->layout.captured))[first + i];
-        float share = v->u->tokens ? 1 : 0;
-        if (rest->sum > 0) {
-            float most = fmaxf(chosen->max, rest->max);
-            float own = chosen->sum * kernel_exp(chosen->max - most);
-            share = own / (own + rest->sum * kernel_exp(rest->max - most));
-        }
+        float share = !v->u->tokens ? 0 : v->u->all ? 1 : v->u->predicted[query];
         v->u->predicted[query] = share;
         v->u->captured[query] = v->u->audit && v->u->tokens ? sparf_audited(v, i) : share;
         *captured = v->u->captured[query];

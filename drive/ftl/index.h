@@ -19,6 +19,7 @@
 
 #include "drive/ftl/space.h"
 #include "base/le.h"
+#include "kernels/kernels.h"
 
 enum {
     INDEX_PIECE_MIN = GROUP_MIN,
@@ -58,6 +59,11 @@ uint64_t index_value_at(const struct index_shape *shape);
 static inline float index_value_scale(const uint8_t *summary)
 {
     return kernel_f16_to_f32(le_get16(summary + 2));
+}
+// How far the channels of a summary's key, turned, are from 0: all of them as far.
+static inline float index_key_size(const uint8_t *summary, uint32_t key)
+{
+    return kernel_f16_to_f32(le_get16(summary)) * (float)summary[4 + key] * (0.5f / 255);
 }
 
 #endif

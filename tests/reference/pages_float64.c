@@ -177,18 +177,48 @@ static double score(const struct pages_problem *p, const struct query *q, const 
     return p->scale * fabs(key[0]) * sum * q->most / 31;
 }
 
-// The best pieces so far, one more at a time: the first, the newest, then by mass.
-static void choose(const struct pages_problem *p, uint32_t pieces, const double *mass, bool *chosen)
+// Scores of keys of which only signs are known are off by so much, for channels that are normal; of
+// up to 64 pieces at equal distances.
+static double deviation(const struct pages_problem *p, const struct summary *summaries,
+                        uint32_t pieces, uint32_t g)
 {
-    double budget = p->ratio * p->tokens, held = 0, all = 0;
+    const double *q = p->q + g * p->head_dim;
+    uint32_t every = pieces / 64 + 1, n = 0;
+    double squares = 0;
+    for (uint32_t i = 0; i < pieces; i += every) {
+        for (uint32_t key = 0; key < p->keys; key++, n++)
+            squares += summaries[i].key[key][0] * summaries[i].key[key][0];
+    }
+    return p->scale * sqrt((acos(0) - 1) * dot(q, q, p->head_dim) * squares / n);
+}
+
+// The least that a query has of its mass, where what is not chosen may be larger than predicted.
+static double held(const struct pages_problem *p, const struct summary *summaries, uint32_t pieces,
+                   const double *one, const bool *chosen)
+{
+    double least = 1;
+    for (uint32_t g = 0; g < p->group; g++) {
+        double sum[2] = {0};
+        for (uint32_t i = 0; i < pieces; i++)
+            sum[chosen[i]] += one[g * pieces + i];
+        sum[0] *= exp(deviation(p, summaries, pieces, g));
+        least = fmin(least, sum[1] / (sum[0] + sum[1]));
+    }
+    return least;
+}
+
+// The best pieces so far, one more at a time: the first, the newest, then by mass.
+static void choose(const struct pages_problem *p, const struct summary *summaries, uint32_t pieces,
+                   const double *one, const double *mass, bool *chosen)
+{
+    double budget = p->ratio * p->tokens;
     uint32_t used = p->tokens - pieces * p->piece, newest = p->tokens - p->local;
     for (uint32_t i = 0; i < pieces; i++) {
         chosen[i] = !i || p->local >= p->tokens || (i + 1) * p->piece > newest;
         used += chosen[i] ? p->piece : 0;
-        held += chosen[i] ? mass[i] : 0;
-        all += mass[i];
     }
-    while (used + p->piece <= budget && !(p->mass > 0 && held >= p->mass * all)) {
+    while (used + p->piece <= budget &&
+           !(p->mass > 0 && held(p, summaries, pieces, one, chosen) >= p->mass)) {
         uint32_t best = UINT32_MAX;
         for (uint32_t i = 0; i < pieces; i++) {
             if (!chosen[i] && (best == UINT32_MAX || mass[i] > mass[best]))
@@ -198,7 +228,6 @@ static void choose(const struct pages_problem *p, uint32_t pieces, const double 
             break;
         chosen[best] = true;
         used += p->piece;
-        held += mass[best];
     }
 }
 
@@ -239,14 +268,15 @@ void pages_solve(const struct pages_problem *p, struct pages_answer *a)
 {
     uint32_t pieces = p->tokens / p->piece;
     struct summary *summaries = calloc(pieces ? pieces : 1, sizeof *summaries);
-    double *mass = calloc(pieces + 1, sizeof *mass), *one = calloc(pieces + 1, sizeof *one);
+    double *mass = calloc(pieces + 1, sizeof *mass);
+    double *all = calloc(pieces * p->group + 1, sizeof *all); // [group][pieces]
     bool *chosen = calloc(pieces + 1, sizeof *chosen);
     for (uint32_t i = 0; i < pieces; i++)
         summarise(p, i, &summaries[i]);
     for (uint32_t g = 0; g < p->group; g++) {
         struct query asked;
         ask(p, g, &asked);
-        double max = -INFINITY, sum = 0;
+        double max = -INFINITY, sum = 0, *one = all + g * pieces;
         for (uint32_t i = 0; i < pieces; i++)
             for (uint32_t key = 0; key < p->keys; key++)
                 max = fmax(max, score(p, &asked, summaries[i].key[key]));
@@ -260,13 +290,13 @@ void pages_solve(const struct pages_problem *p, struct pages_answer *a)
         for (uint32_t i = 0; i < pieces; i++)
             mass[i] += one[i] / sum;
     }
-    choose(p, pieces, mass, chosen);
+    choose(p, summaries, pieces, all, mass, chosen);
     for (uint32_t t = 0; t < p->tokens; t++)
         a->token[t] = t / p->piece >= pieces || chosen[t / p->piece];
     for (uint32_t g = 0; g < p->group; g++)
         attend(p, summaries, pieces, chosen, g, a);
     free(summaries);
     free(mass);
-    free(one);
+    free(all);
     free(chosen);
 }
