@@ -219,20 +219,25 @@ static struct frame *read_page(struct space *space, const struct row *row, uint3
     return frame;
 }
 
-// Pages between two that are read cost less than another request would. `before` holds the first of
-// the two; returned is what holds the one before the second, NULL: no new frame does.
+// Pages between two that are read cost less than another request would, if none of them is in DRAM:
+// a request ends there. `before` holds the first of the two; returned is what holds the one before
+// the second, NULL: no new frame does.
 static const struct frame *bridge(struct space *space, const struct row *row, uint32_t from,
                                   uint32_t to, const struct page_identity *first,
                                   const struct frame *before)
 {
     const struct flash_geometry *g = &space->flash->geometry;
+    struct page_identity identity = *first;
     if ((uint64_t)(to - from - 1) * g->page_bytes > g->request_bytes)
         return NULL;
     for (uint32_t page = from + 1; page < to; page++) {
-        struct page_identity identity = *first;
-        identity.page += page;
-        bool there = frames_find_page(space->frames, row->place, page, &identity) != NULL;
-        before = there ? NULL : read_page(space, row, page, &identity, before);
+        identity.page = first->page + page;
+        if (frames_find_page(space->frames, row->place, page, &identity))
+            return NULL;
+    }
+    for (uint32_t page = from + 1; page < to && before; page++) {
+        identity.page = first->page + page;
+        before = read_page(space, row, page, &identity, before);
         space->bridged_bytes += before ? g->page_bytes : 0;
     }
     return before;
