@@ -59,7 +59,8 @@ uint64_t pages_floats(const struct space_config *config, uint64_t tokens, uint32
 {
     const struct index_shape shape = index_shape(config);
     uint64_t pieces = pieces_of(config, tokens);
-    return weight_floats(&shape, pieces, group) + 2 * (pieces / 64 + 2);
+    uint64_t floats = weight_floats(&shape, pieces, group) + 2 * (pieces / 64 + 2);
+    return div_round_up(floats, 16) * 16; // the next head's are aligned to 64 bytes, too
 }
 
 // Queries that look at a summary while it is at hand.
