@@ -115,14 +115,17 @@ static int read_layout(struct selections *t, struct scan *s)
     return 0;
 }
 
-static int read_channels(struct selections *t, struct scan *s, struct record *r, uint32_t dim)
+static int read_channels(struct selections *t, struct scan *s, struct record *r,
+                         const struct selections_layout *l)
 {
     uint64_t last = 0, c;
     r->channels_at = t->n_channels;
     if (take_char(s, '-'))
         return 0;
+    if (!l->page_channels)
+        return refuse(s, "channels where there are no channel pages");
     do {
-        if (!take_number(s, dim - 1, &c) || (r->n_channels && c <= last))
+        if (!take_number(s, l->head_dim - 1, &c) || (r->n_channels && c <= last))
             return refuse(s, "channels that do not ascend");
         int err = grow((void **)&t->channels, &t->channels_room, t->n_channels, 1,
                        sizeof *t->channels, s);
@@ -186,7 +189,7 @@ static int read_record(struct selections *t, struct scan *s)
     if (!r.tokens || r.flash_tokens > r.tokens || r.ranked_tokens > r.tokens ||
         r.head >= l->kv_heads)
         return refuse(s, "numbers that do not fit together");
-    int err = read_channels(t, s, &r, l->head_dim);
+    int err = read_channels(t, s, &r, l);
     if (!err && !take_char(s, ' '))
         err = refuse(s, "no chosen tokens");
     err = err ? err : read_runs(t, s, &r);

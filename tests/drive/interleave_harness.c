@@ -410,8 +410,9 @@ static bool nothing_left(struct run *run)
     }
     if (!stats_of(run, &stats))
         return false;
-    // What is known of blocks stays, 64 of them at a time.
-    uint64_t chunks = 2 + run->chaos->operations / g->pages_per_block / 64;
+    // What is known of blocks stays, 64 of them at a time. What wears out is filled in turn: there
+    // any operation may be the first one of a block.
+    uint64_t chunks = 2 + run->chaos->operations / (g->oob ? 1 : g->pages_per_block) / 64;
     return stats.dram_used_bytes <= run->empty_dram + chunks * 8192 ||
            wrong(run, "all spaces are gone; %llu bytes of DRAM are in use, %llu before them",
                  (unsigned long long)stats.dram_used_bytes, (unsigned long long)run->empty_dram);
