@@ -101,7 +101,7 @@ static void mark_tokens(struct marks *m, const struct selections_layout *l, cons
 static bool same_item(const struct record *a, const struct record *b)
 {
     return a->drive == b->drive && a->layer == b->layer && a->sequence == b->sequence &&
-           a->tokens == b->tokens && a->head < b->head;
+           a->tokens == b->tokens && a->flash_tokens == b->flash_tokens && a->head < b->head;
 }
 
 static int marks_for(struct marks *m, const struct selections_layout *l, uint64_t rows,
