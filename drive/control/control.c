@@ -435,8 +435,13 @@ static bool fetch(struct drive *drive)
 {
     bool moved = false;
     for (struct job *job = drive->first_job; job; job = job->next) {
-        if (job_runnable(job))
-            moved |= walk_start(job->space->walk, job);
+        if (!job_runnable(job))
+            continue;
+        bool started = walk_start(job->space->walk, job);
+        // With nothing under way only DRAM can be what it lacks, and caches may have that.
+        if (!started && !job_ended(job) && walk_idle(job->space->walk))
+            started = make_room(drive, ROOM_BYTES);
+        moved |= started;
     }
     for (struct space *space = drive->spaces; space; space = space->next) {
         moved |= space->stranded && space_retry(space);
