@@ -12,50 +12,40 @@
 
 enum { CHUNK = 512 }; // tokens of a WRITE
 
-// ---- the pool as an engine, with a clock -------------------------------------------------------
+// ---- the pool's engine, with a clock -----------------------------------------------------------
 
 struct attend_clock {
     struct engine engine;
-    struct pool *pool;
-    struct engine_task *first, **last;
-    uint64_t now_ns;
+    struct engine *pool;
     double choosing;
 };
 
 static void clock_submit(struct engine *engine, struct engine_task *task, uint64_t now_ns)
 {
-    struct attend_clock *self = (struct attend_clock *)engine;
-    self->now_ns = now_ns;
-    task->next = NULL;
-    *self->last = task;
-    self->last = &task->next;
+    struct engine *pool = ((struct attend_clock *)engine)->pool;
+    pool->ops->submit(pool, task, now_ns);
 }
 
+// The pool works when it is polled, and attention hands it one task at a time.
 static struct engine_task *clock_poll(struct engine *engine, uint64_t now_ns)
 {
     struct attend_clock *self = (struct attend_clock *)engine;
-    struct engine_task *list = self->first;
-    self->now_ns = now_ns;
-    for (struct engine_task *task = list; task; task = task->next) {
-        double start = clock_seconds();
-        pool_run(self->pool, task->fn, task->arg, task->items);
-        if (task->kind == ENGINE_SELECT)
-            self->choosing += clock_seconds() - start;
-        task->done_ns = now_ns;
-    }
-    self->first = NULL;
-    self->last = &self->first;
-    return list;
+    double start = clock_seconds();
+    struct engine_task *done = self->pool->ops->poll(self->pool, now_ns);
+    if (done && done->kind == ENGINE_SELECT)
+        self->choosing += clock_seconds() - start;
+    return done;
 }
 
 static uint64_t clock_next_ns(struct engine *engine)
 {
-    const struct attend_clock *self = (struct attend_clock *)engine;
-    return self->first ? self->now_ns : UINT64_MAX;
+    struct engine *pool = ((struct attend_clock *)engine)->pool;
+    return pool->ops->next_ns(pool);
 }
 
 static void clock_close(struct engine *engine)
 {
+    engine_close(((struct attend_clock *)engine)->pool);
     free(engine);
 }
 
@@ -63,11 +53,16 @@ static int clock_open(struct attend_clock **out, struct pool *pool, struct inst_
 {
     static const struct engine_ops ops = {
         .submit = clock_submit, .poll = clock_poll, .next_ns = clock_next_ns, .close = clock_close};
-    struct attend_clock *self = *out = calloc(1, sizeof *self);
+    struct attend_clock *self = calloc(1, sizeof *self);
     if (!self)
         return inst_fail(msg, INST_ENOMEM, "no memory");
-    *self = (struct attend_clock){.engine.ops = &ops, .pool = pool, .last = &self->first};
-    return 0;
+    self->engine.ops = &ops;
+    int err = engine_pool_open(&self->pool, pool, msg);
+    if (err)
+        free(self);
+    else
+        *out = self;
+    return err;
 }
 
 double attend_bench_choosing(const struct attend_bench *b)
