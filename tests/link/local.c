@@ -12,30 +12,50 @@
 #include <string.h>
 #include <cmocka.h>
 
+static const struct space_config config = {.layers = 1,
+                                           .kv_heads = 1,
+                                           .head_dim = 16,
+                                           .group_tokens = 16,
+                                           .max_sequences = 1,
+                                           .max_tokens = 64};
+
+struct rig {
+    struct flash *flash;
+    struct pool *pool;
+    struct drive *drive;
+    struct link *link;
+};
+
+typedef int open_fn(struct link **, struct drive *, struct flash *, struct inst_msg *);
+
+static struct link *rig_open(struct rig *rig, open_fn *open_link)
+{
+    struct flash_geometry geometry;
+    struct drive_plan plan;
+    assert_int_equal(drive_geometry_for(&geometry, &config, 1 << 22, 0, NULL), 0);
+    assert_int_equal(drive_plan(&plan, &geometry, &config, 0, NULL), 0);
+    assert_int_equal(flash_ram_open(&rig->flash, &geometry, 0, NULL), 0);
+    assert_int_equal(pool_new(&rig->pool, 1, NULL), 0);
+    struct drive_limits limits = {.dram_bytes = plan.good_dram_bytes, .pool = rig->pool};
+    assert_int_equal(drive_open(&rig->drive, rig->flash, &limits, NULL), 0);
+    assert_int_equal(open_link(&rig->link, rig->drive, rig->flash, NULL), 0);
+    return rig->link;
+}
+
+static void rig_close(struct rig *rig)
+{
+    link_close(rig->link);
+    drive_close(rig->drive);
+    flash_close(rig->flash);
+    pool_free(rig->pool);
+}
+
 static void commands_reach_the_drive(void **state)
 {
     (void)state;
-    struct space_config config = {.layers = 1,
-                                  .kv_heads = 1,
-                                  .head_dim = 16,
-                                  .group_tokens = 16,
-                                  .max_sequences = 1,
-                                  .max_tokens = 64};
-    struct flash_geometry geometry;
-    struct drive_plan plan;
-    struct flash *flash;
-    struct drive *drive;
-    struct link *link;
-    struct pool *pool;
+    struct rig rig;
     struct inst_msg msg = {0};
-    assert_int_equal(drive_geometry_for(&geometry, &config, 1 << 22, 0, &msg), 0);
-    assert_int_equal(drive_plan(&plan, &geometry, &config, 0, &msg), 0);
-    assert_int_equal(flash_ram_open(&flash, &geometry, 0, &msg), 0);
-    assert_int_equal(pool_new(&pool, 1, &msg), 0);
-    struct drive_limits limits = {.dram_bytes = plan.good_dram_bytes, .pool = pool};
-    assert_int_equal(drive_open(&drive, flash, &limits, &msg), 0);
-    assert_int_equal(link_local_open(&link, drive, flash, &msg), 0);
-
+    struct link *link = rig_open(&rig, link_local_open);
     alignas(64) uint8_t data[1024];
     uint64_t result = 0;
     struct command c = {.opcode = OP_IDENTIFY, .length = IDENTIFY_TABLE_BYTES};
@@ -69,36 +89,16 @@ static void commands_reach_the_drive(void **state)
     assert_int_equal(link->ops->poll(link, &done, 1, 20 * 1000 * 1000), 0);
     assert_true(clock_seconds() - start >= 0.019);
     assert_int_equal(link->ops->poll(link, &done, 1, 0), 0);
-    link_close(link);
-    drive_close(drive);
-    flash_close(flash);
-    pool_free(pool);
+    rig_close(&rig);
 }
 
 // A nanosecond for each byte, on a drive that takes no time itself.
 static void commands_take_the_time_of_the_wire(void **state)
 {
     (void)state;
-    struct space_config config = {.layers = 1,
-                                  .kv_heads = 1,
-                                  .head_dim = 16,
-                                  .group_tokens = 16,
-                                  .max_sequences = 1,
-                                  .max_tokens = 64};
-    struct flash_geometry geometry;
-    struct drive_plan plan;
-    struct flash *flash;
-    struct drive *drive;
-    struct link *link;
-    struct pool *pool;
+    struct rig rig;
+    struct link *link = rig_open(&rig, link_local_open_virtual);
     alignas(64) uint8_t data[4096] = {0}, table[128];
-    assert_int_equal(drive_geometry_for(&geometry, &config, 1 << 22, 0, NULL), 0);
-    assert_int_equal(drive_plan(&plan, &geometry, &config, 0, NULL), 0);
-    assert_int_equal(flash_ram_open(&flash, &geometry, 0, NULL), 0);
-    assert_int_equal(pool_new(&pool, 1, NULL), 0);
-    struct drive_limits limits = {.dram_bytes = plan.good_dram_bytes, .pool = pool};
-    assert_int_equal(drive_open(&drive, flash, &limits, NULL), 0);
-    assert_int_equal(link_local_open_virtual(&link, drive, flash, NULL), 0);
     assert_int_equal(link_local_wire(link, 1000000000, NULL), 0);
 
     // An entry down, a completion and the table up.
@@ -143,10 +143,7 @@ static void commands_take_the_time_of_the_wire(void **state)
     for (; !err && n < 10000; n++)
         err = link->ops->submit(link, &c, NULL, data);
     assert_true(err == INST_ENORESOURCE && n > 64);
-    link_close(link);
-    drive_close(drive);
-    flash_close(flash);
-    pool_free(pool);
+    rig_close(&rig);
 }
 
 static void link_call_refuses_foreign_completions(void **state)
