@@ -294,10 +294,10 @@ struct sparf_unit *sparf_take(struct unit *unit, uint64_t k, bool audit)
         u->alpha[i] = 1;
         partial_clear(partial_at(u->dense, i, s->space->config.head_dim));
     }
-    if (u->all) // nothing is ranked
+    if (u->all) { // nothing is ranked
         memset(u->chosen, 0xff, unit->n_heads * (s->size.tokens / 64) * sizeof *u->chosen);
-    if (u->all)
         tell(unit, true);
+    }
     unit->phase = SPARF_TOKENS;
     unit->kind = UNIT_READS;
     return u;
