@@ -20,7 +20,7 @@ struct real {
     uint64_t tokens;
     const struct selections *recorded; // to be replayed, NULL: none
     bool measured;                     // the ATTEND that counts
-    struct table_header header;        // of ATTEND
+    struct table_header header;        // of ATTEND; what the configuration says comes with that
     struct inst_msg *msg;
 };
 
@@ -40,10 +40,12 @@ static void selected(void *user, struct drive_selection *s)
 
 static int open_drive(struct real *r, enum method_kind method, const struct selection *sel)
 {
-    static const uint32_t methods[] = {METHOD_DENSE, METHOD_SPARF, METHOD_PAGES};
-    const struct shape *s = &r->w->shape;
-    uint32_t heads = drive_heads(r->m, s);
-    double payload = r->sequences * (double)r->tokens * heads * s->head_dim * 4 *
+    struct space_config config =
+        drive_virtual_config(r->m, &r->w->shape, method, sel->page_channels);
+    config.layers = 1;
+    config.max_sequences = r->sequences;
+    config.max_tokens = r->tokens;
+    double payload = r->sequences * (double)r->tokens * config.kv_heads * config.head_dim * 4 *
                      (method == SIM_SPARF ? 1.5 : 1);
     uint64_t memory = r->o->memory ? r->o->memory : 4ull << 30;
     if (payload > (double)memory / 2)
@@ -54,20 +56,14 @@ static int open_drive(struct real *r, enum method_kind method, const struct sele
     // Blocks that are open, and what striping leaves empty in them.
     snprintf(where, sizeof where, "%s:%lluM,payload=ram,bad=off,retries=off", r->o->profile,
              (unsigned long long)(2 * (uint64_t)payload / (1 << 20) + 2048));
-    const struct drive_virtual_options o = {
-        .where = where,
-        .csd = &r->m->csd,
-        .config = {.layers = 1,
-                   .kv_heads = heads,
-                   .head_dim = s->head_dim,
-                   .max_sequences = r->sequences,
-                   .max_tokens = r->tokens,
-                   .q_heads = r->q_heads,
-                   .method = methods[method],
-                   .page_channels = method == SIM_SPARF ? sel->page_channels : 0},
-        .memory = memory,
-        .selected = selected,
-        .selected_user = r};
+    const struct drive_virtual_options o = {.where = where,
+                                            .csd = &r->m->csd,
+                                            .config = config,
+                                            .memory = memory,
+                                            .selected = selected,
+                                            .selected_user = r};
+    r->header.method = config.method;
+    r->header.q_heads = r->q_heads = config.q_heads;
     return drive_virtual_open(&r->v, &o, r->msg);
 }
 
@@ -122,7 +118,6 @@ static int attend(struct real *r, uint32_t count, uint64_t *ns)
     if (!err)
         err = drive_virtual_call(&r->v,
                                  (struct command){.opcode = OP_ATTEND,
-
                                                   .count = count,
                                                   .ticket = TICKET,
                                                   .length = (uint32_t)l.in_bytes},
@@ -130,7 +125,6 @@ static int attend(struct real *r, uint32_t count, uint64_t *ns)
     if (!err)
         err = drive_virtual_call(&r->v,
                                  (struct command){.opcode = OP_COLLECT,
-
                                                   .ticket = TICKET,
                                                   .length = (uint32_t)l.out_bytes},
                                  out);
@@ -182,7 +176,6 @@ int drive_real_run(struct drive_timing *out, struct drive_real_report *report,
                    const struct workload *workload, enum method_kind method,
                    const struct selection *selection, double context, struct inst_msg *msg)
 {
-    static const uint32_t methods[] = {METHOD_DENSE, METHOD_SPARF, METHOD_PAGES};
     int err = machine_check(machine, msg);
     err = err ? err : workload_check(workload, msg);
     if (err)
@@ -199,11 +192,7 @@ int drive_real_run(struct drive_timing *out, struct drive_real_report *report,
         min_u64(options->sequences, drive_sequences(machine, workload)), VIRTUAL_ITEMS_MAX);
     r->tokens = (uint64_t)context;
     r->recorded = method == SIM_DENSE ? NULL : selection->recorded;
-    r->q_heads =
-        drive_heads(machine, &workload->shape) * (workload->shape.heads / workload->shape.kv_heads);
-    r->header = (struct table_header){.method = methods[method],
-                                      .q_heads = r->q_heads,
-                                      .scale = 1 / sqrtf((float)workload->shape.head_dim)};
+    r->header.scale = 1 / sqrtf((float)workload->shape.head_dim);
     if (method == SIM_SPARF) {
         r->header.sparf_channels = (uint32_t)ceil(selection->channels * workload->shape.head_dim);
         r->header.sparf_divisor = (uint32_t)fmax(1, round(1 / selection->tokens));

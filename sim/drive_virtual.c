@@ -15,6 +15,18 @@ static struct engine_params engine_of(const struct csd *c)
                                   .overlap = c->overlap > 0};
 }
 
+struct space_config drive_virtual_config(const struct machine *machine, const struct shape *shape,
+                                         enum method_kind method, uint32_t page_channels)
+{
+    static const uint32_t methods[] = {METHOD_DENSE, METHOD_SPARF, METHOD_PAGES};
+    uint32_t heads = drive_heads(machine, shape);
+    return (struct space_config){.kv_heads = heads,
+                                 .head_dim = shape->head_dim,
+                                 .q_heads = heads * (shape->heads / shape->kv_heads),
+                                 .method = methods[method],
+                                 .page_channels = method == SIM_SPARF ? page_channels : 0};
+}
+
 int drive_virtual_call(struct drive_virtual *v, struct command command, void *data)
 {
     uint8_t entry[COMMAND_BYTES];

@@ -7,7 +7,7 @@
 
 #include "drive/drive.h"
 #include "drive/engine.h"
-#include "sim/machine.h"
+#include "sim/drive_timing.h"
 
 enum { VIRTUAL_SPACE = 1, VIRTUAL_ITEMS_MAX = 256 };
 
@@ -33,6 +33,10 @@ struct drive_virtual_options {
     void *selected_user;
 };
 
+// Of the drive of an array that has most heads; page_channels is SparF's. Layers, sequences and
+// tokens are the caller's.
+struct space_config drive_virtual_config(const struct machine *machine, const struct shape *shape,
+                                         enum method_kind method, uint32_t page_channels);
 // `v` is zeroed, aligned to 64 bytes, and to be closed whatever this says.
 int drive_virtual_open(struct drive_virtual *v, const struct drive_virtual_options *options,
                        struct inst_msg *msg);

@@ -74,28 +74,22 @@ static int run_generation(struct wear *s)
 static int open_all(struct wear *s, const struct machine *m, enum method_kind method,
                     double generation, struct inst_msg *msg)
 {
-    static const uint32_t methods[] = {METHOD_DENSE, METHOD_SPARF, METHOD_PAGES};
     const struct shape *shape = &s->w->shape;
     char where[160];
     snprintf(where, sizeof where, "%s:%.0fM,payload=none", s->o->profile,
              ceil(generation * fmax(1.2, s->o->room) / (1 << 20)));
-    uint32_t heads = drive_heads(m, shape);
-    const struct drive_virtual_options o = {
+    struct drive_virtual_options o = {
         .where = where,
         .csd = &m->csd,
-        .config = {.layers = shape->layers,
-                   .kv_heads = heads,
-                   .head_dim = shape->head_dim,
-                   .max_sequences = s->sequences,
-                   .max_tokens = (uint64_t)s->w->input + s->w->output,
-                   .q_heads = heads * (shape->heads / shape->kv_heads),
-                   .method = methods[method],
-                   .page_channels = method == SIM_SPARF ? s->o->page_channels : 0},
+        .config = drive_virtual_config(m, shape, method, s->o->page_channels),
         .memory = s->o->memory ? s->o->memory : 6ull << 30};
+    o.config.layers = shape->layers;
+    o.config.max_sequences = s->sequences;
+    o.config.max_tokens = (uint64_t)s->w->input + s->w->output;
     int err = drive_virtual_open(&s->drive, &o, msg);
     uint64_t one = 0, chunk = 0;
-    slab_bytes(heads, 1, shape->head_dim, &one);
-    slab_bytes(heads, CHUNK, shape->head_dim, &chunk);
+    slab_bytes(o.config.kv_heads, 1, shape->head_dim, &one);
+    slab_bytes(o.config.kv_heads, CHUNK, shape->head_dim, &chunk);
     s->data = err ? NULL : aligned_alloc(64, max_u64(chunk, VIRTUAL_ITEMS_MAX * one));
     if (!err && !s->data)
         err = inst_fail(msg, INST_ENOMEM, "K and V of %d tokens", CHUNK);
