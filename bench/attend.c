@@ -106,7 +106,8 @@ static struct space_config config_of(const struct attend_options *o, uint32_t pa
                                  .page_channels = o->page_channels,
                                  .kv_type = o->kv_type,
                                  .piece_tokens = o->piece,
-                                 .piece_keys = o->keys};
+                                 .piece_keys = o->keys,
+                                 .piece_heads = o->heads_together};
 }
 
 // The texts' topics are the only thing that grows with the context besides the flash itself.

@@ -134,6 +134,14 @@ struct engine_options {
          OPTION_U32, &(E).engine.pages_keys,                                                       \
          1,          64,                                                                           \
          "N",        "of pages: keys in DRAM for each piece; default: one for each token"},        \
+        {"--heads",                                                                                \
+         0,                                                                                        \
+         OPTION_U32,                                                                               \
+         &(E).engine.pages_heads,                                                                  \
+         1,                                                                                        \
+         4096,                                                                                     \
+         "N",                                                                                      \
+         "of pages: KV heads that choose the same tokens; default: for pieces of 16 KiB"},         \
         {"--newest", 0,                                                                            \
          OPTION_U32, &(E).engine.pages_newest,                                                     \
          1,          4294967295.0,                                                                 \

@@ -66,6 +66,7 @@ void space_config_encode(uint8_t out[CONFIG_BYTES], const struct space_config *c
     le_put32(out + 44, config->piece_tokens);
     le_put32(out + 48, config->kv_type);
     le_put32(out + 52, config->piece_keys);
+    le_put32(out + 56, config->piece_heads);
 }
 
 int space_config_decode(struct space_config *config, const void *in, size_t bytes)
@@ -86,6 +87,7 @@ int space_config_decode(struct space_config *config, const void *in, size_t byte
         .piece_tokens = le_get32(p + 44),
         .kv_type = le_get32(p + 48),
         .piece_keys = le_get32(p + 52),
+        .piece_heads = le_get32(p + 56),
     };
     return 0;
 }

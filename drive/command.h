@@ -84,6 +84,10 @@ void command_decode(struct command *command, const uint8_t entry[COMMAND_BYTES])
 void completion_encode(uint8_t entry[COMPLETION_BYTES], const struct completion *completion);
 void completion_decode(struct completion *completion, const uint8_t entry[COMPLETION_BYTES]);
 
+// How ATTEND finds what it reads. METHOD_SPARF and METHOD_PAGES need a space of that method;
+// METHOD_DENSE works on every space.
+enum attend_method { METHOD_DENSE = 0, METHOD_SPARF = 1, METHOD_PAGES = 2 };
+
 // CONFIG: what a space holds. Shapes are of this drive's share of the heads.
 struct space_config {
     uint32_t layers;
@@ -108,13 +112,17 @@ struct space_config {
     // METHOD_PAGES: keys that stand for a piece in the index, no more than its tokens. 0: the drive
     // chooses.
     uint32_t piece_keys;
+    // METHOD_PAGES: neighbouring KV heads that choose the same tokens, so that what is read lies
+    // together; divides kv_heads. 0: 1.
+    uint32_t piece_heads;
 };
+// KV heads that choose the same tokens, and therefore are on one drive.
+static inline uint32_t space_config_together(const struct space_config *config)
+{
+    return config->method == METHOD_PAGES && config->piece_heads ? config->piece_heads : 1;
+}
 void space_config_encode(uint8_t out[CONFIG_BYTES], const struct space_config *config);
 int space_config_decode(struct space_config *config, const void *in, size_t bytes);
-
-// How ATTEND finds what it reads. METHOD_SPARF and METHOD_PAGES need a space of that method;
-// METHOD_DENSE works on every space.
-enum attend_method { METHOD_DENSE = 0, METHOD_SPARF = 1, METHOD_PAGES = 2 };
 
 struct table_header {
     // WRITE, READ: the range of KV heads that the slabs hold

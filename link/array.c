@@ -369,11 +369,11 @@ static void ticket_ready(struct array *a, struct ticket *t)
 
 // Groups differ with the space; a drive counts for all of them, so its numbers are taken for those
 // of the first.
-static uint32_t heads_of_first(const struct array *a)
+static uint32_t sets_of_first(const struct array *a)
 {
     for (int i = 0; i < ARRAY_SPACES; i++) {
         if (a->space[i].known)
-            return a->space[i].shape.kv_heads;
+            return a->space[i].shape.kv_heads / a->space[i].shape.together;
     }
     return a->drives;
 }
@@ -398,7 +398,7 @@ static int merge_state(struct array *a, struct request *r, struct inst_msg *msg)
         identity_encode(r->data, &identity);
         return 0;
     }
-    link_array_merge(a->stats, a->drives, heads_of_first(a), &stats);
+    link_array_merge(a->stats, a->drives, sets_of_first(a), &stats);
     stats_encode(r->data, &stats);
     return 0;
 }

@@ -60,6 +60,7 @@ struct note {
 // Of the space, as the host knows it.
 struct shape {
     uint32_t kv_heads, head_dim;
+    uint32_t together; // heads that are on one drive
 };
 
 struct place {

@@ -23,16 +23,23 @@ static uint64_t notes_bytes(uint32_t count)
     return align(count * sizeof(struct note));
 }
 
-struct link_share link_array_share(uint32_t drives, uint32_t kv_heads, uint32_t drive)
+struct link_share link_array_share(uint32_t drives, uint32_t kv_heads, uint32_t together,
+                                   uint32_t drive)
 {
-    uint32_t groups = kv_heads && drives > kv_heads ? (drives + kv_heads - 1) / kv_heads : 1;
+    const uint32_t sets = kv_heads / together;
+    uint32_t groups = sets && drives > sets ? (drives + sets - 1) / sets : 1;
     // Drives g, g + groups, g + 2 groups, ... are group g.
     struct link_share share = {.group = drive % groups, .groups = groups};
     uint32_t members = (drives - share.group + groups - 1) / groups, member = drive / groups;
-    uint32_t each = kv_heads / members, more = kv_heads % members;
-    share.head_first = member * each + (member < more ? member : more);
-    share.head_count = each + (member < more);
+    uint32_t each = sets / members, more = sets % members;
+    share.head_first = (member * each + (member < more ? member : more)) * together;
+    share.head_count = (each + (member < more)) * together;
     return share;
+}
+
+static struct link_share share_of(const struct array *a, const struct shape *shape, uint32_t drive)
+{
+    return link_array_share(a->drives, shape->kv_heads, shape->together, drive);
 }
 
 // ---- spaces ------------------------------------------------------------------------------------
@@ -58,6 +65,10 @@ int array_space_new(struct array *a, uint32_t id, const struct space_config *con
     if (!config->kv_heads || config->q_heads % config->kv_heads)
         return inst_fail(msg, INST_EINVAL, "CONFIG: %u query heads over %u KV heads",
                          config->q_heads, config->kv_heads);
+    uint32_t together = space_config_together(config);
+    if (config->kv_heads % together)
+        return inst_fail(msg, INST_EINVAL, "CONFIG: %u KV heads do not choose together by %u",
+                         config->kv_heads, together);
     *space = (struct array_space){.used = true, .id = id, .config = *config};
     space->places = min_u64(max_u64(config->max_sequences, 16), ARRAY_SEQUENCES);
     space->load = budget_alloc(a->budget, a->drives, sizeof *space->load, "a space", msg);
@@ -67,8 +78,8 @@ int array_space_new(struct array *a, uint32_t id, const struct space_config *con
         array_space_end(a, space);
         return INST_ENOMEM;
     }
-    space->shape = (struct shape){config->kv_heads, config->head_dim};
-    space->groups = link_array_share(a->drives, config->kv_heads, 0).groups;
+    space->shape = (struct shape){config->kv_heads, config->head_dim, together};
+    space->groups = share_of(a, &space->shape, 0).groups;
     *out = space;
     return 0;
 }
@@ -78,11 +89,6 @@ void array_space_end(struct array *a, struct array_space *space)
     budget_free(a->budget, space->load);
     budget_free(a->budget, space->place);
     *space = (struct array_space){0};
-}
-
-static struct link_share share_of(const struct array *a, const struct shape *shape, uint32_t drive)
-{
-    return link_array_share(a->drives, shape->kv_heads, drive);
 }
 
 struct space_config array_share_config(const struct array *a, const struct array_space *space,
@@ -721,10 +727,10 @@ static uint64_t sum_of_groups(const struct drive_stats *stats, uint32_t drives, 
     return sum;
 }
 
-void link_array_merge(const struct drive_stats *stats, uint32_t drives, uint32_t kv_heads,
+void link_array_merge(const struct drive_stats *stats, uint32_t drives, uint32_t sets,
                       struct drive_stats *out)
 {
-    uint32_t groups = link_array_share(drives, kv_heads, 0).groups;
+    uint32_t groups = link_array_share(drives, sets, 1, 0).groups;
     for (size_t row = 0; row < STAT_ROWS; row++) {
         uint64_t sum = 0, most = 0, least = UINT64_MAX;
         for (uint32_t i = 0; i < drives; i++) {

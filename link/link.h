@@ -63,13 +63,15 @@ struct link_array_options {
 enum { LINK_ARRAY_MOST = 64 };
 int link_array_open(struct link **out, const struct link_array_options *options,
                     struct inst_msg *msg);
-// Which heads one of the drives holds. Where there are more drives than KV heads they are divided
-// into groups; each has all heads, and a sequence lives in one of them.
+// Which heads one of the drives holds. `together`, which divides kv_heads: so many neighbours are
+// on one drive (space_config_together); a set of heads. Where there are more drives than sets they
+// are divided into groups; each has all heads, and a sequence lives in one of them.
 struct link_share {
     uint32_t group, groups;
     uint32_t head_first, head_count;
 };
-struct link_share link_array_share(uint32_t drives, uint32_t kv_heads, uint32_t drive);
+struct link_share link_array_share(uint32_t drives, uint32_t kv_heads, uint32_t together,
+                                   uint32_t drive);
 // What the array takes of its budget while an ATTEND and a COLLECT of `count` items are under way.
 // False when it overflows.
 bool link_array_bytes(uint32_t drives, uint32_t count, const struct space_config *config,
@@ -81,7 +83,7 @@ static inline bool link_array_in_place(uint32_t head_dim)
 }
 // Of one drive, as of the last STAT; and what an array makes of its drives'.
 const struct drive_stats *link_array_stats(const struct link *link, uint32_t drive);
-void link_array_merge(const struct drive_stats *stats, uint32_t drives, uint32_t kv_heads,
+void link_array_merge(const struct drive_stats *stats, uint32_t drives, uint32_t sets,
                       struct drive_stats *out);
 // The drives (bit i: drive i) that have not given back what they were given, in any command or item
 // since the array was opened: INST_EIO or INST_ECORRUPT.

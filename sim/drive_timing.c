@@ -53,13 +53,13 @@ static void load_page(void *arg, uint32_t page)
 uint32_t drive_heads(const struct machine *m, const struct shape *s)
 {
     // The last group has the fewest drives.
-    uint32_t groups = link_array_share(m->drives, s->kv_heads, 0).groups;
-    return link_array_share(m->drives, s->kv_heads, groups - 1).head_count;
+    uint32_t groups = link_array_share(m->drives, s->kv_heads, 1, 0).groups;
+    return link_array_share(m->drives, s->kv_heads, 1, groups - 1).head_count;
 }
 
 uint32_t drive_sequences(const struct machine *m, const struct workload *w)
 {
-    uint32_t groups = link_array_share(m->drives, w->shape.kv_heads, 0).groups;
+    uint32_t groups = link_array_share(m->drives, w->shape.kv_heads, 1, 0).groups;
     return (w->batch + groups - 1) / groups;
 }
 

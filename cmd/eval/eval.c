@@ -40,7 +40,7 @@ struct eval {
     const char *types;
     struct option_numbers contexts;
     const char *budgets, *masses, *text, *row_cache;
-    uint32_t questions, each, decoded, seed, piece, keys;
+    uint32_t questions, each, decoded, seed, piece, keys, heads;
     struct output_file csv, svg;
 
     uint32_t task[EVAL_TASKS + 1], divisor[BUDGETS_MOST];
@@ -492,6 +492,7 @@ static int prepare(struct eval *v, const struct options *options)
         code = engine_options_read(&v->engine, "eval");
     v->engine.engine.pages_piece = v->piece; // of one method among others
     v->engine.engine.pages_keys = v->keys;
+    v->engine.engine.pages_heads = v->heads;
     // Nobody waits for an answer here: what was stopped for a while, as a whole, just goes on.
     v->engine.engine.drive_timeout_ms = UINT32_MAX;
     if (!code)
@@ -602,6 +603,8 @@ int command_eval(int argc, char **argv)
          "of pages: tokens chosen together, a power of two; default: what fills a page"},
         {"--keys", 0, OPTION_U32, &v.keys, 1, 64, "N",
          "of pages: keys in DRAM for each piece; default: one for each token"},
+        {"--heads", 0, OPTION_U32, &v.heads, 1, 4096, "N",
+         "of pages: KV heads that choose the same tokens; default: for pieces of 16 KiB"},
     };
     const struct options options = {
         "eval", NULL, "Compares attention methods: how right answers are, by the bytes read.", rows,

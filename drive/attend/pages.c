@@ -2,15 +2,16 @@
 // Attention over the pieces of the KV cache that hold most of the softmax:
 //
 //   select   the mass of every complete index piece is predicted from its summary (ftl/index.h) for
-//            each query head, normalised and summed over the heads that share a KV head; the best
-//            pieces are chosen until the budget is used up, or until they hold the mass asked for;
-//            the first piece, those with any of the `pages_local` newest tokens, and the tokens
-//            without a summary are chosen whatever their rank
+//            each query head, normalised and summed over the heads that choose together: those that
+//            share a KV head, or `piece_heads` neighbouring KV heads; the best pieces are chosen
+//            until the budget is used up, or until they hold the mass asked for; the first piece,
+//            those with any of the `pages_local` newest tokens, and the tokens without a summary
+//            are chosen whatever their rank
 //   tokens   exact attention over every token of what was chosen: that of sparf
 //   finish   what was not read takes part by its predicted weight and its mean V
 //
-// A piece stands or falls for each KV head on its own, so that a drive array, which divides heads,
-// chooses as one drive does. The choice depends on q, the K and V of the sequence and its length
+// Heads that choose together are on one drive, so that a drive array, which divides heads, chooses
+// as one drive does. The choice depends on q, the K and V of the sequence and its length
 // alone. Where all is chosen nothing is estimated: that is dense attention to the bit.
 #include "drive/attend/select.h"
 #include "drive/attend/sparf.h"
@@ -49,10 +50,10 @@ static uint64_t blocks_of(const struct index_shape *shape, uint64_t pieces)
 }
 
 // A head's: weights [group][pieces], relative to tops [group][blocks], their sum over the group
-// [pieces], and bits of the chosen pieces.
+// [pieces], the same over all heads that choose together, and bits of the chosen pieces.
 static uint64_t weight_floats(const struct index_shape *shape, uint64_t pieces, uint32_t group)
 {
-    return pieces * (group + 1ull) + blocks_of(shape, pieces) * group;
+    return pieces * (group + 2ull) + blocks_of(shape, pieces) * group;
 }
 
 uint64_t pages_floats(const struct space_config *config, uint64_t tokens, uint32_t group)
@@ -89,7 +90,8 @@ struct pages_view {
     struct index_shape shape;
     uint64_t pieces, tokens; // complete pieces; tokens of one
     uint64_t blocks;
-    float *weights, *tops, *total;
+    uint32_t set, set_end; // heads of the unit that choose together, this one among them
+    float *weights, *tops, *total, *together;
     uint64_t *bits;
 };
 
@@ -104,6 +106,10 @@ static struct pages_view view_of(const struct unit *unit, uint32_t head)
     p.weights = p.v.scores;
     p.tops = p.weights + p.v.group * p.pieces;
     p.total = p.tops + p.v.group * p.blocks;
+    p.together = p.total + p.pieces;
+    const uint32_t each = space_config_together(config);
+    p.set = head / each * each;
+    p.set_end = p.set + each;
     uint64_t used = weight_floats(&p.shape, p.pieces, p.v.group);
     p.bits = (uint64_t *)(p.v.scores + used + used % 2); // scores are aligned to 64 bytes
     return p;
@@ -221,7 +227,7 @@ static uint64_t affordable(const struct pages_view *p, double tokens)
 }
 
 // How many times the mass of what is not read may be larger than predicted, for each query of the
-// group. Of a turned key its signs are kept and the mean size a of its channels; were they normal,
+// head. Of a turned key its signs are kept and the mean size a of its channels; were they normal,
 // as the Hadamard matrix makes them, (pi / 2 - 1) a^2 of the variance of each would be lost, and a
 // score is off by the root of (pi / 2 - 1) (scale |q| a)^2. What is chosen by such scores are those
 // that came out too high; what is left, those that came out too low. So the rest counts as if its
@@ -257,17 +263,23 @@ static double held(const struct pages_view *p, uint32_t query, float doubt)
     return sum[0] > 0 ? sum[1] / (sum[1] + (double)doubt * sum[0]) : 1;
 }
 
-// For the query of the group that has least.
-static double least_held(const struct pages_view *p, const float *doubt)
+// For the query that has least, of all heads that choose together.
+static double least_held(const struct pages_view *p)
 {
     double least = 1;
-    for (uint32_t i = 0; i < p->v.group; i++)
-        least = fmin(least, held(p, i, doubt[i]));
+    for (uint32_t head = p->set; head < p->set_end; head++) {
+        struct pages_view other = view_of(p->v.unit, head);
+        const float *doubt = p->v.u->factor + head * p->v.group;
+        other.bits = p->bits;
+        for (uint32_t i = 0; i < p->v.group; i++)
+            least = fmin(least, held(&other, i, doubt[i]));
+    }
     return least;
 }
 
-// Chooses pieces: p->bits. total[i]: predicted mass of piece i, summed over the group.
-static void choose_pieces(const struct pages_view *p, const float *doubt)
+// Chooses pieces: p->bits, the same for all heads that choose together. A head's total[i] is the
+// predicted mass of piece i, summed over the group.
+static void choose_pieces(const struct pages_view *p)
 {
     const struct table_header *h = &p->v.job->header;
     uint64_t tokens = p->v.u->tokens, free_end = tokens - min_u64(p->v.u->local, tokens);
@@ -275,16 +287,19 @@ static void choose_pieces(const struct pages_view *p, const float *doubt)
     double ratio = h->pages_ratio != 0 ? (double)h->pages_ratio : 1;
     uint64_t least = min_u64(p->pieces, local + 1);
     uint64_t most = max_u64(least, affordable(p, ratio * (double)tokens));
-    p->total[0] = INFINITY;                      // first of all
+    memcpy(p->together, view_of(p->v.unit, p->set).total, p->pieces * sizeof *p->together);
+    for (uint32_t head = p->set + 1; head < p->set_end; head++)
+        p->v.k->axpy(p->together, 1, view_of(p->v.unit, head).total, p->pieces);
+    p->together[0] = INFINITY;                   // first of all
     while (h->pages_mass != 0 && least < most) { // the fewest pieces that hold as much
         uint64_t middle = least + (most - least) / 2;
-        select_tokens(p->total, p->pieces, middle, local, p->bits);
-        if (least_held(p, doubt) >= (double)h->pages_mass)
+        select_tokens(p->together, p->pieces, middle, local, p->bits);
+        if (least_held(p) >= (double)h->pages_mass)
             most = middle;
         else
             least = middle + 1;
     }
-    select_tokens(p->total, p->pieces, most, local, p->bits);
+    select_tokens(p->together, p->pieces, most, local, p->bits);
 }
 
 // Chosen pieces become chosen tokens, with those behind the last piece.
@@ -327,7 +342,7 @@ static void add_rest(const struct pages_view *p, uint32_t first, uint32_t n_q, u
 }
 
 // What was not chosen, as one partial for each query: predicted weights and mean values.
-static void estimate_rest(const struct pages_view *p, const float *max, struct pages_scratch *own)
+static void estimate_rest(const struct pages_view *p, struct pages_scratch *own)
 {
     const struct sparf_view *v = &p->v;
     const uint64_t last = index_bytes(&p->shape) - 1;
@@ -348,16 +363,17 @@ static void estimate_rest(const struct pages_view *p, const float *max, struct p
     for (uint32_t i = 0; i < v->group; i++) {
         struct partial *partial = partial_at(rest, i, v->dim);
         if (partial->sum > 0)
-            partial->max = max[i];
+            partial->max = v->u->alpha[v->head * v->group + i];
         index_turn(partial->acc, v->dim);
     }
 }
 
-static void choose(const struct pages_view *p, uint8_t *scratch)
+// Predicts the masses of a head.
+static void predict(const struct pages_view *p, uint8_t *scratch)
 {
     const struct sparf_view *v = &p->v;
     const uint64_t each = block_pieces(&p->shape);
-    float max[MAX_GROUP_HEADS];
+    float *max = v->u->alpha + v->head * v->group;
     memset(p->total, 0, p->pieces * sizeof *p->total);
     for (uint32_t i = 0; i < v->group; i += QUERIES)
         weigh(p, i, v->group - i < QUERIES ? v->group - i : QUERIES, scratch);
@@ -370,13 +386,19 @@ static void choose(const struct pages_view *p, uint8_t *scratch)
             v->k->scale(weights + at * each, tops[at], min_u64(each, p->pieces - at * each));
         v->k->axpy(p->total, 1.0f / v->k->sum(weights, p->pieces), weights, p->pieces);
     }
-    float doubt[MAX_GROUP_HEADS];
-    doubts(p, doubt);
-    choose_pieces(p, doubt);
+    doubts(p, v->u->factor + v->head * v->group);
+}
+
+// Once that is known of all heads that choose together. Each makes the choice for itself.
+static void choose(const struct pages_view *p, uint8_t *scratch)
+{
+    const struct sparf_view *v = &p->v;
+    const float *doubt = v->u->factor + v->head * v->group;
+    choose_pieces(p);
     for (uint32_t i = 0; i < v->group; i++)
         v->u->predicted[v->head * v->group + i] = (float)held(p, i, doubt[i]);
     choose_tokens(p);
-    estimate_rest(p, max, (struct pages_scratch *)scratch);
+    estimate_rest(p, (struct pages_scratch *)scratch);
 }
 
 // ---- finish ------------------------------------------------------------------------------------
@@ -409,9 +431,12 @@ static void pages_think(const struct unit_task *task, uint8_t *scratch)
 {
     for (uint32_t head = task->head; head < task->head + task->heads; head++) {
         const struct pages_view p = view_of(task->unit, head);
+        const bool together = p.set_end - p.set > 1;
+        if (task->unit->phase == SPARF_RANK || (task->unit->phase == SPARF_SELECT && !together))
+            predict(&p, scratch);
         if (task->unit->phase == SPARF_SELECT)
             choose(&p, scratch);
-        else
+        if (task->unit->phase == SPARF_FINISH)
             finish(&p);
     }
 }
@@ -475,7 +500,8 @@ static bool pages_begin(struct unit *unit)
         partial_clear(partial_at(u->rest, i, dim));
     if (u->all)
         return true;
-    unit->phase = SPARF_SELECT;
+    // Heads that choose together wait for one another.
+    unit->phase = space_config_together(&s->space->config) > 1 ? SPARF_RANK : SPARF_SELECT;
     unit->kind = UNIT_THINKS;
     return true;
 }

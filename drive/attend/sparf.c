@@ -56,7 +56,9 @@ static int sparf_size(struct sparf_size *s, const struct flash_geometry *g,
 {
     const struct stream *kv = &streams[STREAM_KV];
     uint32_t dim = c->head_dim;
-    *s = (struct sparf_size){.bundle = channels_bundle(g, c, kv)};
+    uint64_t bundle = channels_bundle(g, c, kv), together = space_config_together(c);
+    bundle = div_round_up(bundle, together) * together;
+    *s = (struct sparf_size){.bundle = (uint32_t)min_u64(bundle, c->kv_heads)};
     s->group = c->q_heads ? (c->q_heads + c->kv_heads - 1) / c->kv_heads : 8;
     if (!checked_round_up(max_u64(c->max_tokens, 1), ATTENTION_TILE, &s->tokens) ||
         s->tokens > (uint64_t)1 << 36 || s->group > MAX_GROUP_HEADS)

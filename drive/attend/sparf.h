@@ -47,8 +47,8 @@ struct sparf_unit {
     uint64_t *chosen;      // [heads] bits
     uint32_t *channels;    // [heads][head_dim], n_channels of them used
     float *q_kept;         // [queries][head_dim], n_channels of them used
-    float *factor;         // [queries] of scores from channels
-    float *alpha;          // [queries]
+    float *factor;         // [queries] of scores from channels; pages: doubts
+    float *alpha;          // [queries]; pages: greatest predicted score
     float *captured;       // [queries]
     float *predicted;      // [queries], pages only
     float *dense;          // [queries] partials, audit only

@@ -117,7 +117,8 @@ static void keep_counts(struct inst_engine *e)
         if (store_emulated(&e->store, i, &modelled))
             loss_modelled_counts(&l->before_of[l->place[i]], &modelled);
     }
-    link_array_merge(stats, e->store.n, e->config.kv_heads, &all);
+    link_array_merge(stats, e->store.n,
+                     e->plan.space.kv_heads / space_config_together(&e->plan.space), &all);
     loss_add_counts(&all, &l->before);
     l->before = all;
     e->has_counted = false; // other drives now

@@ -187,7 +187,8 @@ struct share {
 
 static struct share share_of(const struct engine_plan *p, uint32_t drive)
 {
-    struct link_share s = link_array_share(p->drives, p->space.kv_heads, drive);
+    struct link_share s =
+        link_array_share(p->drives, p->space.kv_heads, space_config_together(&p->space), drive);
     return (struct share){s.head_count, s.groups * p->space.kv_heads, s.groups};
 }
 
@@ -407,6 +408,18 @@ static int plan_threads(struct engine_plan *p, const struct model_config *c,
     return INST_ENOMEM;
 }
 
+// KV heads that choose together: as many as it takes for fp16 of a piece of 16 tokens to be a
+// request of 16 KiB, which disks give at a better rate than smaller ones.
+static uint32_t piece_heads(const struct model_config *config)
+{
+    enum { REQUEST = 16 << 10, TOKENS = 16 };
+    uint32_t heads = 1;
+    while (config->kv_heads % (2 * heads) == 0 &&
+           2ull * heads * TOKENS * config->head_dim * 2 * sizeof(uint16_t) <= REQUEST)
+        heads *= 2;
+    return heads;
+}
+
 int engine_plan(struct engine_plan *plan, const struct model_config *config,
                 const struct plan_input *input, struct inst_msg *msg)
 {
@@ -422,8 +435,14 @@ int engine_plan(struct engine_plan *plan, const struct model_config *config,
         .page_channels = input->page_channels,
         .piece_tokens = input->piece_tokens,
         .piece_keys = input->piece_keys,
+        .piece_heads = input->piece_heads,
         .kv_type = input->kv_type,
     };
+    if (input->method == METHOD_PAGES && !input->piece_heads)
+        plan->space.piece_heads = piece_heads(config);
+    if (plan->space.kv_heads % space_config_together(&plan->space))
+        return inst_fail(msg, INST_EINVAL, "%u KV heads do not choose together by %u",
+                         config->kv_heads, input->piece_heads);
     plan->drives = input->drives ? input->drives : 1;
     plan->threads = input->threads ? input->threads : input->max_threads;
     for (;;) {

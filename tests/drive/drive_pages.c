@@ -48,24 +48,51 @@ struct tally {
     double error;          // the largest of the others
 };
 
+// K and V of tokens 0 to n - 1 of a head.
+static void widen(const struct scene *s, uint32_t layer, uint32_t head, size_t n, double *k,
+                  double *v)
+{
+    size_t at = ((size_t)layer * KV_HEADS + head) * TOKENS * DIM;
+    for (size_t i = 0; i < n * DIM; i++) {
+        k[i] = (double)kernel_f16_to_f32(s->k[at + i]);
+        v[i] = (double)kernel_f16_to_f32(s->v[at + i]);
+    }
+}
+
+// As if another piece had been chosen?
+static void tell_apart(const struct pages_answer *a, const struct scene_result *r, uint32_t first,
+                       uint32_t heads, bool audit, struct tally *t)
+{
+    double error = 0, off = 0;
+    for (uint32_t g = 0; g < heads * GROUP; g++) {
+        const uint32_t query = first * GROUP + g;
+        for (uint32_t d = 0; d < DIM; d++)
+            error = fmax(error, fabs(a->out[g * DIM + d] - (double)r->out[query * DIM + d]));
+        off = fmax(off, fabs(a->captured[g] - (double)r->captured[query]));
+    }
+    t->heads++;
+    if (error > 2e-3 || (audit && off > 1e-4))
+        t->close++;
+    else
+        t->error = fmax(t->error, error);
+}
+
 static void compare(const struct scene *s, uint32_t layer, uint64_t pos,
                     const struct space_config *c, const struct scene_knobs *knobs,
                     const struct scene_result *r, struct tally *t)
 {
-    uint32_t n = (uint32_t)pos + 1;
-    double *k = malloc(2ull * n * DIM * sizeof *k), *v = k + (size_t)n * DIM;
-    double q[GROUP * DIM], out[GROUP * DIM], captured[GROUP];
+    const uint32_t n = (uint32_t)pos + 1, heads = space_config_together(c);
+    double *k = malloc(2ull * heads * n * DIM * sizeof *k), *v = k + (size_t)heads * n * DIM;
+    double q[Q_HEADS * DIM], out[Q_HEADS * DIM], captured[Q_HEADS];
     bool *token = malloc(n);
-    for (uint32_t head = 0; head < KV_HEADS; head++) {
-        size_t at = ((size_t)layer * KV_HEADS + head) * TOKENS * DIM;
-        for (size_t i = 0; i < (size_t)n * DIM; i++) {
-            k[i] = (double)kernel_f16_to_f32(s->k[at + i]);
-            v[i] = (double)kernel_f16_to_f32(s->v[at + i]);
-        }
-        at = (((size_t)layer * TOKENS + pos) * Q_HEADS + head * GROUP) * DIM;
-        for (size_t i = 0; i < GROUP * DIM; i++)
+    for (uint32_t head = 0; head < KV_HEADS; head += heads) {
+        for (uint32_t h = 0; h < heads; h++)
+            widen(s, layer, head + h, n, k + (size_t)h * n * DIM, v + (size_t)h * n * DIM);
+        size_t at = (((size_t)layer * TOKENS + pos) * Q_HEADS + head * GROUP) * DIM;
+        for (size_t i = 0; i < (size_t)heads * GROUP * DIM; i++)
             q[i] = (double)s->q[at + i];
-        struct pages_problem p = {.head_dim = DIM,
+        struct pages_problem p = {.heads = heads,
+                                  .head_dim = DIM,
                                   .group = GROUP,
                                   .tokens = n,
                                   .piece = c->piece_tokens,
@@ -83,19 +110,8 @@ static void compare(const struct scene *s, uint32_t layer, uint64_t pos,
         if (!p.local) // a quarter of what may be read
             p.local = (uint32_t)fmax(16, fmin(64, floor(p.ratio * n / 4)));
         struct pages_answer a = {.token = token, .out = out, .captured = captured};
-        double error = 0, off = 0;
         pages_solve(&p, &a);
-        for (uint32_t g = 0; g < GROUP; g++) {
-            for (uint32_t d = 0; d < DIM; d++)
-                error = fmax(error,
-                             fabs(out[g * DIM + d] - (double)r->out[(head * GROUP + g) * DIM + d]));
-            off = fmax(off, fabs(captured[g] - (double)r->captured[head * GROUP + g]));
-        }
-        t->heads++;
-        if (error > 2e-3 || (knobs->audit && off > 1e-4))
-            t->close++; // as if another piece had been chosen
-        else
-            t->error = fmax(t->error, error);
+        tell_apart(&a, r, head, heads, knobs->audit, t);
     }
     free(k);
     free(token);
@@ -106,8 +122,8 @@ static void test_reference(void **state)
     (void)state;
     static const enum scene_kind kinds[] = {SCENE_CLUSTERED, SCENE_RANDOM, SCENE_STEPS};
     static const struct {
-        uint32_t piece, keys;
-    } shapes[] = {{16, 0}, {16, 5}, {32, 10}, {64, 0}};
+        uint32_t piece, keys, heads;
+    } shapes[] = {{16, 0, 1}, {16, 5, 1}, {32, 10, 2}, {64, 0, 1}, {16, 0, 2}};
     static const struct scene_knobs knobs[] = {
         {.pages = true},
         {.pages = true, .ratio = 0.25f, .local = 100, .audit = true, .no_rest = true},
@@ -126,6 +142,7 @@ static void test_reference(void **state)
             uint32_t piece = shapes[shape].piece;
             o.config.piece_tokens = piece;
             o.config.piece_keys = shapes[shape].keys;
+            o.config.piece_heads = shapes[shape].heads;
             rig_open(&rig, &o);
             scene_write(&rig, &s, 1, 0, 800, 333);
             for (uint64_t pos = 800; pos < 808; pos++)
@@ -136,9 +153,10 @@ static void test_reference(void **state)
                 }
             // Keys of small whole numbers tie everywhere: which token is farthest is a matter of
             // rounding there, if that matters.
-            print_message("scene %d, pieces of %u, %u keys: %llu answers, %llu close, error %.2g\n",
-                          (int)kinds[i], piece, o.config.piece_keys, (unsigned long long)t.heads,
-                          (unsigned long long)t.close, t.error);
+            print_message("scene %d, pieces of %u, %u keys, %u heads together: %llu answers, %llu "
+                          "close, error %.2g\n",
+                          (int)kinds[i], piece, o.config.piece_keys, o.config.piece_heads,
+                          (unsigned long long)t.heads, (unsigned long long)t.close, t.error);
             if (kinds[i] != SCENE_STEPS || !o.config.piece_keys)
                 assert_true(t.close * 8 <= t.heads);
             all.heads += t.heads;
@@ -147,7 +165,7 @@ static void test_reference(void **state)
         scene_result_free(&r);
         scene_free(&s);
     }
-    assert_int_equal(all.heads, 3 * 4 * 8 * LAYERS * KV_HEADS);
+    assert_int_equal(all.heads, 3 * (3 * KV_HEADS + 2) * 8 * LAYERS);
 }
 
 // ---- bits --------------------------------------------------------------------------------------
@@ -199,16 +217,17 @@ static uint64_t run_bits(const struct scene *s, const struct rig_options *o, enu
     return hash;
 }
 
-static void test_bits(void **state)
+static void bits_of(uint32_t together)
 {
-    (void)state;
     struct scene s = scene_of(SCENE_CLUSTERED);
     const struct scene_knobs knobs = {.pages = true, .ratio = 0.25f};
-    uint64_t expected = run_bits(&s, &base, AT_ONCE, &knobs);
+    struct rig_options same = base;
+    same.config.piece_heads = together;
+    uint64_t expected = run_bits(&s, &same, AT_ONCE, &knobs);
     unsigned runs = 0;
     for (uint32_t group = 32; group <= 256; group *= 2)
         for (int place = 0; place < 3; place++, runs++) {
-            struct rig_options o = base;
+            struct rig_options o = same;
             o.config.group_tokens = group;
             o.page_bytes = place == 1 ? 512 : 4096u << (runs % 3);
             o.threads = 1 + runs % 4;
@@ -221,14 +240,26 @@ static void test_bits(void **state)
                          place, runs % WAYS);
         }
     for (int way = 0; way < WAYS; way++)
-        assert_true(run_bits(&s, &base, (enum way)way, &knobs) == expected);
+        assert_true(run_bits(&s, &same, (enum way)way, &knobs) == expected);
     for (const char *const *name = kernels_available(); *name; name++) {
-        struct rig_options o = base;
+        struct rig_options o = same;
         o.kernels = *name;
         if (run_bits(&s, &o, FORKED, &knobs) != expected)
             fail_msg("kernels %s: other bits", *name);
     }
     scene_free(&s);
+}
+
+static void test_bits(void **state)
+{
+    (void)state;
+    bits_of(1);
+}
+
+static void test_bits_together(void **state)
+{
+    (void)state;
+    bits_of(2);
 }
 
 // K and V in blocks: the bits of a space that holds the same numbers as fp16, whose index therefore
@@ -409,6 +440,11 @@ static void test_refused(void **state)
     assert_int_equal(drive_plan(&plan, &g, &c, 0, &msg), INST_EINVAL);
     assert_non_null(strstr(msg.text, "17 keys for a piece of 16 tokens"));
     c.piece_keys = 0;
+    c.piece_heads = 3;
+    msg = (struct inst_msg){0};
+    assert_int_equal(drive_plan(&plan, &g, &c, 0, &msg), INST_EINVAL);
+    assert_non_null(strstr(msg.text, "2 KV heads do not choose together by 3"));
+    c.piece_heads = 0;
     c.piece_tokens = 64;
     c.group_tokens = 32;
     msg = (struct inst_msg){0};
@@ -435,10 +471,10 @@ static void test_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reference), cmocka_unit_test(test_bits),
-        cmocka_unit_test(test_blocks),    cmocka_unit_test(test_dense),
-        cmocka_unit_test(test_bytes),     cmocka_unit_test(test_captures),
-        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_reference),     cmocka_unit_test(test_bits),
+        cmocka_unit_test(test_bits_together), cmocka_unit_test(test_blocks),
+        cmocka_unit_test(test_dense),         cmocka_unit_test(test_bytes),
+        cmocka_unit_test(test_captures),      cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

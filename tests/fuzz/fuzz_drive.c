@@ -74,7 +74,8 @@ static void put_config(uint8_t *data, const uint8_t *p)
                                                      .page_channels = p[8] % 18,
                                                      .piece_tokens = 8u << p[3] / 4 % 5,
                                                      .kv_type = p[8] / 18 % 4,
-                                                     .piece_keys = p[4] / 4 % 9 * 4});
+                                                     .piece_keys = p[4] / 4 % 9 * 4,
+                                                     .piece_heads = p[4] / 36 % 4});
 }
 
 // 16 bytes choose the entry's fields from small ranges, so that most commands get past the first

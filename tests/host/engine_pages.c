@@ -136,6 +136,7 @@ static void wrong_knobs_are_refused(void **state)
                                          {.pages_ratio = -1},
                                          {.pages_mass = 1},
                                          {.pages_piece = 48},
+                                         {.pages_heads = 5},
                                          {.pages_piece = 64, .group = 32}};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         struct inst_options o = wrong[i];
@@ -146,7 +147,7 @@ static void wrong_knobs_are_refused(void **state)
         o.n_kv = 1;
         o.attention = "pages";
         assert_int_equal(engine_open_on(&e, &o, NULL, &msg), INST_EINVAL);
-        assert_non_null(strstr(msg.text, i < 3 ? "pages with a ratio" : "pieces of"));
+        assert_non_null(strstr(msg.text, i < 3 ? "pages with a ratio" : i == 4 ? "do not choose together by 5" : "pieces of"));
         inst_engine_close(e);
     }
 }

@@ -26,33 +26,39 @@ static struct rig_options options(uint32_t drives, uint32_t kv_heads, uint32_t g
                                            .max_tokens = 256}};
 }
 
+static void shares_of(uint32_t drives, uint32_t sets, uint32_t together)
+{
+    const uint32_t heads = sets * together;
+    uint32_t groups = link_array_share(drives, heads, together, 0).groups, least = heads, most = 0;
+    assert_int_equal(groups, drives > sets ? (drives + sets - 1) / sets : 1);
+    for (uint32_t g = 0; g < groups; g++) {
+        unsigned char held[120] = {0};
+        for (uint32_t i = 0; i < drives; i++) {
+            struct link_share s = link_array_share(drives, heads, together, i);
+            assert_int_equal(s.groups, groups);
+            if (s.group != g)
+                continue;
+            assert_true(s.head_count > 0 && s.head_first + s.head_count <= heads);
+            assert_true(s.head_first % together == 0 && s.head_count % together == 0);
+            for (uint32_t h = s.head_first; h < s.head_first + s.head_count; h++)
+                held[h]++;
+            least = s.head_count < least ? s.head_count : least;
+            most = s.head_count > most ? s.head_count : most;
+        }
+        for (uint32_t h = 0; h < heads; h++)
+            assert_int_equal(held[h], 1);
+    }
+    if (groups == 1)
+        assert_true(most - least <= together);
+}
+
 static void shares_are_a_partition(void **state)
 {
     (void)state;
-    for (uint32_t drives = 1; drives <= LINK_ARRAY_MOST; drives++) {
-        for (uint32_t heads = 1; heads <= 40; heads++) {
-            uint32_t groups = link_array_share(drives, heads, 0).groups, least = heads, most = 0;
-            assert_int_equal(groups, drives > heads ? (drives + heads - 1) / heads : 1);
-            for (uint32_t g = 0; g < groups; g++) {
-                unsigned char held[40] = {0};
-                for (uint32_t i = 0; i < drives; i++) {
-                    struct link_share s = link_array_share(drives, heads, i);
-                    assert_int_equal(s.groups, groups);
-                    if (s.group != g)
-                        continue;
-                    assert_true(s.head_count > 0 && s.head_first + s.head_count <= heads);
-                    for (uint32_t h = s.head_first; h < s.head_first + s.head_count; h++)
-                        held[h]++;
-                    least = s.head_count < least ? s.head_count : least;
-                    most = s.head_count > most ? s.head_count : most;
-                }
-                for (uint32_t h = 0; h < heads; h++)
-                    assert_int_equal(held[h], 1);
-            }
-            if (groups == 1)
-                assert_true(most - least <= 1);
-        }
-    }
+    for (uint32_t drives = 1; drives <= LINK_ARRAY_MOST; drives++)
+        for (uint32_t sets = 1; sets <= 40; sets++)
+            for (uint32_t together = 1; together <= 3; together++)
+                shares_of(drives, sets, together);
 }
 
 // ---- the same as one drive ---------------------------------------------------------------------

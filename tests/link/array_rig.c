@@ -138,7 +138,9 @@ void rig_open(struct rig *rig, const struct rig_options *o)
     assert_int_equal(pool_new(&rig->pool, 1, &rig->msg), 0);
     for (uint32_t i = 0; i < o->drives; i++) {
         struct space_config share = o->config;
-        share.kv_heads = link_array_share(o->drives, share.kv_heads, i).head_count;
+        share.kv_heads =
+            link_array_share(o->drives, share.kv_heads, space_config_together(&share), i)
+                .head_count;
         share.q_heads = share.q_heads / o->config.kv_heads * share.kv_heads;
         open_unit(rig, &rig->unit[i], &share, o->dram_bytes);
         rig->gate[i] = calloc(1, sizeof(struct gate));

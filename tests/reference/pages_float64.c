@@ -207,9 +207,25 @@ static double held(const struct pages_problem *p, const struct summary *summarie
     return least;
 }
 
+// What is known of a head.
+struct head {
+    struct pages_problem p; // its own
+    struct summary *summaries;
+    double *one; // [group][pieces]: mass of a piece for a query
+};
+
+// The least that a query of any head has.
+static double least_held(const struct head *heads, uint32_t n, uint32_t pieces, const bool *chosen)
+{
+    double least = 1;
+    for (uint32_t h = 0; h < n; h++)
+        least = fmin(least, held(&heads[h].p, heads[h].summaries, pieces, heads[h].one, chosen));
+    return least;
+}
+
 // The best pieces so far, one more at a time: the first, the newest, then by mass.
-static void choose(const struct pages_problem *p, const struct summary *summaries, uint32_t pieces,
-                   const double *one, const double *mass, bool *chosen)
+static void choose(const struct pages_problem *p, const struct head *heads, uint32_t pieces,
+                   const double *mass, bool *chosen)
 {
     double budget = p->ratio * p->tokens;
     uint32_t used = p->tokens - pieces * p->piece, newest = p->tokens - p->local;
@@ -218,7 +234,7 @@ static void choose(const struct pages_problem *p, const struct summary *summarie
         used += chosen[i] ? p->piece : 0;
     }
     while (used + p->piece <= budget &&
-           !(p->mass > 0 && held(p, summaries, pieces, one, chosen) >= p->mass)) {
+           !(p->mass > 0 && least_held(heads, p->heads, pieces, chosen) >= p->mass)) {
         uint32_t best = UINT32_MAX;
         for (uint32_t i = 0; i < pieces; i++) {
             if (!chosen[i] && (best == UINT32_MAX || mass[i] > mass[best]))
@@ -264,39 +280,59 @@ static void attend(const struct pages_problem *p, const struct summary *summarie
         out[d] /= sum + rest;
 }
 
-void pages_solve(const struct pages_problem *p, struct pages_answer *a)
+// Adds what a head's queries predict of each piece.
+static void predict(struct head *head, uint32_t pieces, double *mass)
 {
-    uint32_t pieces = p->tokens / p->piece;
-    struct summary *summaries = calloc(pieces ? pieces : 1, sizeof *summaries);
-    double *mass = calloc(pieces + 1, sizeof *mass);
-    double *all = calloc(pieces * p->group + 1, sizeof *all); // [group][pieces]
-    bool *chosen = calloc(pieces + 1, sizeof *chosen);
+    const struct pages_problem *p = &head->p;
     for (uint32_t i = 0; i < pieces; i++)
-        summarise(p, i, &summaries[i]);
+        summarise(p, i, &head->summaries[i]);
     for (uint32_t g = 0; g < p->group; g++) {
         struct query asked;
         ask(p, g, &asked);
-        double max = -INFINITY, sum = 0, *one = all + g * pieces;
+        double max = -INFINITY, sum = 0, *one = head->one + g * pieces;
         for (uint32_t i = 0; i < pieces; i++)
             for (uint32_t key = 0; key < p->keys; key++)
-                max = fmax(max, score(p, &asked, summaries[i].key[key]));
+                max = fmax(max, score(p, &asked, head->summaries[i].key[key]));
         for (uint32_t i = 0; i < pieces; i++) {
+            const struct summary *s = &head->summaries[i];
             one[i] = 0;
             for (uint32_t key = 0; key < p->keys; key++)
-                one[i] +=
-                    summaries[i].count[key] * exp(score(p, &asked, summaries[i].key[key]) - max);
+                one[i] += s->count[key] * exp(score(p, &asked, s->key[key]) - max);
             sum += one[i];
         }
         for (uint32_t i = 0; i < pieces; i++)
             mass[i] += one[i] / sum;
     }
-    choose(p, summaries, pieces, all, mass, chosen);
+}
+
+void pages_solve(const struct pages_problem *p, struct pages_answer *a)
+{
+    uint32_t pieces = p->tokens / p->piece;
+    size_t queries = (size_t)p->group * p->head_dim, tokens = (size_t)p->tokens * p->head_dim;
+    struct head *heads = calloc(p->heads, sizeof *heads);
+    double *mass = calloc(pieces + 1, sizeof *mass);
+    bool *chosen = calloc(pieces + 1, sizeof *chosen);
+    for (uint32_t h = 0; h < p->heads; h++) {
+        heads[h] = (struct head){.p = *p,
+                                 .summaries = calloc(pieces + 1, sizeof(struct summary)),
+                                 .one = calloc(pieces * p->group + 1, sizeof(double))};
+        heads[h].p.q += h * queries;
+        heads[h].p.k += h * tokens;
+        heads[h].p.v += h * tokens;
+        predict(&heads[h], pieces, mass);
+    }
+    choose(p, heads, pieces, mass, chosen);
     for (uint32_t t = 0; t < p->tokens; t++)
         a->token[t] = t / p->piece >= pieces || chosen[t / p->piece];
-    for (uint32_t g = 0; g < p->group; g++)
-        attend(p, summaries, pieces, chosen, g, a);
-    free(summaries);
+    for (uint32_t h = 0; h < p->heads; h++) {
+        struct pages_answer own = {
+            .token = a->token, .out = a->out + h * queries, .captured = a->captured + h * p->group};
+        for (uint32_t g = 0; g < p->group; g++)
+            attend(&heads[h].p, heads[h].summaries, pieces, chosen, g, &own);
+        free(heads[h].summaries);
+        free(heads[h].one);
+    }
+    free(heads);
     free(mass);
-    free(all);
     free(chosen);
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What METHOD_PAGES computes for one KV head, in double and from the words of docs/pages.md alone.
+// What METHOD_PAGES computes for KV heads that choose together, in double and from the words of
+// docs/pages.md alone.
 #ifndef INST_TESTS_PAGES_FLOAT64_H
 #define INST_TESTS_PAGES_FLOAT64_H
 
@@ -7,16 +8,16 @@
 #include <stdint.h>
 
 struct pages_problem {
-    uint32_t head_dim, group, tokens, piece, keys, local;
+    uint32_t heads, head_dim, group, tokens, piece, keys, local;
     double scale, ratio, mass; // mass 0: the ratio alone
     bool no_rest;
-    const double *q, *k, *v; // [group][head_dim], [tokens][head_dim]
+    const double *q, *k, *v; // [heads][group][head_dim], [heads][tokens][head_dim]
 };
 
 struct pages_answer {
     bool *token;      // [tokens]: read
-    double *out;      // [group][head_dim]
-    double *captured; // [group]: true share of the softmax
+    double *out;      // [heads][group][head_dim]
+    double *captured; // [heads][group]: true share of the softmax
 };
 
 // `answer` has room.
