@@ -9,6 +9,9 @@
 #include <string.h>
 
 enum { TABLE_BYTES = 1 << 10, DATA_BYTES = 1 << 16, RECORD_HEADER = 16, STEPS = 400 };
+// What a record says of its command's table and data, bits of its eighth byte.
+enum { WELL_FORMED = 1, SHORT_TABLE = 2, WITH_DATA = 64, ANY_SCALE = 128 };
+enum { CHECK_EVERY = 8 }; // records: looking at the whole drive takes longer than most commands
 
 struct target {
     struct pool *pool;
@@ -51,6 +54,7 @@ static void open_target(struct target *t, uint8_t shape)
                                             : shape & 8 ? METHOD_DENSE
                                                         : METHOD_SPARF,
                                   .piece_tokens = 16,
+                                  .piece_keys = shape & 16 ? 5 : 0,
                                   .kv_type = shape & 72 ? shape % 3u : KV_F16,
                                   // Channel rows of 256, 64, 32 or 16 tokens.
                                   .page_channels = 1u << "\0\2\3\4"[shape >> 4 & 3]};
@@ -78,6 +82,14 @@ static void put_config(uint8_t *data, const uint8_t *p)
                                                      .piece_heads = p[4] / 36 % 4});
 }
 
+// K, V and queries: the payload over and over, numbers of all kinds.
+static void put_data(uint8_t *data, const uint8_t *payload, size_t bytes)
+{
+    memcpy(data, payload, bytes);
+    for (size_t at = bytes; at && at < DATA_BYTES; at *= 2)
+        memcpy(data + at, data, min_u64(at, DATA_BYTES - at));
+}
+
 // 16 bytes choose the entry's fields from small ranges, so that most commands get past the first
 // checks; the payload is used as it comes. `memory` holds table and data.
 static void run_record(struct target *t, const uint8_t *record, const uint8_t *payload,
@@ -96,16 +108,22 @@ static void run_record(struct target *t, const uint8_t *record, const uint8_t *p
         .length = record[6] < 200 ? DATA_BYTES : record[6],
     };
     uint8_t *table = memory, *data = memory + TABLE_BYTES;
+    float any[2] = {1, 0}; // scale, soft cap
     memset(memory, 0, TABLE_BYTES + DATA_BYTES);
-    if (record[7] & 1 && c.opcode == OP_CONFIG && payload_bytes >= 9) {
+    if (record[7] & WITH_DATA)
+        put_data(data, payload, payload_bytes);
+    if (record[7] & ANY_SCALE)
+        memcpy(any, payload, min_u64(payload_bytes, sizeof any));
+    if (record[7] & WELL_FORMED && c.opcode == OP_CONFIG && payload_bytes >= 9) {
         put_config(table, payload);
-    } else if (record[7] & 1) {
+    } else if (record[7] & WELL_FORMED) {
         // A well-formed table whose fields the input chooses.
         table_put_header(table,
                          &(struct table_header){.head_first = record[8] % 3,
                                                 .head_count = record[9] % 4,
                                                 .q_heads = record[10] % 9,
-                                                .scale = 1,
+                                                .scale = any[0],
+                                                .softcap = any[1],
                                                 .method = record[11] % 4 ? 1 + record[11] / 128
                                                                          : record[11] % 16,
                                                 .sparf_channels = record[12] % 10,
@@ -137,7 +155,7 @@ static void run_record(struct target *t, const uint8_t *record, const uint8_t *p
     }
     uint8_t entry[COMMAND_BYTES];
     command_encode(entry, &c);
-    size_t bytes = record[7] & 2 ? payload_bytes : TABLE_BYTES;
+    size_t bytes = record[7] & SHORT_TABLE ? payload_bytes : TABLE_BYTES;
     if (drive_submit(t->drive, 0, entry, table, bytes, data, t->now_ns) == 0)
         settle(t, 1);
 }
@@ -159,7 +177,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t bytes)
         run_record(&t, record, record + RECORD_HEADER, payload, buffers[n]);
         at += RECORD_HEADER + payload;
         struct inst_msg msg = {0};
-        if (drive_check(t.drive, &msg)) {
+        bool look = n % CHECK_EVERY == 0 || at + RECORD_HEADER > bytes;
+        if (look && drive_check(t.drive, &msg)) {
             fprintf(stderr, "%s\n", msg.text);
             abort();
         }
