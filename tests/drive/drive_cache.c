@@ -254,12 +254,76 @@ static void test_read_ahead(void **state)
         }
 }
 
+// ---- what gives way ----------------------------------------------------------------------------
+
+enum { MANY = 8, LONG = 2000, NARROW = 64, PAGE = 4096, NARROW_LAYERS = 2 };
+
+// What units of pages answer over more sequences than were planned, `spare` bytes of DRAM beyond
+// the least. Returns how many began when less than a row was left, as the cache had grown.
+static unsigned attend_many(float *out, uint64_t spare)
+{
+    struct rig rig;
+    unsigned tight = 0;
+    struct rig_options o = {
+        .config = {.layers = NARROW_LAYERS,
+                   .kv_heads = 1,
+                   .head_dim = NARROW,
+                   .group_tokens = 16, // a row is a page
+                   .piece_tokens = 16,
+                   .max_sequences = 2,
+                   .max_tokens = LONG,
+                   .q_heads = 1,
+                   .method = METHOD_PAGES},
+        .q_heads = 1,
+        .page_bytes = PAGE,
+        .ram_rate = UINT64_C(1000000000000),
+        .no_read_ahead = true,
+        .row_cache = true,
+    };
+    struct flash_geometry g = rig_geometry(&o);
+    struct drive_plan plan;
+    struct drive_stats stats;
+    assert_int_equal(drive_plan(&plan, &g, &o.config, 0, NULL), 0);
+    o.dram_bytes = plan.min_dram_bytes + spare;
+    rig_open(&rig, &o);
+    for (uint64_t pos = 0; pos < LONG; pos += 250)
+        for (uint32_t s = 1; s <= MANY; s++)
+            assert_int_equal(rig_write_all(&rig, s, s, pos, 250), 0);
+    for (uint32_t s = 1; s <= MANY; s++)
+        for (uint32_t l = 0; l < NARROW_LAYERS; l++, out += NARROW) {
+            float lse;
+            // Not the index's last piece: of the node that holds it a copy is made.
+            struct rig_query query = {.seq = s, .content = s, .pos = LONG - 20};
+            rig.method = METHOD_DENSE; // the rows go into the cache
+            assert_int_equal(rig_attend(&rig, l, &query, 1, out, &lse), 0);
+            rig_stats(&rig, &stats);
+            tight += o.dram_bytes - stats.dram_used_bytes < PAGE;
+            rig.method = METHOD_PAGES;
+            assert_int_equal(rig_attend(&rig, l, &query, 1, out, &lse), 0);
+        }
+    rig_close(&rig);
+    return tight;
+}
+
+// Indexes that need more than CONFIG promised, and a cache that has taken all that was left of DRAM
+// but less than a row: less than it takes to hold an index while a unit looks at it. Units start
+// all the same, as the cache gives way to them.
+static void test_gives_way(void **state)
+{
+    (void)state;
+    static float scarce[MANY * NARROW_LAYERS * NARROW], plenty[MANY * NARROW_LAYERS * NARROW];
+    assert_true(attend_many(scarce, 1536 << 10) > 0);
+    assert_int_equal(attend_many(plenty, 64 << 20), 0);
+    assert_memory_equal(scarce, plenty, sizeof scarce);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_budgets),
         cmocka_unit_test(test_whole_drive),
         cmocka_unit_test(test_read_ahead),
+        cmocka_unit_test(test_gives_way),
     };
     return cmocka_run_group_tests_name("drive_cache", tests, NULL, NULL);
 }
