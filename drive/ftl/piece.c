@@ -166,6 +166,47 @@ static bool page_programming(struct space *space, const struct page_identity *fi
     return frame && frame->state == FRAME_PROGRAM;
 }
 
+// Every page of a row of K and V is wanted, and none is in DRAM by itself: one frame holds them
+// with less ado. Derived rows are always had as they are asked for.
+static bool wants_all(const struct space *space, const struct piece *piece,
+                      const struct piece_row *r, const struct page_identity *first)
+{
+    const uint32_t row_pages = space->streams[STREAM_KV].row_pages;
+    struct page_identity identity = *first;
+    if (!r->pages)
+        return true;
+    if (piece->stream != STREAM_KV || r->n_pages < row_pages)
+        return false;
+    for (uint32_t i = 0; i < row_pages; i++) {
+        if (!r->pages[i])
+            return false;
+    }
+    for (uint32_t i = 0; i < row_pages; i++) {
+        identity.page = first->page + i;
+        if (frames_find_page(space->frames, r->place, i, &identity))
+            return false;
+    }
+    return true;
+}
+
+// Starts reading the row as a whole. WAIT: not now.
+static enum progress read_row(struct space *space, struct piece *piece, struct piece_row *r,
+                              const struct row *row, const struct page_identity *identity,
+                              uint32_t row_pages)
+{
+    struct frame *frame = frames_take_row(space->frames);
+    if (!frame)
+        return WAIT;
+    if (!frames_read(space->frames, frame, row->place, 0, identity, row->sums)) {
+        frames_give(space->frames, frame);
+        return WAIT;
+    }
+    for (uint32_t i = 0; i < row_pages; i++)
+        count_read(piece, r->pages ? r->pages[i] : NULL);
+    hold_row(space, r, frame);
+    return DONE;
+}
+
 // Where the row's data comes from.
 static enum progress open_row(struct space *space, const struct sequence *sequence, uint32_t layer,
                               struct piece *piece, struct piece_row *r)
@@ -191,17 +232,9 @@ static enum progress open_row(struct space *space, const struct sequence *sequen
         hold_row(space, r, frame);
     } else if (page_programming(space, &identity, r, stream->row_pages) ||
                !view_row(space, piece, r)) {
-        if (!r->pages) {
-            frame = frames_take_row(space->frames);
-            if (!frame)
-                return WAIT;
-            if (!frames_read(space->frames, frame, row->place, 0, &identity, row->sums)) {
-                frames_give(space->frames, frame);
-                return WAIT;
-            }
-            piece->read_pages += stream->row_pages;
-            hold_row(space, r, frame);
-        }
+        if (wants_all(space, piece, r, &identity) &&
+            read_row(space, piece, r, row, &identity, stream->row_pages) == WAIT && !r->pages)
+            return WAIT; // else there may be pages
     }
     r->opened = true;
     return DONE;
