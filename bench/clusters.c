@@ -156,13 +156,15 @@ void clusters_query(const struct clusters *c, uint32_t sequence, uint32_t layer,
     const uint16_t *topic = topics_of(c, sequence, layer, head);
     const float *size = c->size + (size_t)head * c->head_dim;
     uint64_t text = (uint64_t)sequence * c->layers + layer;
+    const uint64_t stay = c->o.stay ? c->o.stay : 1;
     float pull = c->o.sharpness / (c->o.cohesion > 0 ? c->o.cohesion : 1);
     for (uint32_t g = 0; g < group; g++, q += c->head_dim) {
         const float *own = vector(c, QUERY, head * group + g, text, pos);
         for (uint32_t d = 0; d < c->head_dim; d++)
             q[d] = own[d];
         for (uint32_t f = 0; f < c->o.focus; f++) {
-            uint64_t other = key(c, FOCUS, head, text * c->tokens + pos, f) % c->o.topics;
+            const uint64_t since = (pos + f * stay / c->o.focus) / stay;
+            uint64_t other = key(c, FOCUS, head, text * c->tokens + since, f) % c->o.topics;
             const float *centre = vector(c, CENTRE_K, head, text, f ? other : topic[pos]);
             for (uint32_t d = 0; d < c->head_dim; d++)
                 q[d] += pull * centre[d];

@@ -12,8 +12,9 @@
 //   q   = s * (b sum_{f in focus} C_f + E)              b so that the expected score of a token of
 //                                                        a focus topic is `sharpness`
 //   v_t = c D_z + sqrt(1 - c^2) E'_t
-// The query's `focus` topics are its own segment's and others at random, anew for every token and
-// KV head; the query heads of a group share the topics and have E of their own.
+// The query's `focus` topics are its own segment's and others at random for every KV head; each of
+// the others stays for `stay` tokens (0: 1), and they change one after another. The query heads of a
+// group share the topics and have E of their own.
 #ifndef INST_BENCH_CLUSTERS_H
 #define INST_BENCH_CLUSTERS_H
 
@@ -23,7 +24,7 @@
 
 struct clusters_options {
     uint64_t seed;
-    uint32_t segment, topics, focus;
+    uint32_t segment, topics, focus, stay;
     float cohesion, sharpness, outliers;
 };
 

@@ -496,11 +496,13 @@ static int measure_all(struct bench *bench)
     measure_cpu_name(cpu, sizeof cpu);
     sparf_option_text(&bench->sparf, sparf, sizeof sparf);
     printf("# %s, %u threads; K and V as %s; %u sequences, %u layers; %u steps; sparf %s\n"
-           "# K: segments of %u tokens, %u topics, cohesion %.2f, query on %u topics with "
-           "sharpness %.1f, channel sizes of sigma %.2f, seed %llu (bench/clusters.h)\n",
+           "# K: segments of %u tokens, %u topics, cohesion %.2f, query on %u topics, "
+           "each for %u tokens, with sharpness %.1f, channel sizes of sigma %.2f, seed %llu "
+           "(bench/clusters.h)\n",
            cpu, bench->o.threads, kv_type_name(bench->o.kv_type), bench->o.sequences,
            bench->o.layers, bench->steps, sparf, k->segment, k->topics, (double)k->cohesion,
-           k->focus, (double)k->sharpness, (double)k->outliers, (unsigned long long)k->seed);
+           k->focus, k->stay ? k->stay : 1, (double)k->sharpness, (double)k->outliers,
+           (unsigned long long)k->seed);
     fputs(header_line, stdout);
     for (size_t s = 0; s < bench->n_shapes && !code; s++)
         for (size_t i = 0; i < c.n && !code; i++) {
@@ -547,6 +549,8 @@ int bench_drive(int argc, char **argv)
         {"--topics", 0, OPTION_U32, &b.o.clusters.topics, 1, 65535, "N", "default 64"},
         {"--focus", 0, OPTION_U32, &b.o.clusters.focus, 0, 65535, "N",
          "topics that a query looks for; default 4"},
+        {"--stay", 0, OPTION_U32, &b.o.clusters.stay, 1, 1e6, "N",
+         "tokens for which it looks for one of them; default 1"},
         {"--cohesion", 0, OPTION_F32, &b.o.clusters.cohesion, 0, 1, "C",
          "how alike tokens of a topic are; default 0.8"},
         {"--sharpness", 0, OPTION_F32, &b.o.clusters.sharpness, 0, 100, "S",
