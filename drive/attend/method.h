@@ -53,6 +53,7 @@ struct method_plan {
     size_t scratch;       // of each worker
     uint32_t pieces;      // that it has under way at most
     uint32_t frames;      // that one of them holds at most
+    uint32_t share;       // of what they cover, so much is read as a rule: 1 / share; 0: all
 };
 
 struct method {

@@ -14,7 +14,9 @@ enum {
     SPARF_UNITS_MAX = 16,
     PIECES_MIN = 2,
     PIECES_LEVEL = 8,  // doubled by every level
+    PIECES_MORE = 4,   // pages: times as many, of each of which little is read
     SPAN_TOKENS = 256, // of a piece, where there is DRAM for it
+    USUAL_SHARE = 8,   // pages: of tokens, by default
 };
 
 // ---- sizes -------------------------------------------------------------------------------------
@@ -71,6 +73,8 @@ static int sparf_size(struct sparf_size *s, const struct flash_geometry *g,
     uint64_t units = div_round_up(c->kv_heads, s->bundle) * max_u64(c->max_sequences, 1);
     s->units = (uint32_t)min_u64(min_u64(1u << level, SPARF_UNITS_MAX), units);
     s->pieces = level ? (uint32_t)PIECES_LEVEL << (level - 1) : PIECES_MIN;
+    if (level && s->rest)
+        s->pieces *= PIECES_MORE;
     s->span = span_tokens(c);
     if (level > 1)
         s->span = (uint32_t)max_u64(s->span, SPAN_TOKENS);
@@ -99,6 +103,7 @@ int sparf_plan(struct method_plan *plan, const struct flash_geometry *geometry,
     plan->pages = s.piece_pages;
     plan->pieces = s.pieces;
     plan->frames = s.piece_pages + s.piece_rows;
+    plan->share = s.rest ? USUAL_SHARE : 0;
     plan->scratch = s.scratch;
     plan->bytes = sizeof(struct method_state) +
                   s.units * (sizeof(struct sparf_unit) + s.unit_bytes + s.held + 4096 + 64) +

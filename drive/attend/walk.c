@@ -51,7 +51,7 @@ int walk_plan(struct walk_plan *plan, const struct attend_env *env,
         plan->pieces += own.pieces;
         uint64_t each =
             own.pages ? own.pages * geometry->page_bytes : own.rows * streams[STREAM_KV].row_bytes;
-        plan->window = max_u64(plan->window, own.pieces * each);
+        plan->window = max_u64(plan->window, own.pieces * each / max_u64(own.share, 1));
         plan->frames = (uint32_t)max_u64(plan->frames, own.frames);
         plan->scratch = max_u64(plan->scratch, own.scratch);
     }
@@ -565,10 +565,12 @@ static void mark_thinking(struct walk *w)
     }
 }
 
-// Phases that have ended: units that have read everything, or thought.
-static bool advance(struct walk *w, bool thought)
+// Phases that have ended: units that have read everything, or thought. Sets *again when one of them
+// thinks on.
+static bool advance(struct walk *w, bool thought, bool *again)
 {
     bool moved = false;
+    *again = false;
     for (struct unit *next, *u = w->first; u; u = next) {
         next = u->next;
         bool read = u->kind == UNIT_READS && u->wanted && !u->waiting;
@@ -578,15 +580,29 @@ static bool advance(struct walk *w, bool thought)
         u->job->method->advance(u);
         if (u->kind == UNIT_ENDED)
             end_unit(w, u);
+        else
+            *again |= u->kind == UNIT_THINKS;
         moved = true;
     }
     return moved;
+}
+
+// What some have chosen is read while the next ones think.
+static bool think(struct walk *w, uint64_t now_ns)
+{
+    unit_tasks(w, thinks_now,
+               w->env->views ? UINT64_MAX : THINK_HEADS * pool_threads(w->env->pool));
+    w->counted = (struct engine_work){0};
+    mark_thinking(w);
+    w->stage = STAGE_THINK;
+    return submit(w, ENGINE_SELECT, run_think, w->n_tasks, 0, now_ns);
 }
 
 // Goes on to the next stage, once the engine has done what this one submitted. True: that was work
 // for the engine.
 static bool next_stage(struct walk *w, uint64_t now_ns, bool *moved)
 {
+    bool again = false;
     switch (w->stage) {
     case STAGE_COLLECT:
         *moved |= end_failed(w);
@@ -611,16 +627,12 @@ static bool next_stage(struct walk *w, uint64_t now_ns, bool *moved)
     case STAGE_FOLD:
         *moved |= w->n_tasks != 0;
         folded(w);
-        *moved |= advance(w, false);
-        // What some have chosen is read while the next ones think.
-        unit_tasks(w, thinks_now,
-                   w->env->views ? UINT64_MAX : THINK_HEADS * pool_threads(w->env->pool));
-        w->counted = (struct engine_work){0};
-        mark_thinking(w);
-        w->stage = STAGE_THINK;
-        return submit(w, ENGINE_SELECT, run_think, w->n_tasks, 0, now_ns);
+        *moved |= advance(w, false, &again);
+        return think(w, now_ns);
     case STAGE_THINK:
-        *moved |= w->n_tasks ? advance(w, true) : false;
+        *moved |= w->n_tasks ? advance(w, true, &again) : false;
+        if (again) // the device waits for what comes of it
+            return think(w, now_ns);
         w->stage = STAGE_COLLECT;
         break;
     }

@@ -312,7 +312,7 @@ static void test_gives_way(void **state)
 {
     (void)state;
     static float scarce[MANY * NARROW_LAYERS * NARROW], plenty[MANY * NARROW_LAYERS * NARROW];
-    assert_true(attend_many(scarce, 1536 << 10) > 0);
+    assert_true(attend_many(scarce, 1792 << 10) > 0);
     assert_int_equal(attend_many(plenty, 64 << 20), 0);
     assert_memory_equal(scarce, plenty, sizeof scarce);
 }
