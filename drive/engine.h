@@ -32,6 +32,7 @@ struct engine_task {
     struct engine_work work;
     void (*done)(struct engine_task *task); // called once it was polled, by whoever polls
     uint64_t done_ns;                       // out: when it finished
+    uint64_t took_ns; // out: how long the engine worked on it, by a clock or by the model
     struct engine_task *next;
     void *owner; // the submitter's
 };

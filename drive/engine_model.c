@@ -79,6 +79,7 @@ static void model_submit(struct engine *engine, struct engine_task *task, uint64
     self->times.softmax_ns += times.softmax_ns;
     self->times.argtopk_ns += times.argtopk_ns;
     pool_run(self->pool, task->fn, task->arg, task->items);
+    task->took_ns = ns;
     task->done_ns = timeline_take(&self->units, now_ns, ns);
     if (self->nand && !self->params.overlap && times.gemv_ns)
         flash_nand_hold(self->nand, task->done_ns - ns + times.gemv_ns);

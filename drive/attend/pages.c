@@ -536,12 +536,14 @@ static void pages_close(struct method_state *s)
 static void pages_stats(const struct method_state *s, struct drive_stats *stats)
 {
     uint64_t page = s->space->flash->geometry.page_bytes;
+    const struct walk *walk = s->space->walk;
     stats->pages_steps += s->steps;
     stats->pages_dense_bytes += s->dense_pages * page;
     stats->pages_read_bytes += s->token_pages * page;
     stats->pages_predicted += s->predicted;
     stats->pages_predicted_sum += s->predicted_sum;
     stats->pages_dram_bytes += s->bytes;
+    stats->pages_choose_ns += walk->think_ns; // nobody else thinks in such a space
     sparf_audit_stats(s, stats);
 }
 

@@ -414,6 +414,7 @@ static void work_done(struct engine_task *task)
 {
     struct walk *w = task->owner;
     w->busy = false;
+    w->think_ns += task->kind == ENGINE_SELECT ? task->took_ns : 0;
 }
 
 // Hands work to the engine; false: there is none.

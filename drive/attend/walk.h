@@ -42,6 +42,7 @@ struct walk {
     struct engine_task work;
     struct engine_work counted; // of what is about to be submitted
     bool busy;                  // work is with the engine
+    uint64_t think_ns;          // that it took to think, in all
     size_t batch;               // pieces computed at a time, at most
     struct unit_task *ready, *tasks;
     size_t n_tasks;

@@ -61,6 +61,8 @@ static void all_is_dense(void **state)
     assert_true(decode(&o, ram, 1, &stats) != dense);
     assert_true(inst_stats_method(&stats, "pages_predicted_sum") <
                 1e6 * inst_stats_method(&stats, "pages_predicted"));
+    double choose_ns = inst_stats_method(&stats, "pages_choose_ns");
+    assert_true(choose_ns > 0 && choose_ns <= 1e9 * stats.decode_seconds);
 }
 
 static void the_same_bits_everywhere(void **state)
