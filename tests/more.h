@@ -7,7 +7,8 @@
 #include <stdbool.h>
 #include <stdlib.h>
 
-// Ten to twenty times slower, and there for what threads do, not for how often.
+// Ten to twenty times slower, and there for what threads do, not for how often: the largest tests
+// run only those of their cases there that differ in threads.
 #ifdef __SANITIZE_THREAD__
 enum { THREAD_SANITIZER = 1 };
 #else

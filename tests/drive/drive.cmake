@@ -42,3 +42,5 @@ inst_test(NAME drive/interleave_faults SOURCES interleave_faults.c LIBS interlea
 inst_more(drive/interleave test_drive_interleave)
 inst_fast(drive/slot drive/time drive/oob drive/engine_model drive/select drive/commands drive/full drive/reclaim drive/engine drive/interleave
           drive/interleave_faults)
+# Of attention, sparf and pages the cases that differ in threads.
+inst_threads(drive/attention drive/sparf drive/pages drive/method drive/engine)

@@ -5,6 +5,7 @@
 // many bytes it reads; what it refuses.
 #include "pages_float64.h"
 #include "sparf_scene.h"
+#include "tests/more.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -477,5 +478,7 @@ int main(void)
         cmocka_unit_test(test_dense),         cmocka_unit_test(test_bytes),
         cmocka_unit_test(test_captures),      cmocka_unit_test(test_refused),
     };
+    if (THREAD_SANITIZER)
+        cmocka_set_test_filter("test_bits");
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -18,3 +18,5 @@ if("HAVE_LIBURING" IN_LIST INST_FLASH_DEFINITIONS)
   target_link_options(test_drive_flash_file PRIVATE -Wl,--wrap=io_uring_submit)
 endif()
 inst_fast(drive/nand_flash drive/nand_profile drive/nand_time drive/flash_ram drive/flash_file drive/flash_wrappers)
+# Of the conformance the back ends that have threads.
+inst_threads(drive/flash_conformance drive/flash_file drive/flash_probe)

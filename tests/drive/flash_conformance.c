@@ -3,6 +3,7 @@
 // mixture, list length and order, OOB with it where there is any; what breaks the NAND contract is
 // refused and changes nothing.
 #include "flash_harness.h"
+#include "tests/more.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -351,6 +352,8 @@ int main(void)
     int failed = cmocka_run_group_tests_name("flash_short", units, NULL, NULL);
     return failed || flash_short_cuts < 1000;
 #else
+    if (THREAD_SANITIZER)
+        cmocka_set_test_filter("*threads*");
     return cmocka_run_group_tests_name("flash_conformance", units, NULL, NULL);
 #endif
 }

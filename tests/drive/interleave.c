@@ -81,7 +81,7 @@ int main(int argc, char **argv)
     }
     signal(SIGALRM, too_long);
     if (!seeds && !(seconds > 0))
-        seeds = more() ? 1000 : THREAD_SANITIZER ? 75 : 150;
+        seeds = more() ? 1000 : 150;
     for (uint64_t i = 0; seeds ? i < seeds : clock_seconds() - start < seconds; i++) {
         struct inst_msg msg = {0};
         options.seed = seed_at_work = first + i;

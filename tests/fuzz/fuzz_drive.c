@@ -55,6 +55,7 @@ static void open_target(struct target *t, uint8_t shape)
                                                         : METHOD_SPARF,
                                   .piece_tokens = 16,
                                   .piece_keys = shape & 16 ? 5 : 0,
+                                  .piece_heads = shape & 32 ? 2 : 0,
                                   .kv_type = shape & 72 ? shape % 3u : KV_F16,
                                   // Channel rows of 256, 64, 32 or 16 tokens.
                                   .page_channels = 1u << "\0\2\3\4"[shape >> 4 & 3]};

@@ -28,4 +28,8 @@ endforeach()
 target_include_directories(test_host_engine_on_async_stories SYSTEM PRIVATE ${CJSON_INCLUDE})
 target_link_libraries(test_host_engine_on_async_stories PRIVATE ${CJSON_LIBRARY})
 inst_test(NAME host/engine_async SOURCES engine_async.c LIBS engine_async_rig)
+inst_long(host/engine_generate host/engine_on_async_step host/engine_sync)
 inst_fast(host/engine_async)
+# A device that computes elsewhere is one thread more; faults and joining prompts over all of them.
+inst_threads(host/engine_api host/engine_async host/engine_on_async_step host/engine_sync
+  host/engine_faults)

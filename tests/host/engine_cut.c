@@ -72,7 +72,7 @@ static void walk(const struct walk *w, const char *kv, uint32_t group)
     size_t length = CONTEXT;
     for (size_t i = 0; i < CONTEXT; i++)
         tokens[i] = text_token(0, i);
-    unsigned rounds = more() ? 100 : THREAD_SANITIZER ? 10 : 20;
+    unsigned rounds = more() ? 100 : 20;
     for (unsigned round = 0; round < rounds; round++) {
         if (sync_tokens(&f, 0, tokens, length))
             fail_msg("%s, group %u, round %u: %s", w->name, group, round, f.msg.text);
