@@ -3,7 +3,9 @@
 // oneDNN's fp32 product where it was found. All contenders take turns in each round; the ratio is
 // oneDNN's time over ours, with its spread over the rounds.
 //   bench_matmul [--threads N] [--cols K] [--rows N] [--set NAME] [--type NAME] [--rounds N]
-// Few rows of x use a matrix far larger than the last cache, as decode does.
+//                [--x N] [--cpu 1]
+// Few rows of x use a matrix far larger than the last cache, as decode does. --x measures that many
+// rows alone; --cpu counts the process's own time, for one thread beside other work.
 #include "base/pool.h"
 #include "bench/measure.h"
 #include "kernels/kernels.h"
@@ -15,7 +17,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CHUNK = 64, ROWS_MAX = 512, WORKERS_MAX = 256, STREAM_ROWS = 32768 };
+enum { CHUNK = 128, ROWS_MAX = 512, WORKERS_MAX = 256, STREAM_ROWS = 32768 };
+
+// Rows of x that are measured; so few of them wait for memory.
+static const size_t x_rows[] = {1, 8, 64, 512};
+enum { FEW = 33 };
 
 // --type NAME measures one of them.
 static const uint32_t types[] = {TENSOR_F32,  TENSOR_F16,  TENSOR_BF16, TENSOR_Q8_0,   TENSOR_Q4_0,
@@ -116,7 +122,8 @@ static void bench_rows(struct product *p, struct weight *weights, size_t n_rows,
         }
 #ifdef INST_BENCH_DNNL
         p->w = weights[0];
-        measure_round(&theirs, dnnl_run, p, 0.03);
+        if (p->w.data)
+            measure_round(&theirs, dnnl_run, p, 0.03);
 #endif
         if (round < 0)
             memset(ours, 0, sizeof ours), memset(&theirs, 0, sizeof theirs);
@@ -138,7 +145,7 @@ int main(int argc, char **argv)
 {
     unsigned threads = 1;
     uint64_t cols = 2048, rows = 2048;
-    int rounds = 9;
+    int rounds = 9, alone = 0;
     const char *only = NULL;
     struct product p = {.k = kernels_best()};
     for (int i = 1; i + 1 < argc; i += 2) {
@@ -152,12 +159,17 @@ int main(int argc, char **argv)
             rounds = atoi(argv[i + 1]);
         else if (!strcmp(argv[i], "--type"))
             only = argv[i + 1];
+        else if (!strcmp(argv[i], "--x"))
+            alone = atoi(argv[i + 1]);
+        else if (!strcmp(argv[i], "--cpu"))
+            measure_cpu_time(atoi(argv[i + 1]));
         else if (!strcmp(argv[i], "--set"))
             p.k = kernels_by_name(argv[i + 1]);
     }
     struct inst_msg msg = {0};
-    if (!p.k || !cols || !rows || rounds < 1 || rounds > MEASURE_ROUNDS_MAX || threads < 1 ||
-        threads > WORKERS_MAX || pool_new(&p.pool, threads, &msg)) {
+    if (!p.k || !cols || !rows || rounds < 1 || rounds > MEASURE_ROUNDS_MAX || alone < 0 ||
+        alone > ROWS_MAX || threads < 1 || threads > WORKERS_MAX ||
+        pool_new(&p.pool, threads, &msg)) {
         fprintf(stderr, "bench_matmul: bad arguments or no such set here %s\n", msg.text);
         return 2;
     }
@@ -173,8 +185,10 @@ int main(int argc, char **argv)
     for (uint32_t t = 0; t < TYPES; t++) {
         small[t] = (struct weight){.rows = rows, .cols = cols, .type = types[t]};
         large[t] = (struct weight){.rows = STREAM_ROWS, .cols = cols, .type = types[t]};
-        fill_weights(&small[t], t + 1);
-        fill_weights(&large[t], t + 1);
+        if (wanted(only, (int)t)) {
+            fill_weights(&small[t], t + 1);
+            fill_weights(&large[t], t + 1);
+        }
     }
     float *x = measure_alloc(ROWS_MAX * cols * sizeof *x);
     for (size_t i = 0; i < ROWS_MAX * cols; i++)
@@ -187,10 +201,11 @@ int main(int argc, char **argv)
     p.rounded = rounded;
     p.out = measure_alloc(ROWS_MAX * widest * sizeof *p.out);
     p.scratch = measure_alloc((size_t)threads * KERNEL_SCRATCH_BYTES);
-    bench_rows(&p, large, 1, rounds, only);
-    bench_rows(&p, large, 8, rounds, only);
-    bench_rows(&p, small, 64, rounds, only);
-    bench_rows(&p, small, 512, rounds, only);
+    for (int i = 0; i < (int)(sizeof x_rows / sizeof x_rows[0]); i++)
+        if (!alone)
+            bench_rows(&p, x_rows[i] < FEW ? large : small, x_rows[i], rounds, only);
+    if (alone)
+        bench_rows(&p, alone < FEW ? large : small, (size_t)alone, rounds, only);
     pool_free(p.pool);
     return 0; // the matrices go with the process
 }

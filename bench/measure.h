@@ -17,6 +17,8 @@ typedef void measure_fn(void *arg);
 
 // Calls fn for at least min_seconds and adds the time per call as one round.
 void measure_round(struct measure *m, measure_fn *fn, void *arg, double min_seconds);
+// From now on rounds count what the process computed, all threads together, instead of time.
+void measure_cpu_time(int wanted);
 double measure_median(const struct measure *m);
 double measure_best(const struct measure *m);
 // Median, least and greatest of other / mine over the rounds: how much faster m is.
