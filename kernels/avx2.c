@@ -13,10 +13,11 @@ typedef __m256 vn;
 enum {
     VN = 8,
     // Blocking: 16 registers.
-    PANEL_NR = 2,
-    K_JR = 2,     // rows of a K type that share x
-    K_NR = 3,     // of a panel of words
-    BLOCK_JR = 2, // rows of a block type that share x
+    TILE_NR = 3,
+    TILE_MIN_ROWS = 12, // of x, for types that are not in blocks
+    K_JR = 2,          // rows of a K type that share x
+    K_NR = 3,          // of a panel of words
+    BLOCK_JR = 2,      // rows of a block type that share x
     // From this many queries on, converting a tile to fp32 first pays. Converting for every four of
     // them hides behind the products.
     MANY_QUERIES = 64,
@@ -25,7 +26,7 @@ enum {
     PANEL_QUERIES = 6,
     PANEL_VECTORS = 2,
 };
-#define PANEL_MR      3
+#define TILE_MR       4
 #define K_MR          3
 #define DIRECT_JR(mr) ((mr) == 1 ? 4 : (mr) == 2 ? 2 : 1)
 // Vectors of columns that nq <= 4 queries share: accumulators enough for the latency of fma.

@@ -15,7 +15,8 @@ typedef __m512 vn;
 enum {
     VN = 16,
     // Blocking, in accumulators of 32 registers.
-    PANEL_NR = 6,
+    TILE_NR = 6,
+    TILE_MIN_ROWS = 24, // of x, for types that are not in blocks
     K_JR = 4,     // rows of a K type that share x
     K_NR = 6,     // of a panel of words
     BLOCK_JR = 4, // rows of a block type that share x
@@ -26,7 +27,7 @@ enum {
     PANEL_QUERIES = 6,
     PANEL_VECTORS = 4,
 };
-#define PANEL_MR      4
+#define TILE_MR       4
 #define K_MR          4
 #define DIRECT_JR(mr) ((mr) == 1 ? 8 : 4)
 // Vectors of columns that nq <= 4 queries share: accumulators enough for the latency of fma.

@@ -305,8 +305,9 @@ enum { EXPAND_AHEAD = 1024 }; // bytes prefetched before a row that becomes floa
 
 // ---- rows ------------------------------------------------------------------------------------
 
-// Writes a row as vectors of 16 floats `stride` apart.
-INLINE void expand_blocks(uint32_t type, const uint8_t *row, size_t cols, float *out, size_t stride)
+// Writes a row as floats: 16 of them every `stride`, their registers `part` apart.
+INLINE void expand_blocks(uint32_t type, const uint8_t *row, size_t cols, float *out, size_t stride,
+                          size_t part)
 {
     for (size_t c = 0; c < cols; c += block_elements(type), row += block_bytes(type)) {
         struct block_scales s;
@@ -318,8 +319,8 @@ INLINE void expand_blocks(uint32_t type, const uint8_t *row, size_t cols, float 
         for (size_t e = 0; e < block_elements(type); e += KERNEL_LANES, out += stride) {
             v16 w = block_weights(type, row, &s, e);
             UNROLL
-            for (int i = 0; i < PARTS; i++)
-                vn_store(out + i * VN, w.p[i]);
+            for (size_t i = 0; i < PARTS; i++)
+                vn_store(out + i * part, w.p[i]);
         }
     }
 }
@@ -382,9 +383,10 @@ INLINE void block_product(uint32_t type, const struct weight *w, uint64_t first,
         block_product(TENSOR_##type, w, first, count, x, out);                                     \
     }
 #define BLOCK_EXPAND(type)                                                                         \
-    static void expand_blocks_##type(const uint8_t *row, size_t cols, float *out, size_t stride)   \
+    static void expand_blocks_##type(const uint8_t *row, size_t cols, float *out, size_t stride,   \
+                                     size_t part)                                                  \
     {                                                                                              \
-        expand_blocks(TENSOR_##type, row, cols, out, stride);                                      \
+        expand_blocks(TENSOR_##type, row, cols, out, stride, part);                                \
     }
 BLOCK_TYPES(BLOCK_PRODUCT)
 BLOCK_EXPAND_TYPES(BLOCK_EXPAND)
@@ -399,7 +401,7 @@ struct block_functions {
     // NULL for the K types.
     void (*product)(const struct weight *w, uint64_t first, uint64_t count, const float *x,
                     float *out);
-    void (*expand)(const uint8_t *row, size_t cols, float *out, size_t stride);
+    void (*expand)(const uint8_t *row, size_t cols, float *out, size_t stride, size_t part);
 };
 
 // NULL for types that are not block types of this file.

@@ -23,10 +23,8 @@
 
 enum {
     PARTS = KERNEL_LANES / VN,
-    // From this many rows of x on, dequantising weights to a panel pays.
-    PANEL_MIN_ROWS = 24,
-    // The same for block types, whose dequantising costs more.
-    BLOCK_PANEL_MIN_ROWS = 3,
+    // Rows of x for which tiles of block types pay; dequantising costs more than the product.
+    TILE_MIN_BLOCK_ROWS = 3,
 };
 
 static inline vn vn_load_part(const float *p, size_t n, float fill)
@@ -131,15 +129,17 @@ INLINE void weight_tail(uint32_t type, const uint8_t *p, size_t n, uint8_t *out)
     }
 }
 
-// Writes the row, filled up with -0 to a multiple of 16, as vectors of 16 floats `stride` apart.
-INLINE void expand_row(uint32_t type, const uint8_t *row, size_t cols, float *out, size_t stride)
+// Writes the row, filled up with -0 to a multiple of 16, as floats: 16 of them every `stride`,
+// their registers `part` apart.
+INLINE void expand_row(uint32_t type, const uint8_t *row, size_t cols, float *out, size_t stride,
+                       size_t part)
 {
     size_t c = 0;
     for (; c + 32 <= cols; c += 32, row += bytes_of_32(type), out += 2 * stride) {
         for (size_t p = 0; p < PARTS; p++)
-            vn_store(out + p * VN, weight_vn(type, row, p * VN));
+            vn_store(out + p * part, weight_vn(type, row, p * VN));
         for (size_t p = 0; p < PARTS; p++)
-            vn_store(out + stride + p * VN, weight_vn(type, row, 16 + p * VN));
+            vn_store(out + stride + p * part, weight_vn(type, row, 16 + p * VN));
     }
     uint8_t tail[4 * KERNEL_LANES];
     for (size_t sub = 0; c < cols; c += KERNEL_LANES, sub += KERNEL_LANES, out += stride) {
@@ -151,34 +151,35 @@ INLINE void expand_row(uint32_t type, const uint8_t *row, size_t cols, float *ou
             at = 0;
         }
         for (size_t p = 0; p < PARTS; p++)
-            vn_store(out + p * VN, weight_vn(type, from, at + p * VN));
+            vn_store(out + p * part, weight_vn(type, from, at + p * VN));
     }
 }
 
-static void expand_any(uint32_t type, const uint8_t *row, size_t cols, float *out, size_t stride)
+static void expand_any(uint32_t type, const uint8_t *row, size_t cols, float *out, size_t stride,
+                       size_t part)
 {
     switch (type) {
     case TENSOR_F32:
-        expand_row(TENSOR_F32, row, cols, out, stride);
+        expand_row(TENSOR_F32, row, cols, out, stride, part);
         break;
     case TENSOR_F16:
-        expand_row(TENSOR_F16, row, cols, out, stride);
+        expand_row(TENSOR_F16, row, cols, out, stride, part);
         break;
     case TENSOR_BF16:
-        expand_row(TENSOR_BF16, row, cols, out, stride);
+        expand_row(TENSOR_BF16, row, cols, out, stride, part);
         break;
     case TENSOR_Q8_0:
-        expand_row(TENSOR_Q8_0, row, cols, out, stride);
+        expand_row(TENSOR_Q8_0, row, cols, out, stride, part);
         break;
     default:
         if (block_functions(type)) {
-            block_functions(type)->expand(row, cols, out, stride);
+            block_functions(type)->expand(row, cols, out, stride, part);
             break;
         }
         // The loader refuses other types; NaN shows a hole in that.
         for (size_t c = 0; c < cols; c += KERNEL_LANES, out += stride)
-            for (size_t i = 0; i < KERNEL_LANES; i++)
-                out[i] = NAN;
+            for (size_t p = 0; p < PARTS; p++)
+                vn_store(out + p * part, vn_set1(NAN));
         break;
     }
 }
@@ -194,11 +195,11 @@ static void set_weight_row(const struct weight *w, uint64_t row, float *out)
     const uint8_t *data = weight_at(w, row);
     float tail[32];
     if (block_functions(w->type)) { // whole blocks
-        expand_any(w->type, data, (size_t)w->cols, out, KERNEL_LANES);
+        expand_any(w->type, data, (size_t)w->cols, out, KERNEL_LANES, VN);
         return;
     }
-    expand_any(w->type, data, whole, out, KERNEL_LANES);
-    expand_any(w->type, data + whole / 32 * bytes_of_32(w->type), rest, tail, KERNEL_LANES);
+    expand_any(w->type, data, whole, out, KERNEL_LANES, VN);
+    expand_any(w->type, data + whole / 32 * bytes_of_32(w->type), rest, tail, KERNEL_LANES, VN);
     memcpy(out + whole, tail, rest * sizeof tail[0]);
 }
 
@@ -359,186 +360,7 @@ static void direct_product(const struct weight *w, uint64_t first, uint64_t coun
     }
 }
 
-// ---- products from a panel -------------------------------------------------------------------
-// A panel holds weight rows as fp32 in groups of PANEL_NR: [group][step of 16][PANEL_NR][16].
-
-INLINE size_t panel_steps(size_t cols)
-{
-    return (cols + KERNEL_LANES - 1) / KERNEL_LANES;
-}
-
-INLINE void panel_step(const size_t mr, const float *panel, const float *x, size_t x_stride,
-                       v16 *acc)
-{
-    UNROLL
-    for (size_t p = 0; p < PARTS; p++) {
-        vn b[PANEL_NR];
-        UNROLL
-        for (size_t j = 0; j < PANEL_NR; j++)
-            b[j] = vn_load(panel + j * KERNEL_LANES + p * VN);
-        UNROLL
-        for (size_t i = 0; i < mr; i++) {
-            vn a = vn_load(x + i * x_stride + p * VN);
-            UNROLL
-            for (size_t j = 0; j < PANEL_NR; j++)
-                acc[i * PANEL_NR + j].p[p] = vn_fma(a, b[j], acc[i * PANEL_NR + j].p[p]);
-        }
-    }
-}
-
-// mr rows of x times one group, of which n <= PANEL_NR outputs are wanted.
-INLINE void panel_block(const size_t mr, const float *group, size_t cols, const float *x,
-                        size_t x_stride, float *out, size_t out_stride, size_t n)
-{
-    v16 acc[PANEL_MR * PANEL_NR];
-    UNROLL
-    for (size_t i = 0; i < mr * PANEL_NR; i++)
-        UNROLL
-    for (size_t p = 0; p < PARTS; p++)
-        acc[i].p[p] = vn_set1(0);
-    size_t c = 0;
-    for (; c + KERNEL_LANES <= cols; c += KERNEL_LANES)
-        panel_step(mr, group + c * PANEL_NR, x + c, x_stride, acc);
-    if (c < cols) {
-        float tail[PANEL_MR * KERNEL_LANES] = {0};
-        for (size_t i = 0; i < mr; i++)
-            memcpy(tail + i * KERNEL_LANES, x + i * x_stride + c, (cols - c) * sizeof x[0]);
-        panel_step(mr, group + c * PANEL_NR, tail, KERNEL_LANES, acc);
-    }
-    float block[PANEL_MR * PANEL_NR + VN];
-    reduce_all(acc, mr * PANEL_NR, block);
-    for (size_t i = 0; i < mr; i++)
-        for (size_t j = 0; j < n; j++)
-            out[i * out_stride + j] = block[i * PANEL_NR + j];
-}
-
-#define PANEL_ROWS(mr)                                                                             \
-    static void panel_rows_##mr(const float *panel, size_t count, size_t cols, const float *x,     \
-                                size_t x_stride, float *out, size_t out_stride)                    \
-    {                                                                                              \
-        for (size_t j = 0; j < count; j += PANEL_NR)                                               \
-            panel_block(mr, panel + j * panel_steps(cols) * KERNEL_LANES, cols, x, x_stride,       \
-                        out + j, out_stride, count - j < PANEL_NR ? count - j : PANEL_NR);         \
-    }
-PANEL_ROWS(1)
-PANEL_ROWS(2)
-PANEL_ROWS(3)
-#if PANEL_MR == 4
-PANEL_ROWS(4)
-#endif
-
-// out[i * out_stride + j] = dot16(x row i, panel row j), j < count.
-static void panel_product(const float *panel, size_t count, size_t cols, const float *x,
-                          size_t x_stride, size_t n_rows, float *out, size_t out_stride)
-{
-    size_t i = 0;
-#if PANEL_MR == 4
-    for (; i + 4 <= n_rows; i += 4)
-        panel_rows_4(panel, count, cols, x + i * x_stride, x_stride, out + i * out_stride,
-                     out_stride);
-#endif
-    for (; i + 3 <= n_rows; i += 3)
-        panel_rows_3(panel, count, cols, x + i * x_stride, x_stride, out + i * out_stride,
-                     out_stride);
-    if (i + 2 == n_rows)
-        panel_rows_2(panel, count, cols, x + i * x_stride, x_stride, out + i * out_stride,
-                     out_stride);
-    if (i + 1 == n_rows)
-        panel_rows_1(panel, count, cols, x + i * x_stride, x_stride, out + i * out_stride,
-                     out_stride);
-}
-
-// Fills a panel with rows first to first + count of w; the last group is completed with copies of
-// the last row, so that no output is computed from rubbish.
-static void panel_fill(float *panel, const struct weight *w, uint64_t first, size_t count)
-{
-    size_t cols = (size_t)w->cols, group = panel_steps(cols) * PANEL_NR * KERNEL_LANES;
-    size_t padded = (count + PANEL_NR - 1) / PANEL_NR * PANEL_NR;
-    for (size_t j = 0; j < padded; j++)
-        expand_any(w->type, weight_at(w, first + (j < count ? j : count - 1)), cols,
-                   panel + j / PANEL_NR * group + j % PANEL_NR * KERNEL_LANES,
-                   PANEL_NR * KERNEL_LANES);
-}
-
-// Rows of a block type too long for a panel are taken in pieces: of each output the accumulator
-// waits in scratch while the next piece is dequantised. The chain of products stays one chain.
-enum {
-    WIDE_COLS = 1024,  // of a piece; whole blocks
-    WIDE_OUTPUTS = 36, // whole groups
-    WIDE_ROWS = 32,
-};
-_Static_assert(WIDE_OUTPUTS % PANEL_NR == 0, "whole groups");
-_Static_assert((WIDE_COLS * WIDE_OUTPUTS + WIDE_ROWS * WIDE_OUTPUTS * KERNEL_LANES) *
-                       sizeof(float) <=
-                   KERNEL_SCRATCH_BYTES,
-               "scratch holds a panel and the accumulators");
-
-// acc[i * WIDE_OUTPUTS + j] takes `cols` more elements of x row i, i < mr, and panel row j.
-INLINE void wide_block(const size_t mr, const float *panel, size_t groups, size_t cols,
-                       const float *x, size_t x_stride, v16 *into)
-{
-    for (size_t g = 0; g < groups; g++, panel += cols * PANEL_NR, into += PANEL_NR) {
-        v16 acc[PANEL_MR * PANEL_NR];
-        UNROLL
-        for (size_t i = 0; i < mr; i++)
-            UNROLL
-        for (size_t j = 0; j < PANEL_NR; j++)
-            acc[i * PANEL_NR + j] = into[i * WIDE_OUTPUTS + j];
-        for (size_t c = 0; c < cols; c += KERNEL_LANES)
-            panel_step(mr, panel + c * PANEL_NR, x + c, x_stride, acc);
-        UNROLL
-        for (size_t i = 0; i < mr; i++)
-            UNROLL
-        for (size_t j = 0; j < PANEL_NR; j++)
-            into[i * WIDE_OUTPUTS + j] = acc[i * PANEL_NR + j];
-    }
-}
-
-static void wide_rows(const float *panel, size_t groups, size_t cols, const float *x,
-                      size_t x_stride, size_t n_rows, v16 *acc)
-{
-    size_t i = 0;
-    for (; i + PANEL_MR <= n_rows; i += PANEL_MR)
-        wide_block(PANEL_MR, panel, groups, cols, x + i * x_stride, x_stride,
-                   acc + i * WIDE_OUTPUTS);
-    for (; i < n_rows; i++)
-        wide_block(1, panel, groups, cols, x + i * x_stride, x_stride, acc + i * WIDE_OUTPUTS);
-}
-
-// At most WIDE_OUTPUTS outputs for at most WIDE_ROWS rows of x.
-static void wide_product(const struct weight *w, uint64_t first, size_t count, const float *x,
-                         size_t x_stride, size_t n_rows, float *out, size_t out_stride,
-                         void *scratch)
-{
-    float *panel = scratch;
-    v16 *acc = (v16 *)(panel + WIDE_COLS * WIDE_OUTPUTS);
-    const size_t groups = (count + PANEL_NR - 1) / PANEL_NR;
-    struct weight piece = *w;
-    for (size_t i = 0; i < n_rows * WIDE_OUTPUTS; i++)
-        acc[i] = v16_zero();
-    for (uint64_t c = 0; c < w->cols; c += WIDE_COLS) {
-        piece.cols = w->cols - c < WIDE_COLS ? w->cols - c : WIDE_COLS;
-        piece.data = (const uint8_t *)w->data + tensor_type_row_bytes(w->type, c);
-        panel_fill(panel, &piece, first, count);
-        wide_rows(panel, groups, (size_t)piece.cols, x + c, x_stride, n_rows, acc);
-    }
-    for (size_t i = 0; i < n_rows; i++)
-        for (size_t j = 0; j < count; j++)
-            out[i * out_stride + j] = v16_sum(acc[i * WIDE_OUTPUTS + j]);
-}
-
-static void wide_products(const struct weight *w, uint64_t first, uint64_t count, const float *x,
-                          size_t x_stride, size_t n_rows, float *out, size_t out_stride,
-                          void *scratch)
-{
-    for (size_t i = 0; i < n_rows; i += WIDE_ROWS)
-        for (uint64_t j = 0; j < count; j += WIDE_OUTPUTS)
-            wide_product(
-                w, first + j, (size_t)(count - j < WIDE_OUTPUTS ? count - j : WIDE_OUTPUTS),
-                x + i * x_stride, x_stride, n_rows - i < WIDE_ROWS ? n_rows - i : WIDE_ROWS,
-                out + i * out_stride + j, out_stride, scratch);
-}
-
+#include "kernels/body_tiles.h"
 #include "kernels/body_k.h"
 
 static void set_matmul(const struct weight *w, uint64_t first, uint64_t count, const float *x,
@@ -548,27 +370,14 @@ static void set_matmul(const struct weight *w, uint64_t first, uint64_t count, c
         k_matmul(w, first, count, x, x_stride, n_rows, out, out_stride, scratch);
         return;
     }
-    size_t row_bytes = panel_steps((size_t)w->cols) * KERNEL_LANES * sizeof(float);
-    size_t fit = row_bytes ? KERNEL_SCRATCH_BYTES / row_bytes / PANEL_NR * PANEL_NR : 0;
     const struct block_functions *block = block_functions(w->type);
-    if (block && n_rows >= BLOCK_PANEL_MIN_ROWS && !fit) {
-        wide_products(w, first, count, x, x_stride, n_rows, out, out_stride, scratch);
-        return;
-    }
-    if (block && n_rows < BLOCK_PANEL_MIN_ROWS) {
+    if (n_rows >= (block ? TILE_MIN_BLOCK_ROWS : TILE_MIN_ROWS))
+        tile_products(w, first, count, x, x_stride, n_rows, out, out_stride, scratch);
+    else if (!block)
+        direct_product(w, first, count, x, x_stride, n_rows, out, out_stride, 0);
+    else
         for (size_t i = 0; i < n_rows; i++)
             block->product(w, first, count, x + i * x_stride, out + i * out_stride);
-        return;
-    }
-    if (!block && (n_rows < PANEL_MIN_ROWS || !fit)) {
-        direct_product(w, first, count, x, x_stride, n_rows, out, out_stride, 0);
-        return;
-    }
-    for (uint64_t j = 0; j < count; j += fit) {
-        size_t n = (size_t)(count - j < fit ? count - j : fit);
-        panel_fill(scratch, w, first + j, n);
-        panel_product(scratch, n, (size_t)w->cols, x, x_stride, n_rows, out + j, out_stride);
-    }
 }
 
 #include "kernels/body_attention.h"

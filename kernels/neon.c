@@ -14,7 +14,8 @@ typedef float32x4_t vn;
 enum {
     VN = 4,
     // Blocking: 32 registers.
-    PANEL_NR = 2,
+    TILE_NR = 6,
+    TILE_MIN_ROWS = 24, // of x, for types that are not in blocks
     K_JR = 2,     // rows of a K type that share x
     K_NR = 3,     // of a panel of words
     BLOCK_JR = 2, // rows of a block type that share x
@@ -25,7 +26,7 @@ enum {
     PANEL_QUERIES = 6,
     PANEL_VECTORS = 4,
 };
-#define PANEL_MR      3
+#define TILE_MR       4
 #define K_MR          3
 #define DIRECT_JR(mr) ((mr) == 1 ? 4 : (mr) == 2 ? 2 : 1)
 // Vectors of columns that nq <= 4 queries share: accumulators enough for the latency of fma.

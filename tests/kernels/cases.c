@@ -302,7 +302,9 @@ static void run_matmul(struct runner *r)
             for (size_t outputs = 1; outputs < 20; outputs += 3)
                 run_weights(r, types[t], step == 1 ? 70 : step * (step == 32 ? 3 : 1), outputs,
                             rows[i], 0);
-        // Panels of several pieces; a row of more than half the scratch; a row beyond it.
+        // Several pieces, blocks of rows and of outputs; rows of more than half the scratch, and
+        // beyond it.
+        run_weights(r, types[t], step == 1 ? 300 : step == 32 ? 288 : 512, 150, 37, 0);
         run_weights(r, types[t], 4096 + step, step == 1 ? 100 : 70, 26, 0);
         if (types[t] == TENSOR_F32 || types[t] == TENSOR_Q8_0 || types[t] == TENSOR_Q5_K) {
             run_weights(r, types[t], 80000 / step * step, 3, 25, 0);
