@@ -69,10 +69,9 @@ static void fill_slots(const struct setup *s)
     for (size_t i = 0; i < ATTENTION_TILE * row; i++)
         rows[i] = kernel_f32_to_f16((float)(i * 2654435761u % 1009) / 504.5f - 1);
     for (size_t i = 0; i < ATTENTION_TILE / part; i++) {
-        kv_put_keys(s->type, (void *)(uintptr_t)tile.k[i], part, row, 0, part,
-                    rows + i * part * row);
-        kv_put_values(s->type, (void *)(uintptr_t)tile.v[i], part, row, 0, part,
-                      rows + i * part * row);
+        const uint16_t *from = rows + i * part * row;
+        kv_put(s->type, (void *)(uintptr_t)tile.k[i], (void *)(uintptr_t)tile.v[i], part, row, 0,
+               part, from, from);
     }
     for (size_t at = bytes; at + bytes <= s->bytes; at += bytes)
         memcpy(s->kv + at, s->kv, bytes);

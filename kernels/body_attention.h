@@ -516,24 +516,16 @@ static void many_values(const struct tile_work *w, size_t n, const uint32_t *lim
 }
 
 // Scales of n blocks, which 16 divides, as fp32; of Q4 also scale * -zero.
-static void kv_scales(uint32_t type, const uint8_t *in, size_t n, float *scale, float *zero)
+static void kv_scales(uint32_t type, const uint8_t *in, const uint8_t *zeros, size_t n,
+                      float *scale, float *zero)
 {
     const vn unit = vn_set1(type == KV_Q8 ? 1.0f / 64 : 1.0f / 8);
     for (size_t i = 0; i < n; i += KERNEL_LANES) {
         uint16_t word[KERNEL_LANES];
-        uint8_t low[KERNEL_LANES];
         bytes16 codes;
-        if (type == KV_Q8) {
-            for (size_t l = 0; l < KERNEL_LANES; l++)
-                word[l] = (uint16_t)(in[i + l] << 7);
-        } else {
-            memcpy(word, in + 2 * i, sizeof word);
-            for (size_t l = 0; l < KERNEL_LANES; l++)
-                low[l] = (uint8_t)(word[l] & 15);
-            for (size_t l = 0; l < KERNEL_LANES; l++)
-                word[l] &= 0x7f80;
-            memcpy(&codes, low, sizeof codes);
-        }
+        for (size_t l = 0; l < KERNEL_LANES; l++)
+            word[l] = (uint16_t)(in[i + l] << 7);
+        memcpy(&codes, zeros + i, sizeof codes);
         for (size_t p = 0; p < PARTS; p++) {
             vn s = vn_mul(vn_f16(word + p * VN), unit);
             vn_store(scale + i + p * VN, s);
@@ -544,35 +536,103 @@ static void kv_scales(uint32_t type, const uint8_t *in, size_t n, float *scale, 
     }
 }
 
+// Scales and zero points of 16 tokens: of K [block][token], of V [token][block].
+struct lane_scales {
+    uint8_t key[SCALES_MAX / ATTENTION_PARTS], key_zero[SCALES_MAX / ATTENTION_PARTS];
+    uint8_t value[SCALES_MAX / ATTENTION_PARTS], value_zero[SCALES_MAX / ATTENTION_PARTS];
+};
+
+// Of whole blocks, from the codes of V; `row` bytes a token.
+INLINE void hidden_scales(const uint32_t type, struct lane_scales *s, const uint8_t *codes,
+                          size_t row, size_t whole, size_t blocks)
+{
+    const size_t bytes = type == KV_Q8 ? KV_BLOCK : KV_BLOCK / 2;
+    for (size_t t = 0; t < KERNEL_LANES; t++, codes += row)
+        for (size_t b = 0; b < whole; b++) {
+            uint32_t hidden =
+                type == KV_Q8 ? hidden_q8(codes + b * bytes) : hidden_q4(codes + b * bytes);
+            s->key[b * KERNEL_LANES + t] = (uint8_t)hidden;
+            s->value[t * blocks + b] = (uint8_t)(hidden >> 8);
+            if (type == KV_Q8)
+                continue;
+            s->key_zero[b * KERNEL_LANES + t] = hidden >> 16 & 15;
+            s->value_zero[t * blocks + b] = hidden >> 20 & 15;
+        }
+}
+
+// Of the last block where it is none, from behind the codes.
+static void tail_scales(uint32_t type, struct lane_scales *s, const uint8_t *key,
+                        const uint8_t *value, size_t whole, size_t blocks)
+{
+    for (size_t t = 0; t < KERNEL_LANES; t++) {
+        size_t k = whole * KERNEL_LANES + t, v = t * blocks + whole;
+        uint16_t words[2];
+        if (type == KV_Q8) {
+            s->key[k] = key[t];
+            s->value[v] = value[t];
+            continue;
+        }
+        memcpy(&words[0], key + 2 * t, sizeof words[0]);
+        memcpy(&words[1], value + 2 * t, sizeof words[1]);
+        s->key[k] = (uint8_t)(words[0] >> 7);
+        s->value[v] = (uint8_t)(words[1] >> 7);
+        s->key_zero[k] = words[0] & 15;
+        s->value_zero[v] = words[1] & 15;
+    }
+}
+
+// Scales of each 16 tokens of which some take part.
+static void tile_block_scales(struct tile_work *w)
+{
+    const struct attention_tile *tile = w->tile;
+    const uint32_t type = tile->type;
+    const size_t dim = tile->head_dim, part = tile->part_tokens, row = kv_value_codes(type, dim);
+    const size_t blocks = kv_blocks(dim), whole = dim / KV_BLOCK, tail = kv_tail_bytes(type, dim);
+    float *scale = w->scales;
+    struct lane_scales s;
+    w->key.key_scale = scale;
+    w->key.key_zero = scale + SCALES_MAX;
+    w->value.value_scale = scale + 2 * SCALES_MAX;
+    w->value.value_zero = scale + 3 * SCALES_MAX;
+    for (size_t i = 0; i < ATTENTION_PARTS; i++) {
+        const size_t first = i * KERNEL_LANES, at = first % part;
+        if (!(w->there >> i & 1))
+            continue;
+        const uint8_t *key = tile->k[first / part], *value = tile->v[first / part];
+        if (type == KV_Q8)
+            hidden_scales(KV_Q8, &s, value + at * row, row, whole, blocks);
+        else
+            hidden_scales(KV_Q4, &s, value + at * row, row, whole, blocks);
+        if (tail)
+            tail_scales(type, &s, key + kv_key_rows(type, dim) * part + at * tail,
+                        value + part * row + at * tail, whole, blocks);
+        for (size_t b = 0; b < blocks; b++)
+            kv_scales(type, s.key + b * KERNEL_LANES, s.key_zero + b * KERNEL_LANES, KERNEL_LANES,
+                      scale + b * ATTENTION_TILE + first,
+                      scale + SCALES_MAX + b * ATTENTION_TILE + first);
+        kv_scales(type, s.value, s.value_zero, KERNEL_LANES * blocks,
+                  scale + 2 * SCALES_MAX + first * blocks, scale + 3 * SCALES_MAX + first * blocks);
+    }
+}
+
 // Where K of each 16 tokens lies. A part without chosen tokens may not be there: another one stands
 // for it, whose scores nobody looks at. Of K [tokens][head_dim] a turned copy is made.
 static void tile_keys(struct tile_work *w, uint64_t chosen, uint16_t *turned)
 {
     const struct attention_tile *tile = w->tile;
     const size_t part = tile->part_tokens, each = tile->type == KV_F16 ? 2 : 1;
-    const size_t blocks = tile->type == KV_F16 ? 0 : kv_blocks(tile->head_dim);
     const uint8_t *some = NULL;
-    float *scale = w->scales, *zero = scale + SCALES_MAX;
     w->key.key_stride = each * (part ? part : ATTENTION_TILE);
-    w->key.key_scale = scale;
-    w->key.key_zero = zero;
     if (!part)
         kernel_transpose16(turned, ATTENTION_TILE, tile->k[0], tile->head_dim, tile->tokens,
                            tile->head_dim);
     for (size_t i = 0, number = 0, at = 0; i < ATTENTION_PARTS; i++) {
         int there = (chosen >> i * KERNEL_LANES & 0xffff) != 0;
         w->there |= (uint32_t)there << i;
-        if (!part) {
+        if (!part)
             w->key.key[i] = (const uint8_t *)(turned + i * KERNEL_LANES);
-        } else if (there) {
-            const uint8_t *codes = tile->k[number];
-            const uint8_t *scales = codes + kv_key_rows(tile->type, tile->head_dim) * part;
-            some = w->key.key[i] = codes + at * each;
-            for (size_t b = 0; b < blocks; b++)
-                kv_scales(tile->type, scales + kv_scale_bytes(tile->type, b * part + at),
-                          KERNEL_LANES, scale + b * ATTENTION_TILE + i * KERNEL_LANES,
-                          zero + b * ATTENTION_TILE + i * KERNEL_LANES);
-        }
+        else if (there)
+            some = w->key.key[i] = (const uint8_t *)tile->k[number] + at * each;
         at += KERNEL_LANES;
         number += at == part;
         at = at == part ? 0 : at;
@@ -582,23 +642,17 @@ static void tile_keys(struct tile_work *w, uint64_t chosen, uint16_t *turned)
             w->key.key[i] = some;
 }
 
-// Where V of each token lies that takes part, and its scales.
+// Where V of each token lies that takes part.
 static void tile_values(struct tile_work *w, uint64_t chosen)
 {
     const struct attention_tile *tile = w->tile;
     const size_t part = tile->part_tokens ? tile->part_tokens : ATTENTION_TILE;
     const size_t row = kv_value_codes(tile->type, tile->head_dim);
     const size_t blocks = tile->type == KV_F16 ? 0 : kv_blocks(tile->head_dim);
-    float *scale = w->scales + 2 * SCALES_MAX, *zero = scale + SCALES_MAX;
     size_t count = 0, shift = (size_t)__builtin_ctzll(part);
-    w->value.value_scale = scale;
-    w->value.value_zero = zero;
     for (size_t t = 0; t < tile->tokens; t += part) {
         const uint8_t *codes = tile->v[t >> shift];
         uint64_t some = chosen >> t & (~0ull >> (ATTENTION_TILE - part));
-        if (blocks && some)
-            kv_scales(tile->type, codes + part * row, part * blocks, scale + t * blocks,
-                      zero + t * blocks);
         if (!tile->chosen) { // of those beyond the last nothing is read
             for (size_t i = 0; i < part; i++, count++) {
                 w->value.value[count] = codes + i * row;
@@ -744,6 +798,8 @@ static void set_attention_tile(const struct attention_tile *tile, const float *q
     w.partials = w.scores + w.block * ATTENTION_TILE;
     // The copy is gone before V goes to its panel.
     tile_keys(&w, chosen, (uint16_t *)(many ? w.value_panel : w.key_panel));
+    if (tile->type != KV_F16)
+        tile_block_scales(&w);
     tile_values(&w, chosen);
     tile_tails(&w, tokens, many ? KERNEL_LANES : VN);
     if (many)

@@ -64,9 +64,9 @@ static inline void partial_clear(struct partial *p)
 // Up to 64 consecutive tokens of one KV head, in parts of part_tokens tokens that may lie apart.
 // The first token's position is a multiple of ATTENTION_TILE.
 struct attention_tile {
-    // Part i of K and V as kv.h says. K and the scales of V of a part are readable as a whole even
-    // where only some of its tokens are there; what lies in the place of the others has no
-    // influence. Their V is not read.
+    // Part i of K and V as kv.h says. K of a part, and in blocks V, too, are readable as a whole
+    // even where only some of its tokens are there; what lies in the place of the others has no
+    // influence. Their V of fp16 is not read.
     const void *k[ATTENTION_PARTS], *v[ATTENTION_PARTS];
     uint32_t type; // enum kv_type: the bits that come out are those of the numbers as fp16
     uint32_t

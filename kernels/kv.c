@@ -7,7 +7,6 @@
 
 #include <math.h>
 #include <stdbool.h>
-#include <string.h>
 
 enum {
     SCALE_NAN = 0xff,
@@ -52,7 +51,7 @@ static uint8_t scale_for(uint32_t type, float x, uint8_t most)
     union {
         float value;
         uint32_t bits;
-    } u = {x};
+    } u = {x + 0.0f}; // not -0
     // Exponent and 3 bits, above those of the least scale with a leading 1.
     int32_t least = type == KV_Q8 ? 127 - 20 : 127 - 17;
     int32_t up = (int32_t)((u.bits + 0xfffff) >> 20) - (least << 3) + 8;
@@ -95,12 +94,24 @@ static void q8_block(struct block *b, const float *x, float low, float high)
         b->code[i] = (int8_t)between(nearest(x[i] * inverse), -Q8_CODE, Q8_CODE);
 }
 
+// The greatest code, from 0 on, whose number is fp16.
+static float code_limit(float s)
+{
+    return s * Q4_CODE > largest ? (float)(int)(largest / s) : Q4_CODE;
+}
+
+// Zero point of Q4 for numbers down to `low`.
+static uint8_t zero_for(uint32_t type, uint8_t scale, float low)
+{
+    float s = scale_of(type, scale), inverse = s > 0 ? 1 / s : 0;
+    return type == KV_Q8 ? 0 : (uint8_t)between(nearest(-low * inverse), 0, code_limit(s));
+}
+
 // Codes with one scale; their squared error, in a fixed order.
 static float q4_try(struct block *b, uint8_t scale, const float *x, float low)
 {
     float s = scale_of(KV_Q4, scale), inverse = s > 0 ? 1 / s : 0, error = 0, lane[8] = {0};
-    float limit = s * Q4_CODE > largest ? (float)(int)(largest * inverse) : Q4_CODE;
-    float zero = between(nearest(-low * inverse), 0, limit);
+    float limit = code_limit(s), zero = zero_for(KV_Q4, scale, low);
     float least = -zero, most = Q4_CODE - zero < limit ? Q4_CODE - zero : limit;
     b->scale = scale;
     b->zero = (uint8_t)zero;
@@ -136,19 +147,27 @@ static void q4_block(struct block *b, const float *x, float low, float high)
     }
 }
 
-// Up to 32 channels.
-static void make_block(uint32_t type, struct block *b, const uint16_t *in, size_t n)
+// Up to 32 channels as fp32, and how far they reach to either side of 0. False: not all are
+// finite.
+static bool block_range(const uint16_t *in, size_t n, float *x, float *low, float *high)
 {
-    float x[KV_BLOCK] = {0}, low = 0, high = 0;
     bool finite = true;
+    *low = *high = 0;
+    memset(x, 0, KV_BLOCK * sizeof *x);
     kernels_best()->f16_to_f32(x, in, n);
     for (size_t i = 0; i < n; i++) {
         finite &= (in[i] & 0x7c00) != 0x7c00;
-        low = x[i] < low ? x[i] : low;
-        high = x[i] > high ? x[i] : high;
+        *low = x[i] < *low ? x[i] : *low;
+        *high = x[i] > *high ? x[i] : *high;
     }
+    return finite;
+}
+
+static void make_block(uint32_t type, struct block *b, const uint16_t *in, size_t n)
+{
+    float x[KV_BLOCK], low, high;
     memset(b, 0, sizeof *b);
-    if (!finite)
+    if (!block_range(in, n, x, &low, &high))
         b->scale = SCALE_NAN;
     else if (type == KV_Q8)
         q8_block(b, x, low, high);
@@ -156,26 +175,158 @@ static void make_block(uint32_t type, struct block *b, const uint16_t *in, size_
         q4_block(b, x, low, high);
 }
 
-static uint16_t word_of(const struct block *b)
-{
-    return (uint16_t)(b->scale << SCALE_SHIFT | b->zero);
-}
-
 static float number(float scale, int code, int zero)
 {
     return scale * (float)(code - zero) + 0.0f; // a zero is positive
 }
 
-void kv_round(uint32_t type, uint16_t *x, size_t head_dim)
+// What a block holds, as fp16.
+static void numbers(uint32_t type, const struct block *b, uint16_t *out, size_t n)
+{
+    float s = scale_of(type, b->scale), x[KV_BLOCK];
+    for (size_t i = 0; i < KV_BLOCK; i++)
+        x[i] = number(s, b->code[i], b->zero);
+    kernels_best()->f32_to_f16(out, x, n);
+}
+
+// Of K: with the scale that rounding what was rounded comes to. V of the token depends on it.
+static void make_key(uint32_t type, struct block *b, const uint16_t *in, size_t n)
+{
+    uint16_t out[KV_BLOCK];
+    make_block(type, b, in, n);
+    if (b->scale == SCALE_NAN)
+        return;
+    numbers(type, b, out, n);
+    if (memcmp(out, in, n * sizeof *in) != 0)
+        make_block(type, b, out, n);
+}
+
+// ---- blocks of V, which carry scales -----------------------------------------------------------
+
+// kv_hidden.
+static uint32_t hidden_of(const struct block *key, const struct block *value)
+{
+    return key->scale | (uint32_t)value->scale << 8 | (uint32_t)key->zero << 16 |
+           (uint32_t)value->zero << 20;
+}
+
+// Codes with scale and zero point as they are in *b, of which the scales beside K's can be had: the
+// nearest ones, of which some are moved by one. Their squared error, in a fixed order.
+static float value_try(uint32_t type, struct block *b, const float *x, const struct block *key)
+{
+    const float s = scale_of(type, b->scale), inverse = s > 0 ? 1 / s : 0, zero = b->zero;
+    const float limit = type == KV_Q4 ? code_limit(s) : Q8_CODE;
+    const float least = type == KV_Q4 ? -zero : -Q8_CODE;
+    const float most = type == KV_Q4 && Q4_CODE - zero < limit ? Q4_CODE - zero : limit;
+    const uint32_t hidden = hidden_of(key, b);
+    float code[KV_BLOCK], other[KV_BLOCK], cost[KV_BLOCK], error = 0, lane[8] = {0};
+    for (size_t i = 0; i < KV_BLOCK; i++) {
+        float c = between(nearest(x[i] * inverse), least, most), d = c * s - x[i];
+        float up = d <= 0 ? 1.0f : -1.0f;
+        up = c + up > most ? -1.0f : c + up < least ? 1.0f : up;
+        code[i] = c;
+        other[i] = c + up;
+        cost[i] = (other[i] * s - x[i]) * (other[i] * s - x[i]) - d * d;
+    }
+    for (size_t i = 0; i < KV_BLOCK / 2; i++) {
+        const size_t j = i + KV_BLOCK / 2;
+        const int forced = type == KV_Q4 && i < 8;
+        if (forced && (((uint32_t)((int)code[i] + b->zero) ^ hidden >> (16 + i)) & 1))
+            code[i] = other[i];
+        if (!(((uint32_t)((int)code[i] + (int)code[j]) ^ hidden >> i) & 1))
+            continue;
+        const size_t moved = forced || cost[j] < cost[i] ? j : i;
+        code[moved] = other[moved];
+    }
+    for (size_t i = 0; i < KV_BLOCK; i += 8)
+        for (size_t l = 0; l < 8; l++) {
+            float d = code[i + l] * s - x[i + l];
+            lane[l] += d * d;
+            b->code[i + l] = (int8_t)(code[i + l] + zero);
+        }
+    for (size_t l = 0; l < 8; l++)
+        error += lane[l];
+    return error;
+}
+
+static bool multiples_of(const float *x, float s)
+{
+    const float inverse = s > 0 ? 1 / s : 0;
+    float off = 0;
+    for (size_t i = 0; i < KV_BLOCK; i++)
+        off += fabsf(nearest(x[i] * inverse) * s - x[i]);
+    return off == 0;
+}
+
+// A whole block of V beside K's. What was rounded before is found as it was: its scale is the least
+// that reaches both ends or one of some greater ones, as codes of the ends may have been moved, and
+// so may its zero point be greater by one. Else it is the one of least error among the first and
+// some smaller ones, as of K.
+static void make_value(uint32_t type, struct block *b, const uint16_t *in, const struct block *key)
+{
+    enum { GREATER = 5 };
+    float x[KV_BLOCK], low, high;
+    memset(b, 0, sizeof *b);
+    if (!block_range(in, KV_BLOCK, x, &low, &high)) {
+        memset(x, 0, sizeof x);
+        b->scale = SCALE_NAN;
+        value_try(type, b, x, key);
+        return;
+    }
+    const bool q8 = type == KV_Q8;
+    const int largest_scale = q8 ? Q8_SCALE : Q4_SCALE;
+    const float reach = q8 ? (high > -low ? high : -low) / Q8_CODE : (high - low) / Q4_CODE;
+    const int first = scale_for(type, reach, (uint8_t)largest_scale);
+    for (int scale = first; scale <= first + GREATER && scale <= largest_scale; scale++) {
+        if (!multiples_of(x, scale_of(type, (uint8_t)scale)))
+            continue;
+        for (uint8_t up = 0; up <= !q8; up++) {
+            b->scale = (uint8_t)scale;
+            b->zero = (uint8_t)(zero_for(type, b->scale, low) + up);
+            if (b->zero <= Q4_CODE && value_try(type, b, x, key) == 0)
+                return;
+        }
+    }
+    float least = INFINITY;
+    for (int scale = first; scale >= 0 && scale >= first - (q8 ? 1 : SMALLER); scale--) {
+        struct block tried = {.scale = (uint8_t)scale, .zero = zero_for(type, (uint8_t)scale, low)};
+        float error = value_try(type, &tried, x, key);
+        if (!(error < least))
+            continue;
+        *b = tried;
+        least = error;
+    }
+}
+
+// ---- rounding ----------------------------------------------------------------------------------
+
+void kv_round(uint32_t type, uint16_t *k, size_t head_dim)
 {
     struct block b;
     for (size_t c = 0; type != KV_F16 && c < head_dim; c += KV_BLOCK) {
         size_t n = head_dim - c < KV_BLOCK ? head_dim - c : KV_BLOCK;
-        make_block(type, &b, x + c, n);
-        float s = scale_of(type, b.scale), out[KV_BLOCK];
-        for (size_t i = 0; i < KV_BLOCK; i++)
-            out[i] = number(s, b.code[i], b.zero);
-        kernels_best()->f32_to_f16(x + c, out, n);
+        make_block(type, &b, k + c, n);
+        numbers(type, &b, k + c, n);
+    }
+}
+
+// Block of channels c and on of K and V of a token.
+static void make_blocks(uint32_t type, struct block *key, struct block *value, const uint16_t *k,
+                        const uint16_t *v, size_t c, size_t head_dim)
+{
+    make_key(type, key, k + c, head_dim - c < KV_BLOCK ? head_dim - c : KV_BLOCK);
+    if (head_dim - c < KV_BLOCK)
+        make_block(type, value, v + c, head_dim - c);
+    else
+        make_value(type, value, v + c, key);
+}
+
+void kv_round_value(uint32_t type, uint16_t *v, const uint16_t *k, size_t head_dim)
+{
+    struct block key, value;
+    for (size_t c = 0; type != KV_F16 && c < head_dim; c += KV_BLOCK) {
+        make_blocks(type, &key, &value, k, v, c, head_dim);
+        numbers(type, &value, v + c, head_dim - c < KV_BLOCK ? head_dim - c : KV_BLOCK);
     }
 }
 
@@ -292,144 +443,168 @@ void kv_turn(float *x, size_t head_dim)
         x[i] *= ((uint32_t)i + 1) * 0x9e3779b9u >> 31 ? -size : size;
 }
 
-// Scale and zero point of block n.
-static struct block block_at(uint32_t type, const uint8_t *scales, size_t n)
+// ---- parts -------------------------------------------------------------------------------------
+
+// Parts of K and V, and a token of them.
+struct parts {
+    uint32_t type;
+    size_t tokens, head_dim, row; // bytes of V's codes
+    uint8_t *keys, *values;
+};
+
+static struct parts parts_of(uint32_t type, const void *keys, const void *values, size_t tokens,
+                             size_t head_dim)
+{
+    return (struct parts){type,
+                          tokens,
+                          head_dim,
+                          kv_value_codes(type, head_dim),
+                          (uint8_t *)(uintptr_t)keys,
+                          (uint8_t *)(uintptr_t)values};
+}
+
+// Where the scales of the last block of token t lie, of K and of V.
+static uint8_t *key_tail(const struct parts *p, size_t t)
+{
+    return p->keys + kv_key_rows(p->type, p->head_dim) * p->tokens +
+           t * kv_tail_bytes(p->type, p->head_dim);
+}
+
+static uint8_t *value_tail(const struct parts *p, size_t t)
+{
+    return p->values + p->row * p->tokens + t * kv_tail_bytes(p->type, p->head_dim);
+}
+
+static void put_tail(uint32_t type, uint8_t *at, const struct block *b)
+{
+    uint16_t word = (uint16_t)(b->scale << SCALE_SHIFT | b->zero);
+    if (type == KV_Q8)
+        *at = b->scale;
+    else
+        memcpy(at, &word, sizeof word);
+}
+
+static struct block tail_at(uint32_t type, const uint8_t *at)
 {
     uint16_t word;
     if (type == KV_Q8)
-        return (struct block){.scale = scales[n]};
-    memcpy(&word, scales + 2 * n, sizeof word);
+        return (struct block){.scale = *at};
+    memcpy(&word, at, sizeof word);
     return (struct block){.scale = (uint8_t)(word >> SCALE_SHIFT), .zero = word & 15};
 }
 
-// Code of channel c: of K of the first token at `codes`, of V of the token whose codes they are.
-static inline int key_code(uint32_t type, const uint8_t *codes, size_t tokens, size_t c)
+// Scale and zero point of the block of channel c of K or V of token t.
+static struct block block_at(const struct parts *p, size_t t, size_t c, bool of_key)
 {
-    return type == KV_Q8 ? (int8_t)codes[c * tokens] : codes[c / 2 * tokens] >> c % 2 * 4 & 15;
+    size_t begin = c / KV_BLOCK * KV_BLOCK;
+    if (p->head_dim - begin < KV_BLOCK)
+        return tail_at(p->type, of_key ? key_tail(p, t) : value_tail(p, t));
+    uint32_t hidden = kv_hidden(p->type, p->values + t * p->row + kv_value_codes(p->type, begin)) >>
+                      (of_key ? 0 : 8);
+    return (struct block){.scale = hidden & 0xff,
+                          .zero = p->type == KV_Q4 ? hidden >> (of_key ? 16 : 12) & 15 : 0};
 }
 
-static inline int value_code(uint32_t type, const uint8_t *codes, size_t c)
+static void put_key(const struct parts *p, size_t t, size_t c, const struct block *b, size_t n)
+{
+    uint8_t *codes = p->keys + (p->type == KV_Q8 ? c : c / 2) * p->tokens + t;
+    if (p->type == KV_Q8)
+        for (size_t i = 0; i < n; i++)
+            codes[i * p->tokens] = (uint8_t)b->code[i];
+    else
+        for (size_t i = 0; i < n; i += 2)
+            codes[i / 2 * p->tokens] = (uint8_t)(b->code[i] | b->code[i + 1] << 4);
+    if (n < KV_BLOCK)
+        put_tail(p->type, key_tail(p, t), b);
+}
+
+static void put_value(const struct parts *p, size_t t, size_t c, const struct block *b, size_t n)
+{
+    const size_t half = KV_BLOCK / 2;
+    uint8_t *codes = p->values + t * p->row + kv_value_codes(p->type, c);
+    if (p->type == KV_Q8)
+        memcpy(codes, b->code, n);
+    else
+        for (size_t i = 0; i < n && i < half; i++)
+            codes[i] = (uint8_t)(b->code[i] | b->code[i + half] << 4);
+    if (n < KV_BLOCK)
+        put_tail(p->type, value_tail(p, t), b);
+}
+
+void kv_put(uint32_t type, void *keys, void *values, size_t tokens, size_t head_dim, size_t t,
+            size_t n, const uint16_t *k, const uint16_t *v)
+{
+    const struct parts p = parts_of(type, keys, values, tokens, head_dim);
+    if (type == KV_F16) {
+        kernel_transpose16((uint16_t *)keys + t, tokens, k, head_dim, n, head_dim);
+        memcpy(p.values + t * p.row, v, n * p.row);
+        return;
+    }
+    for (; n; n--, t++, k += head_dim, v += head_dim) {
+        for (size_t c = 0; c < head_dim; c += KV_BLOCK) {
+            size_t left = head_dim - c < KV_BLOCK ? head_dim - c : KV_BLOCK;
+            struct block key, value;
+            make_blocks(type, &key, &value, k, v, c, head_dim);
+            put_key(&p, t, c, &key, left);
+            put_value(&p, t, c, &value, left);
+        }
+    }
+}
+
+// Code of channel c of token t.
+static int key_code(const struct parts *p, size_t t, size_t c)
+{
+    return p->type == KV_Q8 ? (int8_t)p->keys[c * p->tokens + t]
+                            : p->keys[c / 2 * p->tokens + t] >> c % 2 * 4 & 15;
+}
+
+static int value_code(const struct parts *p, size_t t, size_t c)
 {
     const size_t half = KV_BLOCK / 2, in = c % KV_BLOCK;
-    return type == KV_Q8 ? (int8_t)codes[c]
-                         : codes[c / KV_BLOCK * half + in % half] >> in / half * 4 & 15;
+    const uint8_t *codes = p->values + t * p->row;
+    return p->type == KV_Q8 ? (int8_t)codes[c]
+                            : codes[c / KV_BLOCK * half + in % half] >> in / half * 4 & 15;
 }
 
-// ---- parts of K --------------------------------------------------------------------------------
-
-void kv_put_keys(uint32_t type, void *part, size_t tokens, size_t head_dim, size_t t, size_t n,
-                 const uint16_t *k)
+void kv_get(uint32_t type, const void *keys, const void *values, size_t tokens, size_t head_dim,
+            size_t t, size_t n, uint16_t *k, uint16_t *v)
 {
+    const struct parts p = parts_of(type, keys, values, tokens, head_dim);
     if (type == KV_F16) {
-        kernel_transpose16((uint16_t *)part + t, tokens, k, head_dim, n, head_dim);
+        kernel_transpose16(k, head_dim, (const uint16_t *)keys + t, tokens, head_dim, n);
+        memcpy(v, p.values + t * p.row, n * p.row);
         return;
     }
-    uint8_t *codes = part, *scales = codes + kv_key_rows(type, head_dim) * tokens;
-    for (; n; n--, t++, k += head_dim) {
-        for (size_t i = 0, c = 0; c < head_dim; i++, c += KV_BLOCK) {
+    for (; n; n--, t++, k += head_dim, v += head_dim) {
+        for (size_t c = 0; c < head_dim; c += KV_BLOCK) {
             size_t left = head_dim - c < KV_BLOCK ? head_dim - c : KV_BLOCK;
-            struct block b;
-            make_block(type, &b, k + c, left);
-            if (type == KV_Q8) {
-                for (size_t j = 0; j < left; j++)
-                    codes[(c + j) * tokens + t] = (uint8_t)b.code[j];
-                scales[i * tokens + t] = b.scale;
-                continue;
+            struct block key = block_at(&p, t, c, true), value = block_at(&p, t, c, false);
+            for (size_t i = 0; i < left; i++) {
+                key.code[i] = (int8_t)key_code(&p, t, c + i);
+                value.code[i] = (int8_t)value_code(&p, t, c + i);
             }
-            for (size_t j = 0; j < left; j += 2)
-                codes[(c + j) / 2 * tokens + t] = (uint8_t)(b.code[j] | b.code[j + 1] << 4);
-            uint16_t word = word_of(&b);
-            memcpy(scales + 2 * (i * tokens + t), &word, sizeof word);
+            numbers(type, &key, k + c, left);
+            numbers(type, &value, v + c, left);
         }
     }
 }
 
-float kv_key(uint32_t type, const void *part, size_t tokens, size_t head_dim, size_t t, size_t c)
+float kv_key(uint32_t type, const void *keys, const void *values, size_t tokens, size_t head_dim,
+             size_t t, size_t c)
 {
-    const uint8_t *codes = part, *scales = codes + kv_key_rows(type, head_dim) * tokens;
+    const struct parts p = parts_of(type, keys, values, tokens, head_dim);
     if (type == KV_F16)
-        return kernel_f16_to_f32(((const uint16_t *)part)[c * tokens + t]);
-    struct block b = block_at(type, scales, c / KV_BLOCK * tokens + t);
-    return number(scale_of(type, b.scale), key_code(type, codes + t, tokens, c), b.zero);
+        return kernel_f16_to_f32(((const uint16_t *)keys)[c * tokens + t]);
+    struct block b = block_at(&p, t, c, true);
+    return number(scale_of(type, b.scale), key_code(&p, t, c), b.zero);
 }
 
-void kv_get_keys(uint32_t type, const void *part, size_t tokens, size_t head_dim, size_t t,
-                 size_t n, uint16_t *k)
+float kv_value(uint32_t type, const void *values, size_t tokens, size_t head_dim, size_t t,
+               size_t c)
 {
-    if (type == KV_F16) {
-        kernel_transpose16(k, head_dim, (const uint16_t *)part + t, tokens, head_dim, n);
-        return;
-    }
-    const uint8_t *codes = part, *scales = codes + kv_key_rows(type, head_dim) * tokens;
-    float row[KERNEL_HEAD_DIM_MAX];
-    for (; n; n--, t++, k += head_dim) {
-        for (size_t i = 0, c = 0; c < head_dim; i++) {
-            struct block b = block_at(type, scales, i * tokens + t);
-            float s = scale_of(type, b.scale);
-            for (size_t in = 0; in < KV_BLOCK && c < head_dim; in++, c++)
-                row[c] = number(s, key_code(type, codes + t, tokens, c), b.zero);
-        }
-        kernels_best()->f32_to_f16(k, row, head_dim);
-    }
-}
-
-// ---- parts of V --------------------------------------------------------------------------------
-
-void kv_put_values(uint32_t type, void *part, size_t tokens, size_t head_dim, size_t t, size_t n,
-                   const uint16_t *v)
-{
-    size_t bytes = kv_value_codes(type, head_dim), blocks = kv_blocks(head_dim);
-    if (type == KV_F16) {
-        memcpy((uint8_t *)part + t * bytes, v, n * bytes);
-        return;
-    }
-    for (; n; n--, t++, v += head_dim) {
-        uint8_t *codes = (uint8_t *)part + t * bytes;
-        uint8_t *scales = (uint8_t *)part + tokens * bytes + kv_scale_bytes(type, t * blocks);
-        for (size_t i = 0, c = 0; c < head_dim; i++, c += KV_BLOCK) {
-            size_t left = head_dim - c < KV_BLOCK ? head_dim - c : KV_BLOCK;
-            struct block b;
-            make_block(type, &b, v + c, left);
-            if (type == KV_Q8) {
-                memcpy(codes + c, b.code, left);
-                scales[i] = b.scale;
-                continue;
-            }
-            for (size_t j = 0; j < left && j < KV_BLOCK / 2; j++)
-                codes[c / 2 + j] = (uint8_t)(b.code[j] | b.code[j + KV_BLOCK / 2] << 4);
-            uint16_t word = word_of(&b);
-            memcpy(scales + 2 * i, &word, sizeof word);
-        }
-    }
-}
-
-float kv_value(uint32_t type, const void *part, size_t tokens, size_t head_dim, size_t t, size_t c)
-{
-    size_t bytes = kv_value_codes(type, head_dim), block = t * kv_blocks(head_dim) + c / KV_BLOCK;
-    const uint8_t *codes = (const uint8_t *)part + t * bytes;
+    const struct parts p = parts_of(type, NULL, values, tokens, head_dim);
     if (type == KV_F16)
-        return kernel_f16_to_f32(((const uint16_t *)part)[t * head_dim + c]);
-    struct block b = block_at(type, (const uint8_t *)part + tokens * bytes, block);
-    return number(scale_of(type, b.scale), value_code(type, codes, c), b.zero);
-}
-
-void kv_get_values(uint32_t type, const void *part, size_t tokens, size_t head_dim, size_t t,
-                   size_t n, uint16_t *v)
-{
-    size_t bytes = kv_value_codes(type, head_dim);
-    if (type == KV_F16) {
-        memcpy(v, (const uint8_t *)part + t * bytes, n * bytes);
-        return;
-    }
-    const uint8_t *scales = (const uint8_t *)part + tokens * bytes;
-    float row[KERNEL_HEAD_DIM_MAX];
-    for (; n; n--, t++, v += head_dim) {
-        for (size_t i = 0, c = 0; c < head_dim; i++) {
-            struct block b = block_at(type, scales, t * kv_blocks(head_dim) + i);
-            float s = scale_of(type, b.scale);
-            for (size_t in = 0; in < KV_BLOCK && c < head_dim; in++, c++)
-                row[c] = number(s, value_code(type, (const uint8_t *)part + t * bytes, c), b.zero);
-        }
-        kernels_best()->f32_to_f16(v, row, head_dim);
-    }
+        return kernel_f16_to_f32(((const uint16_t *)values)[t * head_dim + c]);
+    struct block b = block_at(&p, t, c, false);
+    return number(scale_of(type, b.scale), value_code(&p, t, c), b.zero);
 }

@@ -191,6 +191,14 @@ OP vb vb_or(vb a, vb b)
     return a | b;
 }
 // The scale of the group of 16 codes.
+OP uint32_t hidden_q8(const uint8_t *codes)
+{
+    return kv_hidden(KV_Q8, codes);
+}
+OP uint32_t hidden_q4(const uint8_t *codes)
+{
+    return kv_hidden(KV_Q4, codes);
+}
 OP vw vw_scales(const int8_t *s)
 {
     return vdupq_n_s16(*s);

@@ -380,7 +380,7 @@ static float tile_key(const struct attention_tile *tile, uint32_t t, uint32_t c)
 {
     uint32_t w = tile->part_tokens;
     if (tile->type != KV_F16)
-        return kv_key(tile->type, tile->k[t / w], w, tile->head_dim, t % w, c);
+        return kv_key(tile->type, tile->k[t / w], tile->v[t / w], w, tile->head_dim, t % w, c);
     return kernel_f16_to_f32(w ? ((const uint16_t *)tile->k[t / w])[c * w + t % w]
                                : ((const uint16_t *)tile->k[0])[t * tile->head_dim + c]);
 }

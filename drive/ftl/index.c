@@ -38,11 +38,13 @@ uint32_t index_piece(const struct space_config *config)
 {
     if (config->piece_tokens)
         return config->piece_tokens;
-    // The least of which K and V fill a page.
-    uint64_t tokens = INDEX_PIECE_MIN, head = kv_key_bytes(config->kv_type, config->head_dim, 1) +
-                                              kv_value_bytes(config->kv_type, config->head_dim, 1);
-    while (tokens < INDEX_PIECE_MAX && tokens * head < PAGE)
+    // The least of which K and V are whole pages, or, where there are none, the least that fill one.
+    uint64_t tokens = INDEX_PIECE_MIN, head = kv_token_bytes(config->kv_type, config->head_dim);
+    while (tokens <= INDEX_PIECE_MAX && tokens * head % PAGE)
         tokens *= 2;
+    if (tokens > INDEX_PIECE_MAX)
+        for (tokens = INDEX_PIECE_MIN; tokens < INDEX_PIECE_MAX && tokens * head < PAGE;)
+            tokens *= 2;
     bool fits = !config->group_tokens || tokens <= config->group_tokens;
     return (uint32_t)(fits ? tokens : config->group_tokens);
 }

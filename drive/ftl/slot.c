@@ -45,8 +45,7 @@ void slot_put(const struct slot *s, void *slot, uint64_t t, uint64_t n, const ui
     size_t dim = s->head_dim, w = s->k_tokens;
     for (uint64_t now; n; n -= now, t += now, k += now * dim, v += now * dim) {
         now = min_u64(n, w - t % w);
-        kv_put_keys(s->type, k_part(s, slot, t), w, dim, t % w, now, k);
-        kv_put_values(s->type, v_part(s, slot, t), w, dim, t % w, now, v);
+        kv_put(s->type, k_part(s, slot, t), v_part(s, slot, t), w, dim, t % w, now, k, v);
     }
 }
 
@@ -56,8 +55,7 @@ void slot_get(const struct slot *s, const void *slot, uint64_t t, uint64_t n, ui
     size_t dim = s->head_dim, w = s->k_tokens;
     for (uint64_t now; n; n -= now, t += now, k += now * dim, v += now * dim) {
         now = min_u64(n, w - t % w);
-        kv_get_keys(s->type, k_part(s, slot, t), w, dim, t % w, now, k);
-        kv_get_values(s->type, v_part(s, slot, t), w, dim, t % w, now, v);
+        kv_get(s->type, k_part(s, slot, t), v_part(s, slot, t), w, dim, t % w, now, k, v);
     }
 }
 

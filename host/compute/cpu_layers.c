@@ -201,7 +201,7 @@ static void put_row(const struct qkv_job *job, size_t row, const float *q, const
         fault_check_f16(&fault, FAULT_V, v16, v + h * dim, dim);
         if (cpu->with.plan.kv_type != KV_F16)
             kv_round_keys(cpu->with.plan.kv_type, k16, dim, cpu_keys(cpu, job->layer, h));
-        kv_round(cpu->with.plan.kv_type, v16, dim);
+        kv_round_value(cpu->with.plan.kv_type, v16, k16, dim);
     }
     job->faults[row] = fault;
 }

@@ -146,10 +146,16 @@ uint16_t rig_value(const struct rig *rig, uint32_t content, uint32_t layer, uint
 void rig_row(const struct rig *rig, uint32_t content, uint32_t layer, uint32_t head, uint64_t token,
              bool v, bool stored, uint16_t *row)
 {
-    for (uint32_t d = 0; d < rig->config.head_dim; d++)
-        row[d] = rig_value(rig, content, layer, head, token, d, v);
-    kv_round(rig->round, row, rig->config.head_dim);
-    kv_round(stored ? rig->config.kv_type : KV_F16, row, rig->config.head_dim);
+    uint16_t rows[2][KERNEL_HEAD_DIM_MAX];
+    uint32_t dim = rig->config.head_dim;
+    for (uint32_t i = 0; i < 2 * dim; i++)
+        rows[i / dim][i % dim] = rig_value(rig, content, layer, head, token, i % dim, i >= dim);
+    for (int again = 0; again < 1 + stored; again++) {
+        uint32_t type = again ? rig->config.kv_type : rig->round;
+        kv_round_value(type, rows[1], rows[0], dim);
+        kv_round(type, rows[0], dim);
+    }
+    memcpy(row, rows[v], dim * sizeof *row);
 }
 
 int rig_write(struct rig *rig, uint32_t seq, uint32_t content, uint32_t layer, uint64_t pos,

@@ -342,8 +342,7 @@ static bool row_is(struct run *run, const struct ticket *t, const struct expecte
     uint32_t n = e->end - e->first, who = e->who[head * n + token - e->first];
     uint32_t dim = run->spaces[t->space].config.head_dim;
     uint16_t stored[KERNEL_HEAD_DIM_MAX];
-    memcpy(stored, model_row(who, t->layer, head, token, v), 2 * dim);
-    kv_round(run->spaces[t->space].config.kv_type, stored, dim);
+    model_stored(who, t->layer, head, token, v, run->spaces[t->space].config.kv_type, dim, stored);
     if (!who || !memcmp(row, stored, 2 * dim))
         return true;
     if (known(FAULT_ROW_OF_ANOTHER)) {

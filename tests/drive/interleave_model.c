@@ -44,15 +44,23 @@ const uint16_t *model_row(uint32_t who, uint32_t layer, uint32_t head, uint32_t 
     return values + place(who, layer, head, token, v);
 }
 
+void model_stored(uint32_t who, uint32_t layer, uint32_t head, uint32_t token, bool v,
+                  uint32_t kv_type, uint32_t dim, uint16_t *row)
+{
+    memcpy(row, model_row(who, layer, head, token, v), dim * sizeof *row);
+    if (v)
+        kv_round_value(kv_type, row, model_row(who, layer, head, token, false), dim);
+    else
+        kv_round(kv_type, row, dim);
+}
+
 // What is stored of a row, as fp32.
 static const float *stored_row(const struct model_attention *a, uint32_t token, bool v, float *room)
 {
-    uint32_t at = place(a->who[token], a->layer, a->head, token, v);
     uint16_t row[KERNEL_HEAD_DIM_MAX];
     if (a->kv_type == KV_F16)
-        return values_f32 + at;
-    memcpy(row, values + at, a->head_dim * sizeof row[0]);
-    kv_round(a->kv_type, row, a->head_dim);
+        return values_f32 + place(a->who[token], a->layer, a->head, token, v);
+    model_stored(a->who[token], a->layer, a->head, token, v, a->kv_type, a->head_dim, row);
     kernels_best()->f16_to_f32(room, row, a->head_dim);
     return room;
 }

@@ -44,6 +44,9 @@ struct model_space {
 
 // K (or V) of one token as fp16, as it is written: not rounded to blocks; head_dim elements.
 const uint16_t *model_row(uint32_t who, uint32_t layer, uint32_t head, uint32_t token, bool v);
+// What is stored of it.
+void model_stored(uint32_t who, uint32_t layer, uint32_t head, uint32_t token, bool v,
+                  uint32_t kv_type, uint32_t dim, uint16_t *row);
 // A query vector; any number names one.
 const float *model_query(uint64_t name);
 // Whose row this is, as text, by looking through all writers below `writers`.

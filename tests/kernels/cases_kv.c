@@ -17,8 +17,8 @@ struct attention_tile cases_tile_of(uint32_t type, const uint16_t *k, const uint
         void *key = malloc(bytes), *value = malloc(bytes + KV_BLOCK * part_tokens);
         memset(key, 0xff, bytes); // NaN in the place of the others
         memset(value, 0xff, kv_value_bytes(type, head_dim, part_tokens));
-        kv_put_keys(type, key, part_tokens, head_dim, 0, n, k + (size_t)t * head_dim);
-        kv_put_values(type, value, part_tokens, head_dim, 0, n, v + (size_t)t * head_dim);
+        kv_put(type, key, value, part_tokens, head_dim, 0, n, k + (size_t)t * head_dim,
+               v + (size_t)t * head_dim);
         tile.k[t / part_tokens] = key;
         tile.v[t / part_tokens] = realloc(value, kv_value_bytes(type, head_dim, part_tokens));
     }
