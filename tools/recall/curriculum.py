@@ -16,8 +16,9 @@ from corpus import Key
 # What a token means for the loss: nothing, ordinary text, the first digit of
 # an answer (which needs the search), the rest of it (which continues it, up to
 # the full stop: a model that does not know that four digits are enough is
-# wrong too), what other tokens make likely but not certain.
-IGNORED, TEXT, FIRST_DIGIT, REST_OF_ANSWER, UNSURE = range(5)
+# wrong too), what other tokens make likely but not certain, an answer that is
+# counted from many sentences.
+IGNORED, TEXT, FIRST_DIGIT, REST_OF_ANSWER, UNSURE, COUNTED = range(6)
 
 REPETITIVE_VALUES = 0.3  # share of values that have only two digits
 

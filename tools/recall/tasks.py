@@ -63,6 +63,11 @@ def sentence(tokens):
     return corpus.capitalised([*tokens, "."])
 
 
+def is_clear(first, second):
+    """Whether one of two places was said clearly more often."""
+    return abs(first - second) >= max(2, (first + second) / 10)
+
+
 class Journal:
     """A document as tokens, and what can be asked about it."""
 
@@ -177,8 +182,8 @@ class Journal:
     def clear_votes(self):
         """Voters of whom one place was said clearly more often."""
         return [
-            number for number, (first, second) in enumerate(self.counts)
-            if abs(first - second) >= max(2, (first + second) / 10)
+            number for number, counts in enumerate(self.counts)
+            if is_clear(*counts)
         ]
 
     def copy_question(self, words):

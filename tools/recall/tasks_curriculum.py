@@ -11,7 +11,7 @@ import tasks
 import vocabulary
 from corpus import SLOTS, Key
 from curriculum import (
-    FIRST_DIGIT, IGNORED, REST_OF_ANSWER, TEXT, UNSURE,
+    COUNTED, FIRST_DIGIT, IGNORED, REST_OF_ANSWER, TEXT, UNSURE,
 )
 
 # Sentences of the lessons: facts, links, votes, passages; the rest is filler.
@@ -30,6 +30,13 @@ MORE_MIXES = (
     tasks.Mix(0.1, 0.0, 0.8, 0.0),
     tasks.Mix(0.1, 0.0, 0.1, 0.6),
 )
+# Copying and counting alone.
+DRILL_MIXES = (
+    tasks.Mix(0.2, 0.0, 0.0, 0.5),
+    tasks.Mix(0.1, 0.0, 0.8, 0.0),
+    tasks.Mix(0.1, 0.0, 0.3, 0.4),
+)
+LEAST_PASSAGE_WORDS, MOST_PASSAGE_WORDS = 6, 18
 
 
 class Study(tasks.Journal):
@@ -220,3 +227,85 @@ def _batch(
         ids.append(document[0])
         classes.append(document[1])
     return ids, classes
+
+
+class Drill(Study):
+    """A journal that drills copying and counting alone. Every vote is asked
+    about: what is to be predicted there is the place that was said most often
+    so far, not the one that is said. Passages are of all lengths, of few words
+    or many, and recited from anywhere."""
+
+    def __init__(self, dice, mix):
+        super().__init__(dice, mix)
+        self.targets = {}
+        words = SLOTS["adjective"] + SLOTS["noun"]
+        few = MOST_PASSAGE_WORDS
+        if dice.roll() < 0.6:
+            words = dice.sample(
+                words, round(few * (len(words) / few) ** dice.roll())
+            )
+        self.words = words
+
+    def write(self, length):
+        """Also returns what is to be predicted, `length` tokens."""
+        ids, classes = super().write(length)
+        targets = list(ids)
+        for at, token in self.targets.items():
+            if at + 1 < length:
+                targets[at + 1] = vocabulary.encode([token])[0]
+        return ids, classes, targets
+
+    def vote(self):
+        before = [list(count) for count in self.counts]
+        tokens = super().vote()
+        (number,) = [
+            n for n, count in enumerate(self.counts) if count != before[n]
+        ]
+        first, second = before[number]
+        self.counted = None
+        if tasks.is_clear(first, second):
+            place = self.voters[number].places[int(second > first)]
+            self.counted = corpus.SPACE + place
+        return tokens
+
+    def _classes(self, tokens):
+        classes = super()._classes(tokens)
+        if UNSURE in classes:
+            at = classes.index(UNSURE)
+            classes[at] = IGNORED
+            if self.counted:
+                classes[at] = COUNTED
+                first = len(self.tokens) - len(tokens)
+                self.targets[first + at] = self.counted
+        return classes
+
+    def passage(self):
+        count = LEAST_PASSAGE_WORDS + self.dice.below(
+            MOST_PASSAGE_WORDS - LEAST_PASSAGE_WORDS + 1
+        )
+        words = self.dice.sample(self.words, count)
+        self.passages.append(words)
+        return sentence_of(words)
+
+    def _ask_copy(self):
+        words = self.dice.pick(self.passages)
+        if self.dice.roll() < 0.3:
+            words = words[self.dice.below(len(words) - tasks.CUE_WORDS):]
+        return self.copy_question(words)
+
+    def _askable(self):
+        asked = [self._ask_copy] * 3 if self.passages else []
+        asked += [self._ask_vote] * bool(self.clear_votes())
+        return asked + [self._ask_fact] * bool(self.facts)
+
+
+def sentence_of(words):
+    return tasks.sentence(tasks.spaced(["the", *words]))
+
+
+def drill_batch(dice, count, length, single_word=0.0, attributes_first=False):
+    """`count` documents of Drill: ids, classes and what is to be predicted."""
+    documents = [
+        Drill(dice, dice.pick(DRILL_MIXES)).write(length) for _ in range(count)
+    ]
+    return tuple(list(part) for part in zip(*documents, strict=True))

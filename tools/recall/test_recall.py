@@ -199,6 +199,64 @@ class TasksTest(unittest.TestCase):
                 self.assertEqual(ids[where - 1], at)
         self.assertGreater(classes.count(curriculum.UNSURE), 50)
 
+    def test_drill_counts_what_was_said_so_far(self):
+        ids, classes, targets = tasks_curriculum.Drill(
+            corpus.Dice(4), tasks.MIXES["vote"]
+        ).write(1500)
+        self.assertEqual([len(ids), len(classes), len(targets)], [1500] * 3)
+        spelt = {number: word for word, number in vocabulary.IDS.items()}
+        said, counted, other = {}, 0, 0
+        for at, kind in enumerate(classes):
+            words = [spelt[i].lstrip(corpus.SPACE) for i in ids[at - 5:at + 1]]
+            if kind != curriculum.COUNTED:
+                self.assertEqual(targets[at], ids[at])
+            if words[2:5] != ["waited", "at", "the"] or kind not in (
+                curriculum.COUNTED, curriculum.IGNORED,
+            ):
+                continue
+            places = said.setdefault(tuple(words[:2]), [])
+            counts = sorted(
+                (places.count(place), place) for place in {*places}
+            )
+            if kind == curriculum.COUNTED:
+                self.assertEqual(
+                    spelt[targets[at]], corpus.SPACE + counts[-1][1]
+                )
+                counted += 1
+                other += targets[at] != ids[at]
+            elif len(counts) > 1:
+                self.assertFalse(tasks.is_clear(counts[0][0], counts[1][0]))
+            places.append(words[-1])
+        self.assertGreater(counted, 50)
+        self.assertGreater(other, 10)
+
+    def test_drill_recites_passages_from_anywhere(self):
+        starts = 0
+        for seed in range(6):
+            drill = tasks_curriculum.Drill(
+                corpus.Dice(seed), tasks.MIXES["copy"]
+            )
+            drill.write(800)
+            for words in drill.passages:
+                self.assertIn(len(words), range(6, 19))
+            for cue in drill.asked:
+                cue = [word.lstrip(corpus.SPACE) for word in cue[1:]]
+                if len(cue) != tasks.CUE_WORDS:
+                    continue  # of a fact
+                found = [
+                    i for words in drill.passages
+                    for i in range(len(words)) if words[i:i + 3] == cue
+                ]
+                self.assertTrue(found)
+                starts += 0 not in found
+        self.assertGreater(starts, 2)
+
+    def test_drill_batches_have_the_asked_shape(self):
+        parts = tasks_curriculum.drill_batch(corpus.Dice(1), 3, 256)
+        self.assertEqual([len(part) for part in parts], [3, 3, 3])
+        for part in parts:
+            self.assertEqual({len(row) for row in part}, {256})
+
 
 if __name__ == "__main__":
     unittest.main()

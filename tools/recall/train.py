@@ -4,9 +4,11 @@
     python3 tools/recall/train.py --out models/recall.gguf
     python3 tools/recall/train.py --tasks --out first.gguf
     python3 tools/recall/train.py --tasks --from first.gguf --out tasks.gguf
+    python3 tools/recall/train.py --drill --from tasks.gguf --out drilled.gguf
 
 The second one also learns the tasks of tasks.py, in one layer more; the third
-one goes on with it, with more of what takes two look-ups.
+one goes on with it, with more of what takes two look-ups; the fourth one with
+copying and counting alone.
 """
 
 import argparse
@@ -14,6 +16,8 @@ import math
 import pathlib
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -60,7 +64,11 @@ MORE_STAGES = (
     Stage(1024, 50, 0.0, 4096),
     Stage(2048, 30, 0.0, 4096),
 )
-MORE_RATE = 0.6  # of the full learning rate
+DRILL_STAGES = (
+    Stage(512, 40, 0.0, 2048),
+    Stage(1024, 50, 0.0, 2048),
+    Stage(2048, 30, 0.0, 2048),
+)
 ATTRIBUTES_FIRST_STEPS = 140
 
 MATRIX_RATE = 0.012
@@ -72,8 +80,28 @@ WEIGHTS = {
     curriculum.REST_OF_ANSWER: 0.5,
     curriculum.TEXT: 0.07,
     curriculum.UNSURE: 0.15,
+    curriculum.COUNTED: 0.7,
+}
+ANSWERS = {
+    curriculum.FIRST_DIGIT: "first tokens of answers",
+    curriculum.REST_OF_ANSWER: "the rest",
+    curriculum.COUNTED: "counted",
 }
 LEAST_SCALE = 0.6
+
+
+@dataclass(frozen=True)
+class Recipe:
+    batch: Callable
+    stages: tuple
+    layers: int
+    rate: float = 1.0  # of the full learning rate
+
+
+PLAIN = Recipe(curriculum.batch, STAGES, 3)
+TASKS = Recipe(tasks_curriculum.batch, TASK_STAGES, 4)
+MORE = Recipe(tasks_curriculum.more_batch, MORE_STAGES, 4, 0.6)
+DRILL = Recipe(tasks_curriculum.drill_batch, DRILL_STAGES, 4, 0.6)
 
 
 def rate_at(step, steps):
@@ -113,15 +141,16 @@ def faster_type():
 
 def make_batch(batch, dice, stage, step):
     """Ids, the ids to predict and what each of them means for the loss."""
-    ids, classes = batch(
+    ids, classes, *targets = batch(
         dice,
         max(1, stage.tokens // stage.length),
         stage.length + 1,
         stage.single_word,
         attributes_first=step < ATTRIBUTES_FIRST_STEPS,
     )
+    targets = torch.tensor(targets[0] if targets else ids)
     ids, classes = torch.tensor(ids), torch.tensor(classes)
-    return ids[:, :-1], ids[:, 1:], classes[:, 1:]
+    return ids[:, :-1], targets[:, 1:], classes[:, 1:]
 
 
 def loss_of(logits, targets, classes):
@@ -143,38 +172,46 @@ class Progress:
     def __init__(self, steps, every=20):
         self.steps, self.every = steps, every
         self.started = time.monotonic()
-        self.losses, self.hits, self.asked = [], 0, 0
+        self.losses = []
+        self.hits, self.asked = Counter(), Counter()
 
     def note(self, step, stage, loss, logits, targets, classes):
-        answer = (classes == curriculum.FIRST_DIGIT) | (
-            classes == curriculum.REST_OF_ANSWER
-        )
-        self.hits += (logits.argmax(-1) == targets)[answer].sum().item()
-        self.asked += answer.sum().item()
+        right = logits.argmax(-1) == targets
+        for kind in ANSWERS:
+            self.hits[kind] += right[classes == kind].sum().item()
+            self.asked[kind] += (classes == kind).sum().item()
         self.losses.append(loss.item())
         if (step + 1) % self.every and step + 1 < self.steps:
             return
         print(
             f"step {step + 1}/{self.steps}, {stage.length} tokens:"
             f" loss {sum(self.losses) / len(self.losses):.3f},"
-            f" answers {100 * self.hits / max(1, self.asked):.1f} % right,"
+            f" {self._shares()} % right,"
             f" {time.monotonic() - self.started:.0f} s",
             flush=True,
         )
-        self.losses, self.hits, self.asked = [], 0, 0
+        self.losses = []
+        self.hits.clear()
+        self.asked.clear()
+
+    def _shares(self):
+        return ", ".join(
+            f"{name} {100 * self.hits[kind] / self.asked[kind]:.1f}"
+            for kind, name in ANSWERS.items() if self.asked[kind]
+        )
 
 
-def train(model, seed, batch, stages, full_rate=1.0):
+def train(model, seed, recipe):
     dice = corpus.Dice(seed)
     kind = faster_type()
     optimizers = make_optimizers(model, kind)
-    plan = [stage for stage in stages for _ in range(stage.steps)]
+    plan = [stage for stage in recipe.stages for _ in range(stage.steps)]
     progress = Progress(len(plan))
     for step, stage in enumerate(plan):
         for optimizer, rate in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = full_rate * rate * rate_at(step, len(plan))
-        ids, targets, classes = make_batch(batch, dice, stage, step)
+                group["lr"] = recipe.rate * rate * rate_at(step, len(plan))
+        ids, targets, classes = make_batch(recipe.batch, dice, stage, step)
         wanted = classes != curriculum.IGNORED
         # Flatter attention in training leaves a margin for long documents.
         flatter = LEAST_SCALE + (1 - LEAST_SCALE) * dice.roll()
@@ -201,30 +238,36 @@ def main():
         help="learn the tasks of tasks.py, too: four layers",
     )
     parser.add_argument(
+        "--drill", action="store_true",
+        help="with --from: learn to copy and to count alone",
+    )
+    parser.add_argument(
         "--from", dest="first", metavar="FILE",
-        help="go on with the model that --tasks wrote",
+        help="with --tasks or --drill: go on with what --tasks wrote",
     )
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--threads", type=int, default=4)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    batch, stages, layers, rate = curriculum.batch, STAGES, 3, 1.0
-    if options.first and not options.tasks:
-        parser.error("--from goes with --tasks")
+    if options.tasks and options.drill:
+        parser.error("--tasks or --drill")
+    if options.drill != bool(options.first) and not options.tasks:
+        parser.error("--from goes with --tasks or --drill, --drill with --from")
+    recipe = PLAIN
     if options.tasks:
-        batch, stages, layers = tasks_curriculum.batch, TASK_STAGES, 4
-    if options.first:
-        batch = tasks_curriculum.more_batch
-        stages, rate = MORE_STAGES, MORE_RATE
+        recipe = MORE if options.first else TASKS
+    if options.drill:
+        recipe = DRILL
     with output_file.writing(options.out, "wb") as file:
         if options.first:
             model = gguf_writer.read(options.first)
             recall.fix_look_back(model)
         else:
-            model = recall.Model(recall.Config(len(vocabulary.PIECES), layers))
+            config = recall.Config(len(vocabulary.PIECES), recipe.layers)
+            model = recall.Model(config)
             recall.initialise(model)
-        train(model, options.seed, batch, stages, rate)
+        train(model, options.seed, recipe)
         gguf_writer.write(file.name, model)
     print(f"wrote {options.out}")
 
