@@ -6,7 +6,16 @@
 #include <math.h>
 #include <string.h>
 
-enum { LEAF_BYTES = 4096, ROUNDS = 2, PAGE = 4096 };
+enum {
+    LEAF_BYTES = 4096,
+    ROUNDS = 2,
+    PAGE = 4096,
+    // Summaries of a head lie side by side up to about here, as who chooses looks at all of a
+    // head's:
+    RUN_BYTES = 2048,
+    BLOCK_BYTES =
+        32 << 10, // but those of all heads in so much at most: each sequence has one to fill
+};
 
 // Of a space.
 struct index {
@@ -14,14 +23,15 @@ struct index {
     uint32_t piece;
     struct index_shape shape;
     uint64_t bytes;       // of a summary
-    struct map_kind kind; // entries: [kv_heads] summaries
+    uint32_t block;       // pieces whose summaries lie in an entry
+    struct map_kind kind; // entries: [kv_heads][block] summaries
     uint16_t *k, *v;      // a piece's tokens
     float *scratch;
 };
 
 // Of a layer of a sequence.
 struct index_layer {
-    struct map entries; // beyond the last complete piece: room for the next ones
+    struct map entries; // with room beyond the last complete piece
 };
 
 static struct index *index_of(const struct space *space)
@@ -75,7 +85,9 @@ uint64_t index_bytes(const struct index_shape *shape)
 int index_hold(const struct space *space, const struct layer_state *layer, uint64_t pieces,
                struct map *held)
 {
-    return map_fork(&index_of(space)->kind, &state_of(layer)->entries, held, pieces, NULL);
+    struct index *index = index_of(space);
+    return map_fork(&index->kind, &state_of(layer)->entries, held,
+                    div_round_up(pieces, index->block), NULL);
 }
 
 void index_let_go(const struct space *space, struct map *held)
@@ -87,11 +99,11 @@ struct index_run index_held(const struct space *space, const struct map *held, u
                             uint32_t head)
 {
     const struct index *index = index_of(space);
-    const uint8_t *entry = map_at(&index->kind, held, piece);
-    uint64_t leaf = index->kind.leaf_entries; // a power of two
-    return (struct index_run){.summary = entry + head * index->bytes,
-                              .stride = index->kind.entry_bytes,
-                              .n = min_u64(held->n - piece, leaf - (piece & (leaf - 1)))};
+    const uint64_t at = piece % index->block;
+    const uint8_t *entry = map_at(&index->kind, held, piece / index->block);
+    return (struct index_run){.summary = entry + (head * index->block + at) * index->bytes,
+                              .stride = index->bytes,
+                              .n = index->block - at};
 }
 
 // ---- arithmetic --------------------------------------------------------------------------------
@@ -272,11 +284,23 @@ static void summarise(const struct index_shape *shape, uint8_t *summary, const u
 
 // ---- the stream --------------------------------------------------------------------------------
 
+// Pieces of an entry, a power of two.
+static uint32_t block_of(const struct space_config *c)
+{
+    const struct index_shape shape = index_shape(c);
+    const uint64_t each = index_bytes(&shape);
+    uint32_t block = 1;
+    while (block * each < RUN_BYTES && 2 * block * each * c->kv_heads <= BLOCK_BYTES)
+        block *= 2;
+    return block;
+}
+
 static void index_kind(struct map_kind *kind, const struct space_config *c, struct budget *budget)
 {
     const struct index_shape shape = index_shape(c);
-    *kind = (struct map_kind){
-        .entry_bytes = c->kv_heads * index_bytes(&shape), .leaf_entries = 1, .budget = budget};
+    *kind = (struct map_kind){.entry_bytes = c->kv_heads * block_of(c) * index_bytes(&shape),
+                              .leaf_entries = 1,
+                              .budget = budget};
     while (kind->leaf_entries * kind->entry_bytes < LEAF_BYTES)
         kind->leaf_entries *= 2;
 }
@@ -320,10 +344,11 @@ static int index_layout(struct stream *stream, const struct flash_geometry *g,
     return 0;
 }
 
-// Room for the pieces of the group that is being filled is taken at once.
-static uint64_t pieces_for(const struct space_config *c, uint64_t tokens)
+// Entries that tokens need, with those of the group that is being filled.
+static uint64_t blocks_for(const struct space_config *c, uint64_t tokens)
 {
-    return (tokens / c->group_tokens + 1) * (c->group_tokens / c->piece_tokens);
+    uint64_t pieces = (tokens / c->group_tokens + 1) * (c->group_tokens / c->piece_tokens);
+    return div_round_up(pieces, block_of(c));
 }
 
 static int index_plan(struct stream_plan *plan, const struct flash_geometry *g,
@@ -338,9 +363,9 @@ static int index_plan(struct stream_plan *plan, const struct flash_geometry *g,
         return inst_fail(msg, INST_EINVAL, "CONFIG: an index of %llu tokens",
                          (unsigned long long)c->max_tokens);
     // A leaf and a path to it for each sequence; most is shared.
-    least = map_bytes(&kind, pieces_for(c, 0) + kind.leaf_entries) + 1024 +
+    least = map_bytes(&kind, blocks_for(c, 0) + kind.leaf_entries) + 1024 +
             sizeof(struct index_layer) + 128;
-    full = map_bytes(&kind, pieces_for(c, c->max_tokens) + kind.leaf_entries);
+    full = map_bytes(&kind, blocks_for(c, c->max_tokens) + kind.leaf_entries);
     if (!checked_mul(full, c->layers, &full) || !checked_mul(least, c->layers, &least) ||
         !checked_mul(least, sequences, &least) || !checked_mul(full, sequences - 1, &more) ||
         !checked_add(full, least, &all) || all > INT64_MAX / 8 || more > INT64_MAX / 8)
@@ -372,6 +397,7 @@ static int index_open(struct space *space, unsigned level, struct inst_msg *msg)
     own->piece = c->piece_tokens;
     own->shape = index_shape(c);
     own->bytes = index_bytes(&own->shape);
+    own->block = block_of(c);
     index_kind(&own->kind, c, space->budget);
     space->beside = &own->kind;
     own->k = budget_alloc(space->budget, values, sizeof *own->k, "the index", msg);
@@ -418,8 +444,13 @@ static int index_reserve(struct space *space, struct layer_state *layer, uint64_
                          struct inst_msg *msg)
 {
     struct index *own = index_of(space);
-    while (state_of(layer)->entries.n < tokens / own->piece) {
-        if (!map_append(&own->kind, &state_of(layer)->entries, msg))
+    struct map *entries = &state_of(layer)->entries;
+    const uint64_t first = layer->tokens / own->piece, pieces = tokens / own->piece;
+    const uint64_t end = pieces > first ? div_round_up(pieces, own->block) : 0;
+    // What is written to is this sequence's alone, not a fork's or a unit's, too.
+    for (uint64_t i = first / own->block; i < end; i++) {
+        if (!(i < entries->n ? map_edit(&own->kind, entries, i, msg)
+                             : map_append(&own->kind, entries, msg)))
             return INST_ENOMEM;
     }
     return 0;
@@ -434,9 +465,10 @@ static void index_append(struct space *space, struct layer_state *layer, uint32_
     const uint8_t *slot = layer->open->data + head * kv->slot_bytes;
     (void)k, (void)v;
     for (uint64_t p = first / own->piece; (p + 1) * own->piece <= first + n; p++) {
-        uint8_t *entry = map_at(&own->kind, &state_of(layer)->entries, p); // reserved
+        const uint64_t at = head * own->block + p % own->block;
+        uint8_t *entry = map_at(&own->kind, &state_of(layer)->entries, p / own->block); // reserved
         slot_get(&kv->slot, slot, p * own->piece % kv->row_tokens, own->piece, own->k, own->v);
-        summarise(&own->shape, entry + head * own->bytes, own->k, own->v, own->scratch);
+        summarise(&own->shape, entry + at * own->bytes, own->k, own->v, own->scratch);
     }
 }
 
@@ -455,7 +487,8 @@ static int index_take_slab(struct space *space, struct sequence *sequence,
 static void index_truncate(struct space *space, struct layer_state *layer, uint64_t tokens)
 {
     struct index *own = index_of(space);
-    map_truncate(&own->kind, &state_of(layer)->entries, tokens / own->piece);
+    map_truncate(&own->kind, &state_of(layer)->entries,
+                 div_round_up(tokens / own->piece, own->block));
 }
 
 // Rows that were given up cannot be attended to; that says who reads them.
@@ -471,7 +504,7 @@ static int index_fork(struct space *space, const struct layer_state *from, struc
 {
     struct index *own = index_of(space);
     return map_fork(&own->kind, &state_of(from)->entries, &state_of(to)->entries,
-                    tokens / own->piece, msg);
+                    div_round_up(tokens / own->piece, own->block), msg);
 }
 
 static void index_lost(struct space *space, struct place place,
@@ -504,9 +537,10 @@ static void index_stats(const struct space *space, struct drive_stats *stats)
 static int index_check(const struct space *space, const struct layer_state *layer,
                        struct inst_msg *msg)
 {
-    uint64_t n = state_of(layer)->entries.n, pieces = layer->tokens / index_of(space)->piece;
+    const struct index *own = index_of(space);
+    uint64_t n = state_of(layer)->entries.n * own->block, pieces = layer->tokens / own->piece;
     if (n < pieces)
-        return inst_fail(msg, INST_EINTERNAL, "entries of an index, pieces: %llu and %llu",
+        return inst_fail(msg, INST_EINTERNAL, "room of an index, pieces: %llu and %llu",
                          (unsigned long long)n, (unsigned long long)pieces);
     return 0;
 }

@@ -3,7 +3,7 @@
 // piece) and KV head a summary from which attention to them is predicted without reading them. It
 // lies in DRAM alone, is made from the group buffer when a piece's last token arrives, and is a
 // pure function of the piece's K and V: so forks share it by reference, truncation cuts it, and
-// nothing ever has to be read back for it. The tokens of a piece that is not complete have no
+// nothing ever has to be read back for it. Some pieces' share an entry of the map, head by head. The tokens of a piece that is not complete have no
 // summary.
 //
 // A summary holds keys and the mean of V. Where there are as many keys as tokens they are the
@@ -48,7 +48,7 @@ struct index_run {
     const uint8_t *summary; // of the first
     uint64_t stride, n;
 };
-// From `piece` on, as far as they go.
+// From `piece` on, as far as they go side by side; those of held pieces count.
 struct index_run index_held(const struct space *space, const struct map *held, uint64_t piece,
                             uint32_t head);
 
