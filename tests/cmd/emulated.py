@@ -115,8 +115,9 @@ class Batch(Case):
 
     def test_answers_of_a_file(self):
         worn = "nand:" + self.profile
-        for args in ([], ["--kv-type", "q8"], ["--attention", "pages"],
-                     ["--attention", "pages", "--kv-type", "q8"], ["--attention", "sparf"]):
+        for args in ([], ["--kv-type", "q8"], ["--attention", "pages", "--heads", "1"],
+                     ["--attention", "pages", "--heads", "1", "--kv-type", "q8"],
+                     ["--attention", "sparf"]):
             args = ["--group", 32 if "pages" in args else 16, *args]
             expected, _ = self.answers([self.tmp.name], *args)
             self.assertEqual(len(set(expected)), 5)
