@@ -10,11 +10,8 @@ enum {
     LEAF_BYTES = 4096,
     ROUNDS = 2,
     PAGE = 4096,
-    // Summaries of a head lie side by side up to about here, as who chooses looks at all of a
-    // head's:
-    RUN_BYTES = 2048,
-    BLOCK_BYTES =
-        32 << 10, // but those of all heads in so much at most: each sequence has one to fill
+    RUN_BYTES = 2048,       // of a head's summaries lie side by side: who chooses reads all of them
+    BLOCK_BYTES = 32 << 10, // of all heads' together at most: each sequence has one to fill
 };
 
 // Of a space.
@@ -48,7 +45,8 @@ uint32_t index_piece(const struct space_config *config)
 {
     if (config->piece_tokens)
         return config->piece_tokens;
-    // The least of which K and V are whole pages, or, where there are none, the least that fill one.
+    // The least of which K and V are whole pages, or, where there are none, the least that fill
+    // one.
     uint64_t tokens = INDEX_PIECE_MIN, head = kv_token_bytes(config->kv_type, config->head_dim);
     while (tokens <= INDEX_PIECE_MAX && tokens * head % PAGE)
         tokens *= 2;
