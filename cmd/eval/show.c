@@ -125,7 +125,7 @@ static size_t fill(struct picture *p, size_t at, const struct eval_block *block,
     struct chart_series *series = p->series + at;
     for (size_t i = 0; i < n_cells; i++) {
         const struct eval_result *r = &block->results[i];
-        if (cells[i].cached || (kl && !i))
+        if (cells[i].cached) // dense has a KL of 0, which no such axis shows, but its colour
             continue;
         const char *name = line_name(&cells[i], p->names[at + n]);
         if (!n || strcmp(series[n - 1].name, name) != 0)
