@@ -33,7 +33,13 @@ void select_channels(const double *weight, uint32_t dim, uint32_t r, uint32_t *c
     }
 }
 
-enum { RADIX_BITS = 11, RADIX = 1 << RADIX_BITS, BLOCK = 16, PLUS_INFINITY = 0x7f800000 };
+enum {
+    RADIX_BITS = 11,
+    RADIX = 1 << RADIX_BITS,
+    BLOCK = 16,
+    FEW = 256,
+    PLUS_INFINITY = 0x7f800000
+};
 
 // Larger for a larger score: bits of floats above 0 sort as integers; all else is 0.
 static inline uint32_t key(float score)
@@ -110,12 +116,38 @@ static void count_first(const float *scores, uint64_t n, int shift, uint32_t cou
         count[d] += odd[d];
 }
 
+// Scores whose key is `least` or more.
+static uint64_t count_from(const float *scores, uint64_t n, uint32_t least)
+{
+    keys lanes = {0};
+    uint64_t i = 0, count = 0;
+    for (; i + 4 <= n; i += 4)
+        lanes -= keys_at(scores + i) >= (int32_t)least;
+    for (int lane = 0; lane < 4; lane++)
+        count += (uint32_t)lanes[lane];
+    for (; i < n; i++)
+        count += key(scores[i]) >= least;
+    return count;
+}
+
+// As threshold, of few scores: bit by bit of the key, which takes less than clearing counters does.
+static uint32_t threshold_few(const float *scores, uint64_t n, uint64_t m, uint64_t *equal)
+{
+    uint32_t found = 0;
+    for (uint32_t bit = 1u << 30; bit; bit >>= 1)
+        found |= count_from(scores, n, found | bit) >= m ? bit : 0;
+    *equal = m - count_from(scores, n, found + 1);
+    return found;
+}
+
 // The key of the m-th largest of n scores, 1 <= m <= n; *equal = how many of that key are among
 // the m.
 static uint32_t threshold(const float *scores, uint64_t n, uint64_t m, uint64_t *equal)
 {
     static const int shifts[] = {22, 11, 0};
     uint32_t prefix = 0, mask = 0, count[RADIX];
+    if (n <= FEW)
+        return threshold_few(scores, n, m, equal);
     for (int pass = 0; pass < 3; pass++) {
         if (pass)
             count_digits(scores, n, mask, prefix, shifts[pass], count);

@@ -53,7 +53,7 @@ static void test_tokens(void **state)
     struct chance chance = {.state = 11};
     for (int round = 0; round < ROUNDS; round++) {
         float scores[TOKENS];
-        uint64_t chosen[WORDS], n = 1 + below(&chance, round % 8 ? 150 : TOKENS);
+        uint64_t chosen[WORDS], n = 1 + below(&chance, round % 4 ? 150 : TOKENS);
         uint64_t k = 1 + below(&chance, (uint32_t)n), local = below(&chance, (uint32_t)k + 1);
         for (uint64_t i = 0; i < n; i++)
             scores[i] = score_of(&chance, round % 6);
