@@ -502,7 +502,8 @@ static struct block block_at(const struct parts *p, size_t t, size_t c, bool of_
     uint32_t hidden = kv_hidden(p->type, p->values + t * p->row + kv_value_codes(p->type, begin)) >>
                       (of_key ? 0 : 8);
     return (struct block){.scale = hidden & 0xff,
-                          .zero = p->type == KV_Q4 ? hidden >> (of_key ? 16 : 12) & 15 : 0};
+                          .zero =
+                              (uint8_t)(p->type == KV_Q4 ? hidden >> (of_key ? 16 : 12) & 15 : 0)};
 }
 
 static void put_key(const struct parts *p, size_t t, size_t c, const struct block *b, size_t n)
