@@ -50,6 +50,15 @@ void completion_decode(struct completion *completion, const uint8_t entry[COMPLE
     };
 }
 
+int space_config_check_together(const struct space_config *config, struct inst_msg *msg)
+{
+    const uint32_t together = space_config_together(config);
+    if (config->kv_heads % together == 0)
+        return 0;
+    return inst_fail(msg, INST_EINVAL, "CONFIG: %u KV heads do not choose together by %u",
+                     config->kv_heads, together);
+}
+
 void space_config_encode(uint8_t out[CONFIG_BYTES], const struct space_config *config)
 {
     memset(out, 0, CONFIG_BYTES);

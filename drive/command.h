@@ -121,6 +121,8 @@ static inline uint32_t space_config_together(const struct space_config *config)
 {
     return config->method == METHOD_PAGES && config->piece_heads ? config->piece_heads : 1;
 }
+// INST_EINVAL: they do not divide the KV heads.
+int space_config_check_together(const struct space_config *config, struct inst_msg *msg);
 void space_config_encode(uint8_t out[CONFIG_BYTES], const struct space_config *config);
 int space_config_decode(struct space_config *config, const void *in, size_t bytes);
 

@@ -65,10 +65,9 @@ int array_space_new(struct array *a, uint32_t id, const struct space_config *con
     if (!config->kv_heads || config->q_heads % config->kv_heads)
         return inst_fail(msg, INST_EINVAL, "CONFIG: %u query heads over %u KV heads",
                          config->q_heads, config->kv_heads);
-    uint32_t together = space_config_together(config);
-    if (config->kv_heads % together)
-        return inst_fail(msg, INST_EINVAL, "CONFIG: %u KV heads do not choose together by %u",
-                         config->kv_heads, together);
+    int status = space_config_check_together(config, msg);
+    if (status)
+        return status;
     *space = (struct array_space){.used = true, .id = id, .config = *config};
     space->places = min_u64(max_u64(config->max_sequences, 16), ARRAY_SEQUENCES);
     space->load = budget_alloc(a->budget, a->drives, sizeof *space->load, "a space", msg);
@@ -78,7 +77,8 @@ int array_space_new(struct array *a, uint32_t id, const struct space_config *con
         array_space_end(a, space);
         return INST_ENOMEM;
     }
-    space->shape = (struct shape){config->kv_heads, config->head_dim, together};
+    space->shape =
+        (struct shape){config->kv_heads, config->head_dim, space_config_together(config)};
     space->groups = share_of(a, &space->shape, 0).groups;
     *out = space;
     return 0;

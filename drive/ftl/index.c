@@ -329,9 +329,9 @@ static int index_layout(struct stream *stream, const struct flash_geometry *g,
         return inst_fail(msg, INST_EINVAL,
                          "CONFIG: pieces of %u tokens do not fit in a token group of %u",
                          c->piece_tokens, c->group_tokens);
-    if (c->piece_heads && c->kv_heads % c->piece_heads)
-        return inst_fail(msg, INST_EINVAL, "CONFIG: %u KV heads do not choose together by %u",
-                         c->kv_heads, c->piece_heads);
+    int status = space_config_check_together(c, msg);
+    if (status)
+        return status;
     stream->row_tokens = c->piece_tokens;
     stream->group_rows = 1;
     const struct index_shape shape = index_shape(c);

@@ -440,9 +440,9 @@ int engine_plan(struct engine_plan *plan, const struct model_config *config,
     };
     if (input->method == METHOD_PAGES && !input->piece_heads)
         plan->space.piece_heads = piece_heads(config);
-    if (plan->space.kv_heads % space_config_together(&plan->space))
-        return inst_fail(msg, INST_EINVAL, "%u KV heads do not choose together by %u",
-                         config->kv_heads, input->piece_heads);
+    int status = space_config_check_together(&plan->space, msg);
+    if (status)
+        return status;
     plan->drives = input->drives ? input->drives : 1;
     plan->threads = input->threads ? input->threads : input->max_threads;
     for (;;) {
