@@ -176,13 +176,13 @@ static float make_query(const struct sparf_view *v, uint32_t query, int8_t *tabl
 }
 
 // Where the summaries of n pieces from `piece` on lie. Their bytes from `first` on are brought
-// closer: those of a head lie a row of heads apart, where no prefetcher looks.
+// closer: those of a head lie side by side for some pieces only.
 static void find_summaries(const struct pages_view *p, uint64_t piece, uint64_t n, uint64_t first,
                            const uint8_t **summaries)
 {
     const uint64_t bytes = index_bytes(&p->shape);
     struct index_run run = {.n = 0};
-    for (uint64_t i = 0; i < n; i++, run.n--, run.summary += run.stride) {
+    for (uint64_t i = 0; i < n; i++, run.n--, run.summary += bytes) {
         if (!run.n)
             run = run_at(p, piece + i);
         summaries[i] = run.summary;

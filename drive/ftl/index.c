@@ -100,7 +100,6 @@ struct index_run index_held(const struct space *space, const struct map *held, u
     const uint64_t at = piece % index->block;
     const uint8_t *entry = map_at(&index->kind, held, piece / index->block);
     return (struct index_run){.summary = entry + (head * index->block + at) * index->bytes,
-                              .stride = index->bytes,
                               .n = index->block - at};
 }
 

@@ -3,8 +3,8 @@
 // piece) and KV head a summary from which attention to them is predicted without reading them. It
 // lies in DRAM alone, is made from the group buffer when a piece's last token arrives, and is a
 // pure function of the piece's K and V: so forks share it by reference, truncation cuts it, and
-// nothing ever has to be read back for it. Some pieces' share an entry of the map, head by head. The tokens of a piece that is not complete have no
-// summary.
+// nothing ever has to be read back for it. Some pieces' share an entry of the map, head by head.
+// The tokens of a piece that is not complete have no summary.
 //
 // A summary holds keys and the mean of V. Where there are as many keys as tokens they are the
 // tokens' own, else typical ones, each the mean of the tokens nearest to it (k-means from the
@@ -43,12 +43,12 @@ uint64_t index_hold_bytes(const struct space_config *config);
 int index_hold(const struct space *space, const struct layer_state *layer, uint64_t pieces,
                struct map *held);
 void index_let_go(const struct space *space, struct map *held);
-// Summaries of a head that lie at equal distances: those of pieces first to first + n - 1.
+// Summaries of a head that lie side by side: those of pieces first to first + n - 1.
 struct index_run {
     const uint8_t *summary; // of the first
-    uint64_t stride, n;
+    uint64_t n;
 };
-// From `piece` on, as far as they go side by side; those of held pieces count.
+// From `piece` on; of these, those of held pieces count.
 struct index_run index_held(const struct space *space, const struct map *held, uint64_t piece,
                             uint32_t head);
 
