@@ -201,11 +201,9 @@ int main(int argc, char **argv)
     p.rounded = rounded;
     p.out = measure_alloc(ROWS_MAX * widest * sizeof *p.out);
     p.scratch = measure_alloc((size_t)threads * KERNEL_SCRATCH_BYTES);
-    for (int i = 0; i < (int)(sizeof x_rows / sizeof x_rows[0]); i++)
-        if (!alone)
-            bench_rows(&p, x_rows[i] < FEW ? large : small, x_rows[i], rounds, only);
-    if (alone)
-        bench_rows(&p, alone < FEW ? large : small, (size_t)alone, rounds, only);
+    const size_t one[] = {(size_t)alone}, *x_n = alone ? one : x_rows;
+    for (size_t i = 0; i < (alone ? 1 : sizeof x_rows / sizeof x_rows[0]); i++)
+        bench_rows(&p, x_n[i] < FEW ? large : small, x_n[i], rounds, only);
     pool_free(p.pool);
     return 0; // the matrices go with the process
 }

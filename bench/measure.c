@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bench/measure.h"
+#include "base/clock.h"
 #include "base/mapping.h"
 
 #include <stdio.h>
@@ -17,7 +18,9 @@ void measure_cpu_time(int wanted)
 static double seconds(void)
 {
     struct timespec t;
-    clock_gettime(cpu_time ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &t);
+    if (!cpu_time)
+        return clock_seconds();
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
