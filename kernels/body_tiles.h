@@ -196,15 +196,16 @@ static void tile_block(const struct weight *w, uint64_t first, size_t count, con
         for (size_t j = 0; j < count; j += TILE_BAND) {
             size_t n = count - j < TILE_BAND ? count - j : TILE_BAND,
                    groups = (n + TILE_NR - 1) / TILE_NR;
-            const int wraps = j + TILE_BAND >= count, ends = wraps && c + TILE_COLS >= w->cols;
-            struct tile_ahead ahead = next_band(w,
-                                                first + (ends    ? count
-                                                         : wraps ? 0
-                                                                 : j + TILE_BAND),
-                                                ends    ? 0
-                                                : wraps ? c + TILE_COLS
-                                                        : c,
-                                                groups * quads * PARTS);
+            uint64_t next = first + j + TILE_BAND, next_c = c;
+            if (j + TILE_BAND >= count) {
+                next = first;
+                next_c += TILE_COLS;
+            }
+            if (next_c >= w->cols) {
+                next = first + count;
+                next_c = 0;
+            }
+            struct tile_ahead ahead = next_band(w, next, next_c, groups * quads * PARTS);
             tile_w(t, &piece, first + j, n, groups);
             tile_band(t, j / TILE_NR, groups, n_rows, quads,
                       ((size_t)piece.cols + KERNEL_LANES - 1) / KERNEL_LANES, c == 0, &ahead);
