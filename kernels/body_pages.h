@@ -29,11 +29,26 @@ INLINE vn vn_exp2(vn x)
     return vn_mul(p, vn_exp2_low_bits(t));
 }
 
+// Takes codes of 16 keys apart: low halves of bytes of eight channels, then high ones. `codes` have
+// these bytes one behind the other.
 INLINE void split_codes(uint8_t *index, const uint8_t *codes, const size_t rows)
 {
     for (size_t at = 0; at < rows * 8; at += 32) {
         bytes32 v, low, high;
         memcpy(&v, codes + at, sizeof v);
+        low = v & 15;
+        high = v >> 4;
+        memcpy(index + at, &low, sizeof low);
+        memcpy(index + rows * 8 + at, &high, sizeof high);
+    }
+}
+
+// The same of 16 among more keys, whose bytes are `stride` apart.
+INLINE void split_strided(uint8_t *index, const uint8_t *codes, size_t stride, const size_t rows)
+{
+    for (size_t at = 0; at < rows * 8; at += KERNEL_LANES, codes += stride) {
+        bytes16 v, low, high;
+        memcpy(&v, codes, sizeof v);
         low = v & 15;
         high = v >> 4;
         memcpy(index + at, &low, sizeof low);
@@ -76,11 +91,13 @@ static void take_slice(const struct mass_work *w, const uint8_t *summary, size_t
         for (size_t i = 0; i < KERNEL_LANES; i++)
             count[i % 2 * 8 + i / 2] = i >= n ? 0 : m->counted ? (float)factors[m->keys + i] : 1;
     }
-    if (m->keys == KERNEL_LANES && m->bytes * 2 == w->rows) {
-        if (w->rows == 16)
+    if (n == KERNEL_LANES && m->bytes * 2 == w->rows) {
+        if (w->rows == 16 && m->keys == KERNEL_LANES)
             split_codes(index, codes, 16);
+        else if (w->rows == 16)
+            split_strided(index, codes + first, m->keys, 16);
         else
-            split_codes(index, codes, w->rows);
+            split_strided(index, codes + first, m->keys, w->rows);
         return;
     }
     uint8_t all[KERNEL_HEAD_DIM_MAX / 8 * KERNEL_LANES];
@@ -152,15 +169,14 @@ INLINE void mass_sums(const struct mass_work *w, const size_t each, const int co
                       float factor, float *masses)
 {
     const size_t n = w->pieces->n;
-    float out[VN];
     for (size_t g = 0; g < n; g += VN) {
-        const size_t last = n - g < VN ? n - g - 1 : VN - 1; // stands for those beyond it
+        const size_t here = n - g < VN ? n - g : VN;
         v16 group[VN];
-        for (size_t i = 0; i < VN; i++)
-            group[i] = mass_lanes(w, (g + (i < last ? i : last)) * each, each, counted,
-                                  vn_set1(most), vn_set1(factor));
-        vn_store(out, vn_reduce(group));
-        memcpy(masses + g, out, (last + 1) * sizeof *out);
+        for (size_t i = 0; i < here; i++)
+            group[i] = mass_lanes(w, (g + i) * each, each, counted, vn_set1(most), vn_set1(factor));
+        for (size_t i = here; i < VN; i++)
+            group[i] = group[0]; // no rubbish in what is left out
+        vn_store_part(masses + g, vn_reduce(group), here);
     }
 }
 

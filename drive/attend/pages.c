@@ -238,11 +238,7 @@ static void doubts(const struct pages_view *p, float *out)
     uint64_t every = p->pieces / DOUBT_PIECES + 1, n = 0;
     float squares = 0;
     for (uint64_t piece = 0; piece < p->pieces; piece += every) {
-        const uint8_t *summary = run_at(p, piece).summary;
-        for (uint32_t i = 0; i < p->shape.keys; i++) {
-            float size = index_key_size(summary, i);
-            squares += size * size;
-        }
+        squares += index_key_squares(run_at(p, piece).summary, p->shape.keys);
         n += p->shape.keys;
     }
     for (uint32_t i = 0; i < v->group; i++) {
@@ -253,14 +249,32 @@ static void doubts(const struct pages_view *p, float *out)
     }
 }
 
+// In several sums, so that none waits for the one before.
+static double sum_doubles(const float *x, uint64_t n)
+{
+    enum { LANES = 8 };
+    double lane[LANES] = {0}, sum = 0;
+    uint64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (uint64_t l = 0; l < LANES; l++)
+            lane[l] += (double)x[i + l];
+    for (; i < n; i++)
+        sum += (double)x[i];
+    for (uint64_t l = 0; l < LANES; l++)
+        sum += lane[l];
+    return sum;
+}
+
 // The share of a query's mass that the chosen pieces hold at least, as far as is known.
 static double held(const struct pages_view *p, uint32_t query, float doubt)
 {
     const float *weights = p->weights + query * p->pieces;
-    double sum[2] = {0}; // not chosen, chosen
-    for (uint64_t i = 0; i < p->pieces; i++)
-        sum[p->bits[i / 64] >> i % 64 & 1] += (double)weights[i];
-    return sum[0] > 0 ? sum[1] / (sum[1] + (double)doubt * sum[0]) : 1;
+    double chosen = 0, left = sum_doubles(weights, p->pieces);
+    for (uint64_t i = 0; i < p->pieces; i += 64)
+        for (uint64_t bits = p->bits[i / 64]; bits; bits &= bits - 1)
+            chosen += (double)weights[i + (uint64_t)__builtin_ctzll(bits)];
+    left -= chosen;
+    return left > 0 ? chosen / (chosen + (double)doubt * left) : 1;
 }
 
 // For the query that has least, of all heads that choose together.

@@ -60,10 +60,15 @@ static inline float index_value_scale(const uint8_t *summary)
 {
     return kernel_f16_to_f32(le_get16(summary + 2));
 }
-// How far the channels of a summary's key, turned, are from 0: all of them as far.
-static inline float index_key_size(const uint8_t *summary, uint32_t key)
+// The channels of a summary's key, turned, are all as far from 0. The sum of the squares of that
+// over its keys.
+static inline float index_key_squares(const uint8_t *summary, uint32_t keys)
 {
-    return kernel_f16_to_f32(le_get16(summary)) * (float)summary[4 + key] * (0.5f / 255);
+    const float scale = kernel_f16_to_f32(le_get16(summary)) * (0.5f / 255);
+    uint32_t sum = 0;
+    for (uint32_t i = 0; i < keys; i++)
+        sum += (uint32_t)summary[4 + i] * summary[4 + i];
+    return scale * scale * (float)sum;
 }
 
 #endif
