@@ -15,9 +15,9 @@ enum {
     // Blocking: 16 registers.
     TILE_NR = 3,
     TILE_MIN_ROWS = 12, // of x, for types that are not in blocks
-    K_JR = 2,          // rows of a K type that share x
-    K_NR = 3,          // of a panel of words
-    BLOCK_JR = 2,      // rows of a block type that share x
+    K_JR = 2,           // rows of a K type that share x
+    K_NR = 3,           // of a panel of words
+    BLOCK_JR = 2,       // rows of a block type that share x
     // From this many queries on, converting a tile to fp32 first pays. Converting for every four of
     // them hides behind the products.
     MANY_QUERIES = 64,
@@ -144,6 +144,33 @@ OP vn vn_halves(vn a, vn b, int part)
 OP void vn_to_f16(uint16_t *p, vn v)
 {
     _mm_storeu_si128((void *)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+// Bit l: what is asked of lane l.
+OP uint32_t vn_less_bits(vn a, vn b)
+{
+    return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
+// Is the integer in the lane odd?
+OP uint32_t vn_odd_bits(vn v)
+{
+    __m256i low = _mm256_slli_epi32(_mm256_cvtps_epi32(v), 31);
+    return (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(low));
+}
+// yes in the lanes of set bits, no in the others.
+OP vn vn_choose(uint32_t bits, vn yes, vn no)
+{
+    // To where blendv looks: the sign.
+    const __m256i up = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
+    __m256i sign = _mm256_sllv_epi32(_mm256_set1_epi32((int)bits), up);
+    return _mm256_blendv_ps(no, yes, _mm256_castsi256_ps(sign));
+}
+// Integers of 8 bits.
+OP void vn_to_i8(int8_t *p, vn v)
+{
+    __m256i wide = _mm256_cvtps_epi32(v);
+    __m128i words =
+        _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+    _mm_storel_epi64((void *)p, _mm_packs_epi16(words, words));
 }
 
 // Integer products. vi: int32 in the lanes of a vn; vw: pairs of words for each lane; vb: quads of

@@ -17,9 +17,9 @@ enum {
     // Blocking, in accumulators of 32 registers.
     TILE_NR = 6,
     TILE_MIN_ROWS = 24, // of x, for types that are not in blocks
-    K_JR = 4,     // rows of a K type that share x
-    K_NR = 6,     // of a panel of words
-    BLOCK_JR = 4, // rows of a block type that share x
+    K_JR = 4,           // rows of a K type that share x
+    K_NR = 6,           // of a panel of words
+    BLOCK_JR = 4,       // rows of a block type that share x
     // From this many queries on, converting a tile to fp32 first pays.
     MANY_QUERIES = 16,
     MANY_BLOCK_QUERIES = 8, // of K and V in blocks
@@ -163,6 +163,26 @@ OP void vn_to_f16(uint16_t *p, vn v)
 {
     _mm256_storeu_si256((void *)p,
                         _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+// Bit l: what is asked of lane l.
+OP uint32_t vn_less_bits(vn a, vn b)
+{
+    return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ);
+}
+// Is the integer in the lane odd?
+OP uint32_t vn_odd_bits(vn v)
+{
+    return _mm512_test_epi32_mask(_mm512_cvtps_epi32(v), _mm512_set1_epi32(1));
+}
+// yes in the lanes of set bits, no in the others.
+OP vn vn_choose(uint32_t bits, vn yes, vn no)
+{
+    return _mm512_mask_blend_ps((__mmask16)bits, no, yes);
+}
+// Integers of 8 bits.
+OP void vn_to_i8(int8_t *p, vn v)
+{
+    _mm_storeu_si128((void *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
 }
 
 // Integer products. vi: int32 in the lanes of a vn; vw: pairs of words for each lane; vb: quads of

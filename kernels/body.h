@@ -383,6 +383,7 @@ static void set_matmul(const struct weight *w, uint64_t first, uint64_t count, c
 #include "kernels/body_attention.h"
 #include "kernels/body_sparf.h"
 #include "kernels/body_pages.h"
+#include "kernels/body_kv.h"
 
 const struct kernels SET_TABLE = {
     .name = SET_NAME,
@@ -412,4 +413,8 @@ const struct kernels SET_TABLE = {
     .code_axpy = set_code_axpy,
     .exp_sum = set_exp_sum,
     .axpy = set_axpy,
+    .kv_make = set_kv_make,
+    .kv_make_value = set_kv_make_value,
+    .kv_numbers = set_kv_numbers,
+    .hadamard = set_hadamard,
 };

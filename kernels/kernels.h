@@ -242,6 +242,16 @@ struct kernels {
     float (*exp_sum)(float *x, size_t n, float max);
     // y[i] = fma(a, x[i], y[i])
     void (*axpy)(float *y, float a, const float *x, size_t n);
+
+    // Blocks of K and V, as kernels/reference_kv.h says: n <= KV_BLOCK numbers of K, or of a last
+    // block of V, to a block; KV_BLOCK numbers of V to a block that carries its scales and those of
+    // `key`; what a block holds, as fp16. `type` is not KV_F16.
+    void (*kv_make)(uint32_t type, struct kv_block *b, const uint16_t *in, size_t n);
+    void (*kv_make_value)(uint32_t type, struct kv_block *b, const uint16_t *in,
+                          const struct kv_block *key);
+    void (*kv_numbers)(uint32_t type, const struct kv_block *b, uint16_t *out, size_t n);
+    // kv_hadamard: for steps 1, 2, 4, ... < n, pairs (a, b) at that distance become (a + b, a - b).
+    void (*hadamard)(float *x, size_t n);
 };
 
 // The plain C reference; always there, never replaced.

@@ -32,6 +32,12 @@ enum kv_type { KV_F16, KV_Q8, KV_Q4, KV_TYPES };
 
 enum { KV_BLOCK = 32 };
 
+// A block: scale (a byte b above), zero point, and codes as integers.
+struct kv_block {
+    uint8_t scale, zero;
+    int8_t code[KV_BLOCK];
+};
+
 static inline size_t kv_blocks(size_t head_dim)
 {
     return (head_dim + KV_BLOCK - 1) / KV_BLOCK;
@@ -108,8 +114,8 @@ void kv_round(uint32_t type, uint16_t *k, size_t head_dim);
 // The same of V, beside whose token's K, rounded or not, it will lie.
 void kv_round_value(uint32_t type, uint16_t *v, const uint16_t *k, size_t head_dim);
 
-// x[n] times a Hadamard matrix of entries 1 and -1; n: a power of two. Plain C in a fixed order,
-// equal everywhere.
+// x[n] times a Hadamard matrix of entries 1 and -1; n: a power of two. In a fixed order, equal
+// everywhere.
 void kv_hadamard(float *x, size_t n);
 
 // Turns q or K of one head, in place: blocks of as many channels as the greatest power of two that

@@ -16,9 +16,9 @@ enum {
     // Blocking: 32 registers.
     TILE_NR = 6,
     TILE_MIN_ROWS = 24, // of x, for types that are not in blocks
-    K_JR = 2,     // rows of a K type that share x
-    K_NR = 3,     // of a panel of words
-    BLOCK_JR = 2, // rows of a block type that share x
+    K_JR = 2,           // rows of a K type that share x
+    K_NR = 3,           // of a panel of words
+    BLOCK_JR = 2,       // rows of a block type that share x
     // From this many queries on, converting a tile to fp32 first pays.
     MANY_QUERIES = 16,
     MANY_BLOCK_QUERIES = 16, // of K and V in blocks
@@ -147,6 +147,34 @@ OP vn vn_halves(vn a, vn b, int part)
 OP void vn_to_f16(uint16_t *p, vn v)
 {
     vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v)));
+}
+// Bit l: what is asked of lane l.
+OP uint32_t lane_bits(uint32x4_t mask)
+{
+    const uint32x4_t bits = {1, 2, 4, 8};
+    return vaddvq_u32(vandq_u32(mask, bits));
+}
+OP uint32_t vn_less_bits(vn a, vn b)
+{
+    return lane_bits(vcltq_f32(a, b));
+}
+// Is the integer in the lane odd?
+OP uint32_t vn_odd_bits(vn v)
+{
+    return lane_bits(vtstq_u32(vreinterpretq_u32_s32(vcvtq_s32_f32(v)), vdupq_n_u32(1)));
+}
+// yes in the lanes of set bits, no in the others.
+OP vn vn_choose(uint32_t bits, vn yes, vn no)
+{
+    const uint32x4_t lanes = {1, 2, 4, 8};
+    return vbslq_f32(vtstq_u32(vdupq_n_u32(bits), lanes), yes, no);
+}
+// Integers of 8 bits.
+OP void vn_to_i8(int8_t *p, vn v)
+{
+    int16x4_t words = vmovn_s32(vcvtq_s32_f32(v));
+    int8x8_t bytes = vmovn_s16(vcombine_s16(words, words));
+    vst1_lane_s32((int32_t *)(void *)p, vreinterpret_s32_s8(bytes), 0);
 }
 
 // Integer products. vi: int32 in the lanes of a vn, those of lanes 0 and 1 as four sums in the

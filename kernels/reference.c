@@ -516,6 +516,7 @@ static void ref_softcap(float *x, float cap, size_t n)
 
 #include "kernels/reference_sparf.h"
 #include "kernels/reference_pages.h"
+#include "kernels/reference_kv.h"
 
 const struct kernels kernels_reference = {
     .name = "reference",
@@ -545,4 +546,8 @@ const struct kernels kernels_reference = {
     .code_axpy = ref_code_axpy,
     .exp_sum = ref_exp_sum,
     .axpy = ref_axpy,
+    .kv_make = ref_kv_make,
+    .kv_make_value = ref_kv_make_value,
+    .kv_numbers = ref_kv_numbers,
+    .hadamard = ref_hadamard,
 };

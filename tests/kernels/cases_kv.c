@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tiles in blocks: their partials, as one hash for each shape.
+// Blocks, and tiles in blocks: their partials, as one hash for each shape.
 #include "cases.h"
 
 #include <stdio.h>
@@ -82,12 +82,89 @@ static void run(const struct kernels *kernels, case_fn *emit, void *arg, uint32_
     free(limit);
 }
 
+// Numbers of one size, of one sign, with a few large ones, small integers, none at all.
+static void draw_block(uint64_t *state, uint16_t *x)
+{
+    const int exponent = (int)(cases_random(state) % 42) - 25;
+    const uint64_t kind = cases_random(state) % 6;
+    for (size_t i = 0; i < KV_BLOCK; i++) {
+        const float u = cases_uniform(state);
+        float f = kind == 0   ? u
+                  : kind == 1 ? fabsf(u)
+                  : kind == 2 ? u * u * u * u * u
+                  : kind == 3 ? (float)((int)(cases_random(state) % 31) - 15) / 15
+                  : kind == 4 ? u - 0.7f
+                              : 0 * u; // zeros of both signs
+        x[i] = kernel_f32_to_f16(fminf(fmaxf(ldexpf(f, exponent), -65504), 65504));
+    }
+}
+
+static uint64_t hash_bytes(uint64_t hash, const void *data, size_t n)
+{
+    for (const uint8_t *p = data; n; n--, p++)
+        hash = (hash ^ *p) * 0x100000001b3u;
+    return hash;
+}
+
+// A block by itself and beside a key, what both hold, and that once more.
+static uint64_t hash_block(const struct kernels *kernels, uint32_t type, size_t n, uint64_t *state,
+                           uint64_t hash)
+{
+    uint16_t x[KV_BLOCK], out[KV_BLOCK] = {0};
+    struct kv_block key, b;
+    draw_block(state, x);
+    if (cases_random(state) % 16 == 0)
+        x[cases_random(state) % n] = cases_random(state) % 2 ? 0x7c00 : 0xfe01;
+    kernels->kv_make(type, &key, x, n);
+    draw_block(state, x);
+    if (cases_random(state) % 16 == 0)
+        x[cases_random(state) % KV_BLOCK] = 0xfc00;
+    hash = hash_bytes(hash, &key, sizeof key);
+    for (int way = 0; way < 3; way++) {
+        if (way == 0)
+            kernels->kv_make(type, &b, x, n);
+        else
+            kernels->kv_make_value(type, &b, x, &key);
+        hash = hash_bytes(hash, &b, sizeof b);
+        kernels->kv_numbers(type, &b, way ? x : out, way ? KV_BLOCK : n);
+        for (size_t i = 0; i < n; i++) {
+            const uint16_t h = way ? x[i] : out[i];
+            hash = hash_bytes(hash, (h & 0x7fff) > 0x7c00 ? &(uint16_t){0x7e00} : &h, sizeof h);
+        }
+    }
+    return hash;
+}
+
+static void blocks(const struct kernels *kernels, case_fn *emit, void *arg)
+{
+    uint64_t state = 27;
+    char name[96];
+    for (uint32_t type = KV_Q8; type < KV_TYPES; type++) {
+        for (size_t n = 1; n <= KV_BLOCK; n += n == 1 ? 1 : 6) {
+            uint64_t hash = 0xcbf29ce484222325u;
+            for (int i = 0; i < (n == KV_BLOCK ? 20000 : 300); i++)
+                hash = hash_block(kernels, type, n, &state, hash);
+            snprintf(name, sizeof name, "blocks %s: %zu", kv_type_name(type), n);
+            emit(arg, name, hash);
+        }
+    }
+    for (size_t n = 1; n <= 2 * KERNEL_HEAD_DIM_MAX; n *= 2) {
+        float x[2 * KERNEL_HEAD_DIM_MAX];
+        for (size_t i = 0; i < n; i++)
+            x[i] = i % 7 ? cases_uniform(&state) : -0.0f;
+        kernels->hadamard(x, n);
+        snprintf(name, sizeof name, "hadamard %zu", n);
+        emit(arg, name, hash_floats(0xcbf29ce484222325u, x, n));
+    }
+}
+
 void cases_kv(const struct kernels *kernels, case_fn *emit, void *arg)
 {
     static const uint32_t dims[] = {1,  3,  8,  16, 17, 20,  24,  31,  32, 33,
                                     48, 64, 72, 80, 96, 112, 128, 130, 512};
     void *scratch = aligned_alloc(64, KERNEL_SCRATCH_BYTES);
     uint64_t state = 18;
+    blocks(kernels, emit, arg);
     for (uint32_t type = KV_Q8; type < KV_TYPES; type++) {
         for (size_t d = 0; d < sizeof dims / sizeof dims[0]; d++) {
             for (uint32_t tokens = 1; tokens <= 64; tokens += 9)
