@@ -40,7 +40,8 @@ struct eval {
     const char *types;
     struct option_numbers contexts;
     const char *budgets, *masses, *text, *row_cache;
-    uint32_t questions, each, decoded, seed, piece, keys, heads;
+    uint32_t questions, each, decoded, seed, piece, keys, heads, newest;
+    bool no_rest;
     struct output_file csv, svg;
 
     uint32_t task[EVAL_TASKS + 1], divisor[BUDGETS_MOST];
@@ -493,6 +494,8 @@ static int prepare(struct eval *v, const struct options *options)
     v->engine.engine.pages_piece = v->piece; // of one method among others
     v->engine.engine.pages_keys = v->keys;
     v->engine.engine.pages_heads = v->heads;
+    v->engine.engine.pages_newest = v->newest;
+    v->engine.engine.pages_no_rest = v->no_rest;
     // Nobody waits for an answer here: what was stopped for a while, as a whole, just goes on.
     v->engine.engine.drive_timeout_ms = UINT32_MAX;
     if (!code)
@@ -605,6 +608,10 @@ int command_eval(int argc, char **argv)
          "of pages: keys in DRAM for each piece; default: one for each token"},
         {"--heads", 0, OPTION_U32, &v.heads, 1, 4096, "N",
          "of pages: KV heads that choose the same tokens; default: for pieces of 16 KiB"},
+        {"--newest", 0, OPTION_U32, &v.newest, 1, UINT32_MAX, "N",
+         "of pages: newest tokens that are always read; default: a part of the budget"},
+        {"--no-rest", 0, OPTION_FLAG, &v.no_rest, 0, 0, NULL,
+         "of pages: what is not read counts for nothing"},
     };
     const struct options options = {
         "eval", NULL, "Compares attention methods: how right answers are, by the bytes read.", rows,
