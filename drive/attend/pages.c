@@ -28,7 +28,11 @@ enum { REST_PIECES = 64 };
 #define LN2 0x1.62e43p-1f
 // Pieces, at most, by which it is judged how far scores are off.
 enum { DOUBT_PIECES = 64 };
-#define SIGNS_LOSE 0.57079633f // pi / 2 - 1
+#define DOUBT_MOST 80.0f // nats
+// What rounding to signs loses of the variance of a channel that is normal, by the square of the
+// size a that it is rounded to: a = m sqrt(2 / pi) deviations with m = 1 + INDEX_SHARPER (pi / 2 -
+// 1), and (1 - 4 m / pi + 2 m^2 / pi) / (2 m^2 / pi) of a^2 are lost.
+#define SIGNS_LOSE 0.41842f
 
 // ---- sizes -------------------------------------------------------------------------------------
 
@@ -226,12 +230,8 @@ static uint64_t affordable(const struct pages_view *p, double tokens)
     return pieces <= 0 ? 0 : pieces >= (double)p->pieces ? p->pieces : (uint64_t)pieces;
 }
 
-// How many times the mass of what is not read may be larger than predicted, for each query of the
-// head. Of a turned key its signs are kept and the mean size a of its channels; were they normal,
-// as the Hadamard matrix makes them, (pi / 2 - 1) a^2 of the variance of each would be lost, and a
-// score is off by the root of (pi / 2 - 1) (scale |q| a)^2. What is chosen by such scores are those
-// that came out too high; what is left, those that came out too low. So the rest counts as if its
-// scores were higher by one such deviation (docs/pages.md has what that is worth).
+// By how much scores are off, in nats, for each query of the head: of a turned key signs and a size
+// are kept, so that of the variance of a score, SIGNS_LOSE (scale |q| a)^2 is lost.
 static void doubts(const struct pages_view *p, float *out)
 {
     const struct sparf_view *v = &p->v;
@@ -244,8 +244,7 @@ static void doubts(const struct pages_view *p, float *out)
     for (uint32_t i = 0; i < v->group; i++) {
         const float *q = v->q + i * v->dim;
         float size = v->job->header.scale * v->job->header.scale * v->k->dot(q, q, v->dim);
-        float deviation = sqrtf(SIGNS_LOSE * size * (squares / (float)n));
-        out[i] = kernel_exp(fminf(deviation, 80));
+        out[i] = fminf(sqrtf(SIGNS_LOSE * size * (squares / (float)n)), DOUBT_MOST);
     }
 }
 
@@ -265,16 +264,24 @@ static double sum_doubles(const float *x, uint64_t n)
     return sum;
 }
 
-// The share of a query's mass that the chosen pieces hold at least, as far as is known.
+// What is predicted of the chosen pieces.
+static double sum_chosen(const struct pages_view *p, const float *weights)
+{
+    double sum = 0;
+    for (uint64_t i = 0; i < p->pieces; i += 64)
+        for (uint64_t bits = p->bits[i / 64]; bits; bits &= bits - 1)
+            sum += (double)weights[i + (uint64_t)__builtin_ctzll(bits)];
+    return sum;
+}
+
+// The share of a query's mass that the chosen pieces hold at least, as far as is known. Those that
+// are chosen by such scores came out too high; what is left, too low. So the rest counts as if its
+// scores were higher by one deviation (docs/pages.md has what that is worth).
 static double held(const struct pages_view *p, uint32_t query, float doubt)
 {
     const float *weights = p->weights + query * p->pieces;
-    double chosen = 0, left = sum_doubles(weights, p->pieces);
-    for (uint64_t i = 0; i < p->pieces; i += 64)
-        for (uint64_t bits = p->bits[i / 64]; bits; bits &= bits - 1)
-            chosen += (double)weights[i + (uint64_t)__builtin_ctzll(bits)];
-    left -= chosen;
-    return left > 0 ? chosen / (chosen + (double)doubt * left) : 1;
+    double chosen = sum_chosen(p, weights), left = sum_doubles(weights, p->pieces) - chosen;
+    return left > 0 ? chosen / (chosen + (double)kernel_exp(doubt) * left) : 1;
 }
 
 // For the query that has least, of all heads that choose together.
@@ -417,6 +424,21 @@ static void choose(const struct pages_view *p, uint8_t *scratch)
 
 // ---- finish ------------------------------------------------------------------------------------
 
+// How much of what is predicted of the rest counts. Noise in a score makes its exponential too
+// large on average, by half its variance; and where the chosen pieces turned out to hold less than
+// was predicted of them, the others will, too. Never more than was predicted: where one token holds
+// nearly all, all predictions are far too small and not to be measured by it.
+static float rest_share(const struct pages_view *p, uint32_t i, const struct partial *chosen)
+{
+    const uint32_t query = p->v.head * p->v.group + i;
+    const float doubt = p->v.u->factor[query];
+    float promised =
+        p->v.u->alpha[query] + logf((float)sum_chosen(p, p->weights + (uint64_t)i * p->pieces));
+    float less = promised - (chosen->max + logf(chosen->sum));
+    float share = kernel_exp(-fminf(doubt * doubt / 2 + (less > 0 ? less : 0), DOUBT_MOST));
+    return share >= 0 ? share : 0; // not a number: nothing
+}
+
 static void finish(const struct pages_view *p)
 {
     const struct sparf_view *v = &p->v;
@@ -426,14 +448,18 @@ static void finish(const struct pages_view *p)
     for (uint32_t i = 0; i < v->group; i++) {
         uint32_t query = v->head * v->group + i;
         struct partial *chosen = partial_at(sparf_partials(v), i, v->dim);
-        const struct partial *rest = partial_at(v->u->rest, query, v->dim);
+        struct partial *rest = partial_at(v->u->rest, query, v->dim);
         float *captured = &((float *)(job->result + job->layout.captured))[first + i];
         float share = !v->u->tokens ? 0 : v->u->all ? 1 : v->u->predicted[query];
         v->u->predicted[query] = share;
         v->u->captured[query] = v->u->audit && v->u->tokens ? sparf_audited(v, i) : share;
         *captured = v->u->captured[query];
-        if (!job->header.pages_no_rest)
+        const float part = job->header.pages_no_rest || v->u->all ? 0 : rest_share(p, i, chosen);
+        if (part > 0) {
+            rest->sum *= part;
+            v->k->scale(rest->acc, part, v->dim);
             v->k->partial_merge(chosen, rest, v->dim);
+        }
         v->k->partial_output(
             chosen, (float *)(job->result + job->layout.out) + (first + i) * v->dim, v->dim);
         ((float *)(job->result + job->layout.lse))[first + i] =

@@ -140,6 +140,16 @@ static float mean_size(const float *x, uint32_t n)
     return sum / (float)n;
 }
 
+// The size by which keys are ranked best. With the mean one a product with a query that the key
+// points to comes out too small (by 2/pi, channels that are normal); with the mean square over the
+// mean one such products come out right, but so does their noise. What lies between was found by
+// trying (docs/decisions/0016-pages.md).
+static float key_size(const float *x, uint32_t n)
+{
+    float mean = mean_size(x, n), square = kernels_best()->dot(x, x, n) / (float)n;
+    return mean > 0 ? mean + INDEX_SHARPER * (square / mean - mean) : mean;
+}
+
 static uint8_t *key_codes(const struct index_shape *shape, uint8_t *summary)
 {
     return summary + MASS_HEADER + shape->keys * (shape->keys == shape->piece ? 1 : 2);
@@ -230,7 +240,7 @@ static void round_keys(const struct index_shape *shape, uint8_t *summary, float 
     uint32_t dim = shape->head_dim;
     for (uint32_t i = 0; i < shape->keys; i++) {
         index_turn(keys + i * dim, dim);
-        steps[i] = 2 * mean_size(keys + i * dim, dim);
+        steps[i] = 2 * key_size(keys + i * dim, dim);
         most = steps[i] > most ? steps[i] : most;
         round_to(codes, keys + i * dim, dim, 1, steps[i]);
         for (uint32_t j = 0; j < (dim + 7) / 8; j++)

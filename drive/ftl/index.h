@@ -26,6 +26,10 @@ enum {
     INDEX_PIECE_MAX = ATTENTION_TILE,
 };
 
+// How far the size of a rounded key's channels is from their mean size towards that which makes
+// products with it right where it points to the query.
+#define INDEX_SHARPER 0.375f
+
 // What a summary is like, in a space of this configuration.
 struct index_shape {
     uint32_t piece, keys, head_dim, value_bits;

@@ -100,6 +100,17 @@ static double round_channel(double x, double step, uint32_t bits)
     return step > 0 ? step * fmax(-1.5, fmin(1.5, floor(x / step) + 0.5)) : 0;
 }
 
+// Three eighths of the way from the mean size to the mean square over it.
+static double key_size(const double *x, uint32_t dim)
+{
+    double mean = 0, square = 0;
+    for (uint32_t d = 0; d < dim; d++) {
+        mean += fabs(x[d]) / dim;
+        square += x[d] * x[d] / dim;
+    }
+    return mean > 0 ? 0.625 * mean + 0.375 * square / mean : 0;
+}
+
 static void summarise(const struct pages_problem *p, uint32_t piece, struct summary *s)
 {
     uint32_t dim = p->head_dim, n = p->piece, bits = n > 16 ? 2 : 1;
@@ -116,9 +127,7 @@ static void summarise(const struct pages_problem *p, uint32_t piece, struct summ
     }
     for (uint32_t i = 0; i < p->keys; i++) {
         turn(s->key[i], dim);
-        steps[i] = 0;
-        for (uint32_t d = 0; d < dim; d++)
-            steps[i] += 2 * fabs(s->key[i][d]) / dim;
+        steps[i] = 2 * key_size(s->key[i], dim);
         most = fmax(most, steps[i]);
     }
     for (uint32_t i = 0; i < p->keys; i++) {
@@ -177,19 +186,22 @@ static double score(const struct pages_problem *p, const struct query *q, const 
     return p->scale * fabs(key[0]) * sum * q->most / 31;
 }
 
-// Scores of keys of which only signs are known are off by so much, for channels that are normal; of
-// up to 64 pieces at equal distances.
+// Scores of keys of which only signs are known are off by so much, for channels that are normal: of
+// a key x with deviation 1, rounded to a = m sqrt(2 / pi) with its signs, (x - a sign x)^2 is 1 - 2
+// a sqrt(2 / pi) + a^2. Of up to 64 pieces at equal distances.
 static double deviation(const struct pages_problem *p, const struct summary *summaries,
                         uint32_t pieces, uint32_t g)
 {
     const double *q = p->q + g * p->head_dim;
     uint32_t every = pieces / 64 + 1, n = 0;
+    const double pi = acos(-1), mean = sqrt(2 / pi), a = 0.625 * mean + 0.375 / mean;
+    const double lost = (1 - 2 * a * mean + a * a) / (a * a);
     double squares = 0;
     for (uint32_t i = 0; i < pieces; i += every) {
         for (uint32_t key = 0; key < p->keys; key++, n++)
             squares += summaries[i].key[key][0] * summaries[i].key[key][0];
     }
-    return p->scale * sqrt((acos(0) - 1) * dot(q, q, p->head_dim) * squares / n);
+    return p->scale * sqrt(lost * dot(q, q, p->head_dim) * squares / n);
 }
 
 // The least that a query has of its mass, where what is not chosen may be larger than predicted.
@@ -247,6 +259,22 @@ static void choose(const struct pages_problem *p, const struct head *heads, uint
     }
 }
 
+// How much of what is predicted of the rest counts, beside what the chosen tokens hold (a
+// logarithm): less by half the variance of its scores, and by what the chosen pieces were promised
+// to hold beyond that.
+static double rest_share(const struct pages_problem *p, const struct summary *summaries,
+                         uint32_t pieces, const bool *chosen, uint32_t query, double held)
+{
+    struct query asked;
+    double promised = 0, off = deviation(p, summaries, pieces, query);
+    ask(p, query, &asked);
+    for (uint32_t i = 0; i < pieces; i++)
+        for (uint32_t key = 0; key < p->keys && chosen[i]; key++)
+            promised +=
+                summaries[i].count[key] * exp(score(p, &asked, summaries[i].key[key]) - held);
+    return exp(-off * off / 2) / fmax(1, promised);
+}
+
 static void attend(const struct pages_problem *p, const struct summary *summaries, uint32_t pieces,
                    const bool *chosen, uint32_t query, struct pages_answer *a)
 {
@@ -254,7 +282,7 @@ static void attend(const struct pages_problem *p, const struct summary *summarie
     struct query asked;
     const double *q = p->q + query * dim;
     ask(p, query, &asked);
-    double *out = a->out + query * dim, max = -INFINITY, sum = 0, rest = 0, every = 0;
+    double *out = a->out + query * dim, max = -INFINITY, sum = 0, rest = 0, every = 0, share = 0;
     for (uint32_t t = 0; t < p->tokens; t++)
         max = fmax(max, p->scale * dot(q, p->k + (size_t)t * dim, dim));
     memset(out, 0, dim * sizeof *out);
@@ -268,10 +296,13 @@ static void attend(const struct pages_problem *p, const struct summary *summarie
             out[d] += w * p->v[(size_t)t * dim + d];
     }
     a->captured[query] = sum / every;
+    if (pieces && !p->no_rest)
+        share = rest_share(p, summaries, pieces, chosen, query, log(sum) + max);
     for (uint32_t i = 0; i < pieces && !p->no_rest; i++) {
         double w = 0;
         for (uint32_t key = 0; key < p->keys && !chosen[i]; key++)
             w += summaries[i].count[key] * exp(score(p, &asked, summaries[i].key[key]) - max);
+        w *= share;
         rest += w;
         for (uint32_t d = 0; d < dim; d++)
             out[d] += w * summaries[i].value[d];
