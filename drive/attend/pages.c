@@ -21,8 +21,8 @@
 #include <math.h>
 #include <string.h>
 
-// Newest tokens where ATTEND says nothing: a quarter of what may be read, but from 16 to 64.
-enum { LOCAL_LEAST = 16, LOCAL_MOST = 64, LOCAL_PART = 4 };
+// Newest tokens where ATTEND says nothing: an eighth of what may be read, but from 16 to 64.
+enum { LOCAL_LEAST = 16, LOCAL_MOST = 64, LOCAL_PART = 8 };
 // Pieces whose values are added up together: those of a word of bits.
 enum { REST_PIECES = 64 };
 #define LN2 0x1.62e43p-1f

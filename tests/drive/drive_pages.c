@@ -108,8 +108,8 @@ static void compare(const struct scene *s, uint32_t layer, uint64_t pos,
                                   .q = q,
                                   .k = k,
                                   .v = v};
-        if (!p.local) // a quarter of what may be read
-            p.local = (uint32_t)fmax(16, fmin(64, floor(p.ratio * n / 4)));
+        if (!p.local) // an eighth of what may be read
+            p.local = (uint32_t)fmax(16, fmin(64, floor(p.ratio * n / 8)));
         struct pages_answer a = {.token = token, .out = out, .captured = captured};
         pages_solve(&p, &a);
         tell_apart(&a, r, head, heads, knobs->audit, t);
