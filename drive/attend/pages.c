@@ -23,6 +23,9 @@
 
 // Newest tokens where ATTEND says nothing: an eighth of what may be read, but from 16 to 64.
 enum { LOCAL_LEAST = 16, LOCAL_MOST = 64, LOCAL_PART = 8 };
+enum {
+    PAGE = 4096
+}; // of a drive's own choice, whatever the flash has: a choice is the same everywhere
 // Pieces whose values are added up together: those of a word of bits.
 enum { REST_PIECES = 64 };
 #define LN2 0x1.62e43p-1f
@@ -222,6 +225,22 @@ static void weigh(const struct pages_view *p, uint32_t first, uint32_t n, uint8_
     }
 }
 
+// What is chosen by itself fills pages, in most shapes. Where it does not, the part of the tokens
+// whose pages are the part `ratio` of all, for pieces that lie anywhere: of a piece's pages,
+// `shared` are its neighbour's, too, and read unless neither is chosen: with a part r of the pieces
+// chosen r (pages - shared) + (1 - (1 - r)^2) shared = ratio pages.
+static double part_of_tokens(const struct space_config *config, double ratio)
+{
+    const uint64_t bytes = (uint64_t)space_config_together(config) * index_piece(config) *
+                           kv_token_bytes(config->kv_type, config->head_dim);
+    const double pages = (double)bytes / PAGE;
+    const double shared = 1 - (double)(bytes & -bytes) / PAGE; // ends lie at multiples of that
+    if (bytes < PAGE || shared <= 0)
+        return ratio;
+    const double both = pages + shared;
+    return (both - sqrt(both * both - 4 * shared * ratio * pages)) / (2 * shared);
+}
+
 // Tokens that n chosen pieces and those without a summary have, and the other way round.
 static uint64_t affordable(const struct pages_view *p, double tokens)
 {
@@ -307,7 +326,8 @@ static void choose_pieces(const struct pages_view *p)
     uint64_t local = p->pieces - min_u64(p->pieces, free_end / p->tokens);
     double ratio = h->pages_ratio != 0 ? (double)h->pages_ratio : 1;
     uint64_t least = min_u64(p->pieces, local + 1);
-    uint64_t most = max_u64(least, affordable(p, ratio * (double)tokens));
+    double part = part_of_tokens(&p->v.s->space->config, ratio);
+    uint64_t most = max_u64(least, affordable(p, part * (double)tokens));
     memcpy(p->together, view_of(p->v.unit, p->set).total, p->pieces * sizeof *p->together);
     for (uint32_t head = p->set + 1; head < p->set_end; head++)
         p->v.k->axpy(p->together, 1, view_of(p->v.unit, head).total, p->pieces);

@@ -118,6 +118,17 @@ class BenchDrive(unittest.TestCase):
                                 "--ratio", "1/4", "-n", 2)
         self.assertAlmostEqual(rows[0]["read_bytes"] / rows[0]["dense_bytes"], 0.25, delta=0.03)
 
+    def test_pages_that_pieces_do_not_fill(self):
+        """A ratio is one of bytes: 1/8 of the pages, whatever a piece has of its last one."""
+        for shape, kind in (("8/2x80", "q8"), ("8/2x80", "q4"), ("8/2x96", "q4"), ("8/2x64", "f16"),
+                            ("8/4x96", "q8"), ("8/2x112", "q8")):
+            rows, _, _ = self.bench("--contexts", "8192", "--shape", shape, "--layers", 1, "-n", 4,
+                                    "--audits", 0, "--method", "pages", "--kv", self.dir,
+                                    "--kv-type", kind)
+            part = rows[0]["read_bytes"] / rows[0]["dense_bytes"]
+            self.assertLessEqual(part, 1.1 / 8, (shape, kind))
+            self.assertGreater(part, 0.6 / 8, (shape, kind))
+
     def test_refusals(self):
         for args in (["--shape", "4x128"], ["--shape", "5/4x128"], ["--method", "magic"],
                      ["--sparf", "r=0"], ["--sparf", "k=1/"], ["--sparf", "r=4,"],
