@@ -139,7 +139,8 @@ struct table_header {
     uint32_t sparf_tokens;   // k = min(S, max(this, sparf_local)); 0 = by the divisor
     uint32_t sparf_divisor;  // k = min(S, max(ceil(S / this), sparf_local)); 0 = 8
     uint32_t sparf_local;    // so many most recent tokens are chosen whatever their rank
-    uint32_t audit;          // 1: attend densely too, so that the captured mass is exact
+    uint32_t audit;          // 1: attend densely too, so that the captured mass is exact; of
+                             // METHOD_DENSE: this is an audit of another, not to be read ahead of
     // ATTEND, METHOD_PAGES: how much is read, of the bytes that dense attention would.
     float pages_ratio;    // at most this part; 0 = 1/8, with a pages_mass 1
     float pages_mass;     // not 0: only until this share of the softmax is predicted to be captured

@@ -239,7 +239,8 @@ int do_attend(struct drive *drive, struct request *request)
         drive->msg.text[0] = 0;
     }
     enqueue_job(drive, job);
-    ahead_expect(job->space, job, job->method->use == USE_SCAN);
+    // Who audits does not do so again next, and what the method reads is to be told apart from it.
+    ahead_expect(job->space, job, job->method->use == USE_SCAN && !job->header.audit);
     return 0;
 }
 

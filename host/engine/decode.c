@@ -99,7 +99,7 @@ static void put_table(struct step *t, const struct step_set *set)
 {
     struct table_header header = t->e->attend;
     unsigned char *table = engine_bytes(t->e, BUFFER_attend_table) + set->table;
-    header.audit = t->audit;
+    header.audit = t->audit || t->dense; // of a dense step: what it reads says nothing of the next
     if (is_dense(t, set))
         header.method = METHOD_DENSE;
     table_put_header(table, &header);

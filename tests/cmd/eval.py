@@ -192,6 +192,25 @@ class Eval(unittest.TestCase):
         self.assertEqual(float(rows['dense', 1, 'off']['right']), 1)
         self.assertEqual(float(rows['window', 0.25, 'off']['right']), 0)
 
+    def test_an_audit_reads_for_itself(self):
+        """What a method reads is the same number, whether audits read beside it or not."""
+        story, read = self.path('story.txt'), {}
+        with open(story, 'w') as f:
+            f.write(TEXT * 2)
+        for share in (0, 1):
+            stats = self.path('stats.json')
+            r = run('run', '-m', RECALL, '-f', story, '-n', 4, '--attention', 'pages', '--ratio',
+                    '1/4', '--temp', 0, '--audit', share, '--kv', os.path.dirname(stats),
+                    '--memory', '300M', '--row-cache', 'off', '--stats', stats)
+            self.assertEqual(r.returncode, 0, r.stderr)
+            with open(stats) as f:
+                figures = numbers(json.load(f))
+            self.assertEqual(figures['audit_read_bytes'] > 0, share == 1)
+            read[share] = figures['pages_read_bytes']
+        # What is still on its way to flash is not read, and that is a matter of time.
+        self.assertGreater(read[0], 0)
+        self.assertLess(abs(read[1] - read[0]), .1 * read[0])
+
     def test_a_mass_is_held(self):
         """What --mass asks for is really captured, of trained models, on average over query heads;
         and no head is left with next to nothing."""

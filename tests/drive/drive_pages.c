@@ -364,6 +364,15 @@ static void bytes_of(struct scene *s, uint32_t type, uint32_t group, uint32_t pi
                            (double)(after.pages_predicted - before.pages_predicted);
         assert_int_equal(after.pages_predicted - before.pages_predicted, LAYERS * Q_HEADS);
         assert_true(predicted > 0 && predicted <= 1);
+        // An audit reads the others, too, and they are told apart.
+        const uint64_t told = after.pages_read_bytes - before.pages_read_bytes;
+        struct scene_knobs audited = knobs;
+        audited.audit = true;
+        before = after;
+        for (uint32_t l = 0; l < LAYERS; l++)
+            assert_int_equal(scene_attend(&rig, s, l, 1, 1599, false, &audited, &r), 0);
+        rig_stats(&rig, &after);
+        assert_int_equal(after.pages_read_bytes - before.pages_read_bytes, told);
     }
     rig_close(&rig);
     scene_result_free(&r);
