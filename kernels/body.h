@@ -416,5 +416,6 @@ const struct kernels SET_TABLE = {
     .kv_make = set_kv_make,
     .kv_make_value = set_kv_make_value,
     .kv_numbers = set_kv_numbers,
+    .kv_planes = set_kv_planes,
     .hadamard = set_hadamard,
 };

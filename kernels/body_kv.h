@@ -172,6 +172,58 @@ static void set_kv_make(uint32_t type, struct kv_block *b, const uint16_t *in, s
     }
 }
 
+// y += error times a row of n of the factor, before whose end `rest` floats of it may be read. What
+// lies in y behind n is not needed any more.
+INLINE void kv_take(float *y, const float *row, size_t n, size_t rest, float error)
+{
+    const vn a = vn_set1(error);
+    size_t j = 0;
+    for (; j < n && j + VN <= rest; j += VN)
+        vn_store(y + j, vn_fma(a, vn_load(row + j), vn_load(y + j)));
+    for (; j < n; j++)
+        y[j] = fmaf(error, row[j], y[j]);
+}
+
+// Side by side, because each channel waits long for the one behind it.
+INLINE void kv_planes(uint32_t type, const struct kv_plane *planes, const size_t n, size_t head_dim)
+{
+    float wanted[KV_PLANES][KERNEL_HEAD_DIM_MAX];
+    struct plane_block b[KV_PLANES] = {0};
+    for (size_t k = 0; k < n; k++) {
+        memcpy(wanted[k], planes[k].x, head_dim * sizeof(float));
+        for (size_t i = head_dim; i % VN != 0; i++)
+            wanted[k][i] = 0;
+    }
+    for (size_t i = head_dim; i-- > 0;) {
+        const size_t row = i * (i + 1) / 2, rest = head_dim * (head_dim + 1) / 2 - row;
+        float error[KV_PLANES];
+        if (i % KV_BLOCK == KV_BLOCK - 1 || i + 1 == head_dim)
+            for (size_t k = 0; k < n; k++)
+                b[k] = plane_block(type, &planes[k].blocks[i / KV_BLOCK]);
+        UNROLL
+        for (size_t k = 0; k < n; k++) {
+            float code = nearest(wanted[k][i] * b[k].inverse);
+            code = code < b[k].least ? b[k].least : code;
+            code = code > b[k].most ? b[k].most : code;
+            const float out = b[k].scale * code + 0.0f;
+            error[k] = planes[k].x[i] - out;
+            planes[k].x[i] = out;
+        }
+        UNROLL
+        for (size_t k = 0; k < n; k++)
+            kv_take(wanted[k], planes[k].factor + row, i, rest, error[k]);
+    }
+}
+
+static void set_kv_planes(uint32_t type, const struct kv_plane *planes, size_t n, size_t head_dim)
+{
+    if (n == KV_PLANES)
+        kv_planes(type, planes, KV_PLANES, head_dim);
+    else
+        for (size_t k = 0; k < n; k++)
+            kv_planes(type, planes + k, 1, head_dim);
+}
+
 // ---- V -----------------------------------------------------------------------------------------
 
 // value_try, with codes less their zero point in *code.

@@ -127,6 +127,14 @@ enum {
 };
 #define MASS_FACTOR 0x1p96f // nothing overflows
 
+enum { KV_PLANES = 4 };
+
+struct kv_plane {
+    float *x;                      // numbers of a key, which become those that its codes stand for
+    const struct kv_block *blocks; // codes mean nothing
+    const float *factor;
+};
+
 // Pieces of a KV cache as codes of their keys: fp16 scale, two bytes that mean nothing here, u8
 // factor[keys], u8 count[keys] if `counted`, codes [bytes][keys].
 struct mass_pieces {
@@ -250,6 +258,10 @@ struct kernels {
     void (*kv_make_value)(uint32_t type, struct kv_block *b, const uint16_t *in,
                           const struct kv_block *key);
     void (*kv_numbers)(uint32_t type, const struct kv_block *b, uint16_t *out, size_t n);
+    // Babai's nearest plane for n <= KV_PLANES keys: from the last channel on, each one is rounded
+    // to its block's scale and zero point after the errors of those behind it, weighted with a row
+    // of the factor (kernels/kv_keys.h), were taken from it. They do not touch each other.
+    void (*kv_planes)(uint32_t type, const struct kv_plane *planes, size_t n, size_t head_dim);
     // kv_hadamard: for steps 1, 2, 4, ... < n, pairs (a, b) at that distance become (a + b, a - b).
     void (*hadamard)(float *x, size_t n);
 };

@@ -118,53 +118,90 @@ static bool other_scale(uint32_t type, struct kv_block *b, int by)
     return s * Q4_CODE <= kv_largest / 2; // far from where codes end to be fp16
 }
 
-// Babai's nearest plane: from the last channel on, each one is rounded after the errors of those
-// behind it, weighted, were taken from it.
-static void round_plane(uint32_t type, float *x, size_t n, const struct kv_block *blocks,
-                        const float *factor)
+// Keys that are rounded side by side.
+struct keys {
+    uint16_t *k[KV_PLANES];
+    const float *factor[KV_PLANES];
+    struct kv_block blocks[KV_PLANES][KERNEL_HEAD_DIM_MAX / KV_BLOCK];
+    float x[KV_PLANES][KERNEL_HEAD_DIM_MAX];
+    size_t n;
+};
+
+// Takes the keys out whose scales cannot be moved: they are rounded plainly.
+static void move_scales(uint32_t type, struct keys *keys, size_t head_dim, int by)
 {
-    float wanted[KERNEL_HEAD_DIM_MAX];
-    memcpy(wanted, x, n * sizeof *x);
-    for (size_t i = n; i-- > 0;) {
-        const struct kv_block *b = &blocks[i / KV_BLOCK];
-        float s = scale_of(type, b->scale), inverse = s > 0 ? 1 / s : 0, zero = b->zero;
-        float least = type == KV_Q8 ? -Q8_CODE : -zero;
-        float most = type == KV_Q8 ? Q8_CODE : Q4_CODE - zero;
-        float out = s * between(nearest(wanted[i] * inverse), least, most) + 0.0f;
-        kernels_best()->axpy(wanted, x[i] - out, factor + kv_triangle(i), i);
-        x[i] = out;
+    size_t left = 0;
+    for (size_t i = 0; i < keys->n; i++) {
+        bool good = true;
+        for (size_t b = 0; b < kv_blocks(head_dim); b++)
+            good &= other_scale(type, &keys->blocks[i][b], by);
+        if (!good) {
+            kv_round(type, keys->k[i], head_dim);
+            continue;
+        }
+        keys->k[left] = keys->k[i];
+        keys->factor[left] = keys->factor[i];
+        memmove(keys->blocks[left++], keys->blocks[i], sizeof keys->blocks[i]);
     }
+    keys->n = left;
 }
 
-void kv_round_keys(uint32_t type, uint16_t *k, size_t head_dim, const float *factor)
+// Keeps what became a fixed point of rounding, and takes it out.
+static void keep_fixed(uint32_t type, struct keys *keys, size_t head_dim)
 {
-    enum { TRIES = 4 };
-    struct kv_block blocks[KERNEL_HEAD_DIM_MAX / KV_BLOCK];
-    float x[KERNEL_HEAD_DIM_MAX];
-    uint16_t out[KERNEL_HEAD_DIM_MAX], again[KERNEL_HEAD_DIM_MAX];
-    bool good = type != KV_F16;
-    if (!good)
-        return;
-    for (size_t c = 0; c < head_dim; c += KV_BLOCK)
-        make_block(type, &blocks[c / KV_BLOCK], k + c,
-                   head_dim - c < KV_BLOCK ? head_dim - c : KV_BLOCK);
-    // Where rounding again would find a smaller scale, that one is tried.
-    for (int i = 0; i < TRIES && good; i++) {
-        for (size_t b = 0; b < kv_blocks(head_dim); b++)
-            good &= other_scale(type, &blocks[b], i ? -1 : 0);
-        if (!good)
-            break;
-        kernels_best()->f16_to_f32(x, k, head_dim);
-        round_plane(type, x, head_dim, blocks, factor);
-        kernels_best()->f32_to_f16(out, x, head_dim);
+    size_t left = 0;
+    for (size_t i = 0; i < keys->n; i++) {
+        uint16_t out[KERNEL_HEAD_DIM_MAX], again[KERNEL_HEAD_DIM_MAX];
+        kernels_best()->f32_to_f16(out, keys->x[i], head_dim);
         memcpy(again, out, head_dim * sizeof *out);
         kv_round(type, again, head_dim);
         if (!memcmp(again, out, head_dim * sizeof *out)) {
-            memcpy(k, out, head_dim * sizeof *out);
-            return;
+            memcpy(keys->k[i], out, head_dim * sizeof *out);
+            continue;
         }
+        keys->k[left] = keys->k[i];
+        keys->factor[left] = keys->factor[i];
+        memmove(keys->blocks[left++], keys->blocks[i], sizeof keys->blocks[i]);
     }
-    kv_round(type, k, head_dim);
+    keys->n = left;
+}
+
+static void round_side_by_side(uint32_t type, struct keys *keys, size_t head_dim)
+{
+    enum { TRIES = 4 };
+    for (size_t i = 0; i < keys->n; i++)
+        for (size_t c = 0; c < head_dim; c += KV_BLOCK)
+            make_block(type, &keys->blocks[i][c / KV_BLOCK], keys->k[i] + c,
+                       head_dim - c < KV_BLOCK ? head_dim - c : KV_BLOCK);
+    // Where rounding again would find a smaller scale, that one is tried.
+    for (int try = 0; try < TRIES && keys->n; try++) {
+        struct kv_plane planes[KV_PLANES];
+        move_scales(type, keys, head_dim, try ? -1 : 0);
+        for (size_t i = 0; i < keys->n; i++) {
+            kernels_best()->f16_to_f32(keys->x[i], keys->k[i], head_dim);
+            planes[i] = (struct kv_plane){keys->x[i], keys->blocks[i], keys->factor[i]};
+        }
+        kernels_best()->kv_planes(type, planes, keys->n, head_dim);
+        keep_fixed(type, keys, head_dim);
+    }
+    for (size_t i = 0; i < keys->n; i++)
+        kv_round(type, keys->k[i], head_dim);
+}
+
+void kv_round_keys(uint32_t type, uint16_t *k, size_t stride, size_t heads, size_t head_dim,
+                   const float *factors)
+{
+    struct keys keys;
+    for (size_t h = 0; type != KV_F16 && h < heads; h += keys.n) {
+        const size_t n = heads - h < KV_PLANES ? heads - h : KV_PLANES;
+        for (size_t i = 0; i < n; i++) {
+            keys.k[i] = k + (h + i) * stride;
+            keys.factor[i] = factors + (h + i) * kv_triangle(head_dim);
+        }
+        keys.n = n;
+        round_side_by_side(type, &keys, head_dim);
+        keys.n = n;
+    }
 }
 
 void kv_hadamard(float *x, size_t n)

@@ -102,6 +102,20 @@ static inline void code_range(uint32_t type, float s, float zero, float *least, 
     *most = type == KV_Q4 && Q4_CODE - zero < limit ? Q4_CODE - zero : limit;
 }
 
+// How a channel of a key is rounded, whose block has a scale and a zero point.
+struct plane_block {
+    float scale, inverse, least, most;
+};
+
+static inline struct plane_block plane_block(uint32_t type, const struct kv_block *b)
+{
+    const float s = scale_of(type, b->scale);
+    if (type == KV_Q8)
+        return (struct plane_block){s, inverse_of(s), -Q8_CODE, Q8_CODE};
+    return (struct plane_block){s, inverse_of(s), 0.0f - (float)b->zero,
+                                (float)(Q4_CODE - b->zero)};
+}
+
 // The first scale that is looked at for a whole block of V.
 static inline uint8_t value_scale_for(uint32_t type, float low, float high)
 {

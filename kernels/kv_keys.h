@@ -16,9 +16,11 @@ static inline size_t kv_triangle(size_t n)
 }
 void kv_factor(float *m, size_t head_dim);
 
-// Rounds a K to what would be stored, so that its products with such queries change least: what
-// rounding a channel does to them, the channels that are not rounded yet make good again. What
-// comes out is a fixed point of kv_round.
-void kv_round_keys(uint32_t type, uint16_t *k, size_t head_dim, const float *factor);
+// Rounds K of some heads, `stride` numbers apart, to what would be stored, so that its products
+// with such queries change least: what rounding a channel does to them, the channels that are not
+// rounded yet make good again. What comes out is a fixed point of kv_round. The factors of heads
+// follow each other.
+void kv_round_keys(uint32_t type, uint16_t *k, size_t stride, size_t heads, size_t head_dim,
+                   const float *factors);
 
 #endif

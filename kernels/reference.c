@@ -549,5 +549,6 @@ const struct kernels kernels_reference = {
     .kv_make = ref_kv_make,
     .kv_make_value = ref_kv_make_value,
     .kv_numbers = ref_kv_numbers,
+    .kv_planes = ref_kv_planes,
     .hadamard = ref_hadamard,
 };

@@ -166,6 +166,22 @@ static void ref_kv_make_value(uint32_t type, struct kv_block *b, const uint16_t 
     }
 }
 
+static void ref_kv_planes(uint32_t type, const struct kv_plane *planes, size_t n, size_t head_dim)
+{
+    for (const struct kv_plane *p = planes; p < planes + n; p++) {
+        float wanted[KERNEL_HEAD_DIM_MAX];
+        memcpy(wanted, p->x, head_dim * sizeof wanted[0]);
+        for (size_t i = head_dim; i-- > 0;) {
+            const struct plane_block b = plane_block(type, &p->blocks[i / KV_BLOCK]);
+            const float code = between(nearest(wanted[i] * b.inverse), b.least, b.most);
+            const float out = b.scale * code + 0.0f, error = p->x[i] - out;
+            for (size_t j = 0; j < i; j++)
+                wanted[j] = fmaf(error, p->factor[i * (i + 1) / 2 + j], wanted[j]);
+            p->x[i] = out;
+        }
+    }
+}
+
 static void ref_hadamard(float *x, size_t n)
 {
     for (size_t step = 1; step < n; step *= 2)

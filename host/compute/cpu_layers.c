@@ -189,20 +189,22 @@ static void put_row(const struct qkv_job *job, size_t row, const float *q, const
     const struct model_config *c = cpu->with.config;
     const struct compute_wire *wire = wire_of(job, row);
     size_t dim = c->head_dim, at = row - wire->first;
-    uint32_t fault = 0;
+    uint32_t fault = 0, type = cpu->with.plan.kv_type;
     put_q(job, wire, at, q);
     fault_check(&fault, FAULT_Q, q, c->heads * dim);
+    const size_t to = at * wire->kv_row;
+    uint16_t *k16 = (uint16_t *)cpu_at(wire->k) + to, *v16 = (uint16_t *)cpu_at(wire->v) + to;
     for (size_t h = 0; h < c->kv_heads; h++) {
-        size_t to = h * wire->kv_head + at * wire->kv_row;
-        uint16_t *k16 = (uint16_t *)cpu_at(wire->k) + to, *v16 = (uint16_t *)cpu_at(wire->v) + to;
-        cpu->with.kernels->f32_to_f16(k16, k + h * dim, dim);
-        cpu->with.kernels->f32_to_f16(v16, v + h * dim, dim);
-        fault_check_f16(&fault, FAULT_K, k16, k + h * dim, dim);
-        fault_check_f16(&fault, FAULT_V, v16, v + h * dim, dim);
-        if (cpu->with.plan.kv_type != KV_F16)
-            kv_round_keys(cpu->with.plan.kv_type, k16, dim, cpu_keys(cpu, job->layer, h));
-        kv_round_value(cpu->with.plan.kv_type, v16, k16, dim);
+        uint16_t *k_to = k16 + h * wire->kv_head, *v_to = v16 + h * wire->kv_head;
+        cpu->with.kernels->f32_to_f16(k_to, k + h * dim, dim);
+        cpu->with.kernels->f32_to_f16(v_to, v + h * dim, dim);
+        fault_check_f16(&fault, FAULT_K, k_to, k + h * dim, dim);
+        fault_check_f16(&fault, FAULT_V, v_to, v + h * dim, dim);
     }
+    if (type != KV_F16)
+        kv_round_keys(type, k16, wire->kv_head, c->kv_heads, dim, cpu_keys(cpu, job->layer, 0));
+    for (size_t h = 0; h < c->kv_heads; h++)
+        kv_round_value(type, v16 + h * wire->kv_head, k16 + h * wire->kv_head, dim);
     job->faults[row] = fault;
 }
 

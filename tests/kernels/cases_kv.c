@@ -135,6 +135,39 @@ static uint64_t hash_block(const struct kernels *kernels, uint32_t type, size_t 
     return hash;
 }
 
+static void planes(const struct kernels *kernels, case_fn *emit, void *arg, uint64_t *state)
+{
+    static const size_t dims[] = {1, 15, 16, 33, 64, 80, 130};
+    float x[KV_PLANES][130], *factor = malloc(130 * 131 / 2 * sizeof *factor);
+    struct kv_block block[KV_PLANES][5];
+    for (size_t d = 0; d < 7 * 2 * KV_PLANES; d++) {
+        const size_t dim = dims[d % 7], n = 1 + d / 14;
+        const uint32_t type = KV_Q8 + d / 7 % 2;
+        uint64_t hash = 0xcbf29ce484222325u;
+        // Its own end is its end.
+        float *own = realloc(factor, dim * (dim + 1) / 2 * sizeof *factor);
+        factor = own ? own : factor;
+        for (size_t i = 0; i < dim * (dim + 1) / 2; i++)
+            factor[i] = cases_uniform(state) / 4;
+        struct kv_plane plane[KV_PLANES];
+        for (size_t k = 0; k < n; k++) {
+            plane[k] = (struct kv_plane){x[k], block[k], factor};
+            for (size_t i = 0; i < dim; i++)
+                x[k][i] = cases_uniform(state);
+            for (size_t b = 0; b < 5; b++)
+                block[k][b] = (struct kv_block){.scale = (uint8_t)(70 + cases_random(state) % 12),
+                                                .zero = type == KV_Q4 ? 7 : 0};
+        }
+        kernels->kv_planes(type, plane, n, dim);
+        for (size_t k = 0; k < n; k++)
+            hash = hash_floats(hash, x[k], dim);
+        char name[96];
+        snprintf(name, sizeof name, "planes %s: %zu of %zu", kv_type_name(type), n, dim);
+        emit(arg, name, hash);
+    }
+    free(factor);
+}
+
 static void blocks(const struct kernels *kernels, case_fn *emit, void *arg)
 {
     uint64_t state = 27;
@@ -148,6 +181,7 @@ static void blocks(const struct kernels *kernels, case_fn *emit, void *arg)
             emit(arg, name, hash);
         }
     }
+    planes(kernels, emit, arg, &state);
     for (size_t n = 1; n <= 2 * KERNEL_HEAD_DIM_MAX; n *= 2) {
         float x[2 * KERNEL_HEAD_DIM_MAX];
         for (size_t i = 0; i < n; i++)

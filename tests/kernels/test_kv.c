@@ -274,7 +274,7 @@ static void for_queries(void **unused)
             memcpy(once, k, sizeof k);
             memcpy(rounded, k, sizeof k);
             kv_round(type, once, dim);
-            kv_round_keys(type, rounded, dim, m);
+            kv_round_keys(type, rounded, dim, 1, dim, m);
             memcpy(twice, rounded, sizeof k);
             kv_round(type, twice, dim);
             assert_memory_equal(twice, rounded, dim * sizeof *k);
@@ -298,7 +298,7 @@ static void for_queries(void **unused)
         for (size_t c = 0; c < dim; c++)
             m[kv_triangle(c) + c] = round % 3 ? 5 : NAN;
         kv_factor(m, dim);
-        kv_round_keys(type, k, dim, m);
+        kv_round_keys(type, k, dim, 1, dim, m);
         kv_round(type, once, dim);
         assert_memory_equal(k, once, dim * sizeof *k);
     }
