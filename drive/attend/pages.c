@@ -8,7 +8,8 @@
 //            those with any of the `pages_local` newest tokens, and the tokens without a summary
 //            are chosen whatever their rank
 //   tokens   exact attention over every token of what was chosen: that of sparf
-//   finish   what was not read takes part by its predicted weight and its mean V
+//   finish   what was not read takes part by its predicted weight, as far as that is to be trusted,
+//            and its mean V
 //
 // Heads that choose together are on one drive, so that a drive array, which divides heads, chooses
 // as one drive does. The choice depends on q, the K and V of the sequence and its length
@@ -267,22 +268,6 @@ static void doubts(const struct pages_view *p, float *out)
     }
 }
 
-// In several sums, so that none waits for the one before.
-static double sum_doubles(const float *x, uint64_t n)
-{
-    enum { LANES = 8 };
-    double lane[LANES] = {0}, sum = 0;
-    uint64_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (uint64_t l = 0; l < LANES; l++)
-            lane[l] += (double)x[i + l];
-    for (; i < n; i++)
-        sum += (double)x[i];
-    for (uint64_t l = 0; l < LANES; l++)
-        sum += lane[l];
-    return sum;
-}
-
 // What is predicted of the chosen pieces.
 static double sum_chosen(const struct pages_view *p, const float *weights)
 {
@@ -293,13 +278,28 @@ static double sum_chosen(const struct pages_view *p, const float *weights)
     return sum;
 }
 
+// And of the others, not as a difference: a doubt may make much of very little. In several sums, so
+// that none waits for the one before.
+static double sum_left(const struct pages_view *p, const float *weights)
+{
+    enum { LANES = 8 };
+    double lane[LANES] = {0}, sum = 0;
+    for (uint64_t i = 0; i < p->pieces; i++) {
+        const double left[2] = {(double)weights[i], 0};
+        lane[i % LANES] += left[p->bits[i / 64] >> i % 64 & 1];
+    }
+    for (uint64_t l = 0; l < LANES; l++)
+        sum += lane[l];
+    return sum;
+}
+
 // The share of a query's mass that the chosen pieces hold at least, as far as is known. Those that
 // are chosen by such scores came out too high; what is left, too low. So the rest counts as if its
 // scores were higher by one deviation (docs/pages.md has what that is worth).
 static double held(const struct pages_view *p, uint32_t query, float doubt)
 {
     const float *weights = p->weights + query * p->pieces;
-    double chosen = sum_chosen(p, weights), left = sum_doubles(weights, p->pieces) - chosen;
+    double chosen = sum_chosen(p, weights), left = sum_left(p, weights);
     return left > 0 ? chosen / (chosen + (double)kernel_exp(doubt) * left) : 1;
 }
 
