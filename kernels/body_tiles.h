@@ -15,7 +15,9 @@ enum {
     TILE_STEPS = TILE_COLS / KERNEL_LANES,
     TILE_QUADS = 8, // of TILE_MR rows, at most
     TILE_ROWS = TILE_QUADS * TILE_MR,
-    TILE_BAND = 24, // rows of weights that become floats together
+    // Rows of weights that become floats together: where the first cache holds all rows of x of a
+    // piece, one group is enough, and its floats stay there.
+    TILE_BAND = PARTS == 1 ? TILE_NR : 24,
     TILE_GROUPS = TILE_BAND / TILE_NR,
     TILE_OUTPUTS = 128,                 // at most
     TILE_X = TILE_STEPS * TILE_MR * VN, // floats of a part of a piece
@@ -33,7 +35,8 @@ struct tiles {
 _Static_assert(TILE_BAND % TILE_NR == 0, "whole groups");
 _Static_assert(sizeof(struct tiles) <= KERNEL_SCRATCH_BYTES, "fits in scratch");
 
-// What the next band of weights needs, brought closer a little with each tile.
+// What the next band of weights needs, brought closer a little with each tile. Where a band is one
+// group there are few tiles, and each brings a row closer, a little with each step.
 struct tile_ahead {
     const uint8_t *data;
     size_t row, row_bytes, at, piece_bytes, rows, lines; // bytes from data and from row; per tile
@@ -51,9 +54,9 @@ INLINE struct tile_ahead next_band(const struct weight *w, uint64_t first, uint6
     return a;
 }
 
-INLINE void bring_closer(struct tile_ahead *a)
+INLINE void bring_closer(struct tile_ahead *a, size_t lines)
 {
-    for (size_t i = 0; i < a->lines && a->rows; i++) {
+    for (size_t i = 0; i < lines && a->rows; i++) {
         prefetch(a->data, a->row + a->at);
         a->at += 64;
         if (a->at >= a->piece_bytes) {
@@ -64,11 +67,29 @@ INLINE void bring_closer(struct tile_ahead *a)
     }
 }
 
+// A row that a tile brings closer.
+struct tile_row {
+    const uint8_t *data;
+    size_t row, step; // bytes from data, and for each step
+};
+
+// The next row; the last one again where none is left.
+INLINE struct tile_row next_row(struct tile_ahead *a, size_t steps)
+{
+    const struct tile_row row = {a->data, a->row, a->piece_bytes / steps};
+    if (a->rows > 1)
+        a->row += a->row_bytes;
+    a->rows -= a->rows > 0;
+    return row;
+}
+
 // sum takes `steps` more steps of mr rows of x, from its zeros on if this is the first piece.
 INLINE void tile(const size_t mr, const float *x, const float *w, size_t steps, int first,
-                 vn sum[TILE_MR][TILE_NR])
+                 const struct tile_row *ahead, vn sum[TILE_MR][TILE_NR])
 {
     vn acc[TILE_MR * TILE_NR];
+    const struct tile_row row = PARTS == 1 ? *ahead : (struct tile_row){0};
+    size_t next = row.row;
     UNROLL
     for (size_t i = 0; i < mr; i++)
         UNROLL
@@ -76,6 +97,10 @@ INLINE void tile(const size_t mr, const float *x, const float *w, size_t steps, 
         acc[i * TILE_NR + j] = first ? vn_set1(0) : sum[i][j];
     for (size_t s = 0; s < steps; s++, x += TILE_MR * VN, w += TILE_NR * VN) {
         vn b[TILE_NR];
+        if (PARTS == 1) {
+            prefetch(row.data, next);
+            next += row.step;
+        }
         UNROLL
         for (size_t j = 0; j < TILE_NR; j++)
             b[j] = vn_load(w + j * VN);
@@ -94,11 +119,14 @@ INLINE void tile(const size_t mr, const float *x, const float *w, size_t steps, 
         sum[i][j] = acc[i * TILE_NR + j];
 }
 
+typedef void tile_fn(const float *x, const float *w, size_t steps, int first,
+                     const struct tile_row *ahead, vn sum[TILE_MR][TILE_NR]);
+
 #define TILE(mr)                                                                                   \
     static void tile_##mr(const float *x, const float *w, size_t steps, int first,                 \
-                          vn sum[TILE_MR][TILE_NR])                                                \
+                          const struct tile_row *ahead, vn sum[TILE_MR][TILE_NR])                  \
     {                                                                                              \
-        tile(mr, x, w, steps, first, sum);                                                         \
+        tile(mr, x, w, steps, first, ahead, sum);                                                  \
     }
 TILE(1) TILE(2) TILE(3) TILE(4) _Static_assert(TILE_MR == 4, "all heights of a tile are there");
 
@@ -114,20 +142,19 @@ static void tile_x(struct tiles *t, const float *x, size_t x_stride, size_t n_ro
                    size_t cols)
 {
     for (size_t q = 0; q < quads; q++) {
-        for (size_t i = quad_row(q, quads, n_rows), k = 0; i < quad_row(q + 1, quads, n_rows);
-             i++, k++) {
-            const float *from = x + i * x_stride;
-            size_t at = k * VN, c = 0;
-            for (; c + KERNEL_LANES <= cols; c += KERNEL_LANES, at += TILE_MR * VN)
+        const size_t row = quad_row(q, quads, n_rows), rows = quad_row(q + 1, quads, n_rows) - row;
+        const float *from = x + row * x_stride;
+        size_t c = 0, at = 0;
+        for (; c + KERNEL_LANES <= cols; c += KERNEL_LANES, at += TILE_MR * VN)
+            for (size_t k = 0; k < rows; k++)
                 UNROLL
-            for (size_t p = 0; p < PARTS; p++)
-                vn_store(&t->x[p][q][at], vn_load(from + c + p * VN));
-            if (c == cols)
-                continue;
+        for (size_t p = 0; p < PARTS; p++)
+            vn_store(&t->x[p][q][at + k * VN], vn_load(from + k * x_stride + c + p * VN));
+        for (size_t k = 0; k < rows && c < cols; k++) {
             float tail[KERNEL_LANES] = {0};
-            memcpy(tail, from + c, (cols - c) * sizeof tail[0]);
+            memcpy(tail, from + k * x_stride + c, (cols - c) * sizeof tail[0]);
             for (size_t p = 0; p < PARTS; p++)
-                vn_store(&t->x[p][q][at], vn_load(tail + p * VN));
+                vn_store(&t->x[p][q][at + k * VN], vn_load(tail + p * VN));
         }
     }
 }
@@ -146,8 +173,6 @@ static void tile_w(struct tiles *t, const struct weight *piece, uint64_t first, 
 static void tile_band(struct tiles *t, size_t group, size_t groups, size_t n_rows, size_t quads,
                       size_t steps, int first, struct tile_ahead *ahead)
 {
-    typedef void tile_fn(const float *x, const float *w, size_t steps, int first,
-                         vn sum[TILE_MR][TILE_NR]);
     static tile_fn *const by_rows[] = {NULL, tile_1, tile_2, tile_3, tile_4};
     tile_fn *fn[TILE_QUADS];
     for (size_t q = 0; q < quads; q++)
@@ -156,20 +181,26 @@ static void tile_band(struct tiles *t, size_t group, size_t groups, size_t n_row
         for (size_t block = 0; block < quads; block += TILE_BLOCK)
             for (size_t g = 0; g < groups; g++)
                 for (size_t q = block; q < quads && q < block + TILE_BLOCK; q++) {
-                    fn[q](t->x[p][q], t->w[p][g], steps, first, t->sum[group + g][p][q]);
-                    bring_closer(ahead);
+                    struct tile_row row = {0};
+                    if (PARTS == 1)
+                        row = next_row(ahead, steps);
+                    fn[q](t->x[p][q], t->w[p][g], steps, first, &row, t->sum[group + g][p][q]);
+                    if (PARTS > 1)
+                        bring_closer(ahead, ahead->lines);
                 }
+    if (PARTS == 1) // rows for which there were no tiles
+        bring_closer(ahead, SIZE_MAX);
 }
 
 // Trees of all outputs.
 static void tile_sums(const struct tiles *t, size_t count, size_t n_rows, size_t quads, float *out,
                       size_t out_stride)
 {
-    for (size_t q = 0; q < quads; q++) {
-        for (size_t i = quad_row(q, quads, n_rows), k = 0; i < quad_row(q + 1, quads, n_rows);
-             i++, k++) {
-            v16 lanes[VN];
-            for (size_t j = 0; j < count; j += VN) {
+    for (size_t j = 0; j < count; j += VN) {
+        for (size_t q = 0; q < quads; q++) {
+            for (size_t i = quad_row(q, quads, n_rows), k = 0; i < quad_row(q + 1, quads, n_rows);
+                 i++, k++) {
+                v16 lanes[VN];
                 for (size_t n = 0; n < VN; n++) {
                     size_t o = j + n < count ? j + n : count - 1;
                     UNROLL
