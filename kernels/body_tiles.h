@@ -22,8 +22,7 @@ enum {
     TILE_OUTPUTS = 128,                 // at most
     TILE_X = TILE_STEPS * TILE_MR * VN, // floats of a part of a piece
     TILE_W = TILE_STEPS * TILE_NR * VN,
-    // Quads that stay in the first cache, beside weights that are twice as large with VN 16.
-    TILE_BLOCK = (PARTS == 1 ? 8 : 16) * 1024 / (4 * TILE_X),
+    TILE_BLOCK = 16 * 1024 / (4 * TILE_X), // quads that stay in the first cache for all groups
 };
 
 // The scratch of one product.
