@@ -49,6 +49,7 @@ struct bench {
     struct engine_options engine;
     struct option_numbers batches, depths;
     struct option_list methods, flexgen_args;
+    struct inst_options pages; // as they were given
     uint32_t steps, rounds;
     struct flexgen flexgen;
     struct output_file csv, svg;
@@ -134,10 +135,21 @@ static int check_flexgen(struct bench *b)
     return 0;
 }
 
+// What is said of pages holds for them alone.
+static void choose_method(struct bench *b, const char *method)
+{
+    struct inst_options *o = &b->engine.engine;
+    const bool pages = !strcmp(method, "pages");
+    o->attention = method;
+    o->pages_piece = pages ? b->pages.pages_piece : 0;
+    o->pages_keys = pages ? b->pages.pages_keys : 0;
+    o->pages_heads = pages ? b->pages.pages_heads : 0;
+}
+
 static int open_turn(struct bench *b, const char *method, uint32_t batch, uint64_t depth)
 {
     struct inst_msg msg = {0};
-    b->engine.engine.attention = method;
+    choose_method(b, method);
     b->engine.engine.max_sessions = batch;
     b->engine.engine.context = depth + 2 * (uint64_t)b->steps + 2;
     int code = engine_options_open(&b->e, &b->engine, "bench batch");
@@ -454,9 +466,20 @@ static int measure_depth(struct bench *b, size_t d)
     return 0;
 }
 
+// Which method's options may be given: of several, that with most of them.
+static const char *options_of(const struct bench *b)
+{
+    static const char *const with[] = {"pages", "sparf"};
+    for (size_t w = 0; w < 2; w++)
+        for (size_t i = 0; i < b->methods.n; i++)
+            if (!strcmp(b->methods.items[i], with[w]))
+                return with[w];
+    return NULL;
+}
+
 static int prepare(struct bench *b, const struct options *options)
 {
-    static const char *dense[] = {"dense"};
+    static const char *one[] = {"dense"};
     if (!b->engine.engine.model)
         return fail(EXIT_USAGE, "bench batch: no model given (-m MODEL.gguf)");
     if (b->flexgen_args.n && !b->flexgen.path)
@@ -465,14 +488,18 @@ static int prepare(struct bench *b, const struct options *options)
         return fail(EXIT_FAILED, "out of memory");
     if (b->methods.n > METHODS_MAX)
         return fail(EXIT_USAGE, "bench batch: more than %d methods", METHODS_MAX);
-    if (!b->methods.n)
-        b->methods = (struct option_list){.items = dense, .n = 1};
+    if (!b->methods.n) {
+        one[0] = b->engine.engine.attention ? b->engine.engine.attention : one[0];
+        b->methods = (struct option_list){.items = one, .n = 1};
+    }
     b->rates = calloc(b->methods.n * b->depths.n * b->batches.n, sizeof *b->rates);
     if (!b->rates)
         return fail(EXIT_FAILED, "out of memory");
     b->turns = (uint64_t)b->rounds * b->depths.n * b->batches.n *
                (b->methods.n * (b->bound ? 2 : 1) + (b->flexgen.path ? RIVALS : 0));
+    b->engine.engine.attention = options_of(b);
     int code = engine_options_read(&b->engine, "bench batch");
+    b->pages = b->engine.engine;
     if (!code)
         code = output_files_open(options);
     return code ? code : open_raw(b);

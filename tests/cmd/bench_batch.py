@@ -74,6 +74,7 @@ class BenchBatch(unittest.TestCase):
             (["--depth", "0"], "--depth"),
             (["--flexgen-arg", "x"], "needs --flexgen"),
             (["--method", "nonsense", "--kv", "ram:16M"], "nonsense"),
+            (["--method", "dense", "--heads", 1], "need --attention pages"),
             (["--flexgen", self.model, "--kv", "ram:16M"], "OPT-1.3B has 24 layers"),
         ]
         for args, text in cases:
@@ -83,6 +84,16 @@ class BenchBatch(unittest.TestCase):
                 self.assertEqual(r.stdout, b"")
                 self.assert_error(r, r.returncode, text)
         self.assert_error(run("bench", "batch"), 2, "no model given")
+
+    def test_options_of_a_method(self):
+        """They hold for it alone, however it is named."""
+        table = self.path("table.csv")
+        for args, methods in ((["--attention", "pages"], ["pages"]),
+                              (["--method", "dense", "--method", "pages"], ["dense", "pages"])):
+            r = self.bench("-b", "2", "-d", "100", "-r", 1, *args, "--heads", 1, "--piece", 16,
+                           "--kv", self.path("."), "--csv", table)
+            self.assertEqual((r.returncode, r.stderr), (0, b""))
+            self.assertEqual([w["method"] for w in self.rows(table)], methods)
 
     def test_batches(self):
         table, picture = self.path("table.csv"), self.path("picture.svg")
