@@ -291,6 +291,12 @@ struct frame *frames_find_page(struct frames *f, struct place place, uint32_t pa
     return find(f, place, page, true, identity);
 }
 
+void frames_look_for(const struct frames *f, struct place place, uint32_t page, int step)
+{
+    struct frame **slot = table_slot(f, place, page);
+    __builtin_prefetch(step ? (const void *)*slot : slot);
+}
+
 // ---- free, cached, read ahead ------------------------------------------------------------------
 
 static void join_slab(struct frames *f, uint32_t slab)

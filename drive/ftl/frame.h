@@ -105,6 +105,9 @@ struct frame *frames_find_row(struct frames *frames, struct place place,
                               const struct page_identity *identity);
 struct frame *frames_find_page(struct frames *frames, struct place place, uint32_t page,
                                const struct page_identity *identity);
+// Before many pages of a row are looked for: brings closer where page is found, in two steps, so
+// that none waits for the one before.
+void frames_look_for(const struct frames *frames, struct place place, uint32_t page, int step);
 
 // Starts reading into a taken frame, or programming what it holds. identity is that of its first
 // page, `page` its number within the row; sums are the checksums of its pages from the map (read),

@@ -276,6 +276,14 @@ static const struct frame *bridge(struct space *space, const struct row *row, ui
     return before;
 }
 
+static void look_for_pages(const struct space *space, const struct piece_row *r)
+{
+    for (int step = 0; step < 2; step++)
+        for (uint32_t i = 0; i < r->n_pages; i++)
+            if (missing(r->pages[i]))
+                frames_look_for(space->frames, r->place, r->first_page + i, step);
+}
+
 static enum progress acquire_pages(struct space *space, const struct sequence *sequence,
                                    uint32_t layer, struct piece *piece, struct piece_row *r)
 {
@@ -283,6 +291,8 @@ static enum progress acquire_pages(struct space *space, const struct sequence *s
     struct row *row = NULL;
     uint32_t last = UINT32_MAX; // page that was read last, and its frame
     const struct frame *before = NULL;
+    if (!r->data)
+        look_for_pages(space, r);
     for (uint32_t i = 0; i < r->n_pages; i++) {
         if (!missing(r->pages[i]) || r->data) // the marks stay, for another try
             continue;
