@@ -127,6 +127,14 @@ struct keys {
     size_t n;
 };
 
+// Key `from` goes on as key `to`, no later one.
+static void keep(struct keys *keys, size_t to, size_t from)
+{
+    keys->k[to] = keys->k[from];
+    keys->factor[to] = keys->factor[from];
+    memmove(keys->blocks[to], keys->blocks[from], sizeof keys->blocks[from]);
+}
+
 // Takes the keys out whose scales cannot be moved: they are rounded plainly.
 static void move_scales(uint32_t type, struct keys *keys, size_t head_dim, int by)
 {
@@ -139,9 +147,7 @@ static void move_scales(uint32_t type, struct keys *keys, size_t head_dim, int b
             kv_round(type, keys->k[i], head_dim);
             continue;
         }
-        keys->k[left] = keys->k[i];
-        keys->factor[left] = keys->factor[i];
-        memmove(keys->blocks[left++], keys->blocks[i], sizeof keys->blocks[i]);
+        keep(keys, left++, i);
     }
     keys->n = left;
 }
@@ -159,9 +165,7 @@ static void keep_fixed(uint32_t type, struct keys *keys, size_t head_dim)
             memcpy(keys->k[i], out, head_dim * sizeof *out);
             continue;
         }
-        keys->k[left] = keys->k[i];
-        keys->factor[left] = keys->factor[i];
-        memmove(keys->blocks[left++], keys->blocks[i], sizeof keys->blocks[i]);
+        keep(keys, left++, i);
     }
     keys->n = left;
 }

@@ -24,9 +24,6 @@
 
 // Newest tokens where ATTEND says nothing: an eighth of what may be read, but from 16 to 64.
 enum { LOCAL_LEAST = 16, LOCAL_MOST = 64, LOCAL_PART = 8 };
-enum {
-    PAGE = 4096
-}; // of a drive's own choice, whatever the flash has: a choice is the same everywhere
 // Pieces whose values are added up together: those of a word of bits.
 enum { REST_PIECES = 64 };
 #define LN2 0x1.62e43p-1f
@@ -234,9 +231,10 @@ static double part_of_tokens(const struct space_config *config, double ratio)
 {
     const uint64_t bytes = (uint64_t)space_config_together(config) * index_piece(config) *
                            kv_token_bytes(config->kv_type, config->head_dim);
-    const double pages = (double)bytes / PAGE;
-    const double shared = 1 - (double)(bytes & -bytes) / PAGE; // ends lie at multiples of that
-    if (bytes < PAGE || shared <= 0)
+    const double pages = (double)bytes / INDEX_PAGE;
+    const double shared =
+        1 - (double)(bytes & -bytes) / INDEX_PAGE; // ends lie at multiples of that
+    if (bytes < INDEX_PAGE || shared <= 0)
         return ratio;
     const double both = pages + shared;
     return (both - sqrt(both * both - 4 * shared * ratio * pages)) / (2 * shared);

@@ -9,7 +9,6 @@
 enum {
     LEAF_BYTES = 4096,
     ROUNDS = 2,
-    PAGE = 4096,
     RUN_BYTES = 2048,       // of a head's summaries lie side by side: who chooses reads all of them
     BLOCK_BYTES = 32 << 10, // of all heads' together at most: each sequence has one to fill
 };
@@ -48,10 +47,10 @@ uint32_t index_piece(const struct space_config *config)
     // The least of which K and V are whole pages, or, where there are none, the least that fill
     // one.
     uint64_t tokens = INDEX_PIECE_MIN, head = kv_token_bytes(config->kv_type, config->head_dim);
-    while (tokens <= INDEX_PIECE_MAX && tokens * head % PAGE)
+    while (tokens <= INDEX_PIECE_MAX && tokens * head % INDEX_PAGE)
         tokens *= 2;
     if (tokens > INDEX_PIECE_MAX)
-        for (tokens = INDEX_PIECE_MIN; tokens < INDEX_PIECE_MAX && tokens * head < PAGE;)
+        for (tokens = INDEX_PIECE_MIN; tokens < INDEX_PIECE_MAX && tokens * head < INDEX_PAGE;)
             tokens *= 2;
     bool fits = !config->group_tokens || tokens <= config->group_tokens;
     return (uint32_t)(fits ? tokens : config->group_tokens);

@@ -24,6 +24,9 @@
 enum {
     INDEX_PIECE_MIN = GROUP_MIN,
     INDEX_PIECE_MAX = ATTENTION_TILE,
+    // Pages that pieces are to fill, whatever those of the flash are: a choice is the same
+    // everywhere.
+    INDEX_PAGE = 4096,
 };
 
 // How far the size of a rounded key's channels is from their mean size towards that which makes
