@@ -180,16 +180,19 @@ INLINE void mass_sums(const struct mass_work *w, const size_t each, const int co
     }
 }
 
+static float mass_scores_any(const struct mass_work *w, const int8_t *table)
+{
+    if (w->rows == 16)
+        return mass_scores(w, 16, table);
+    if (w->rows == 32)
+        return mass_scores(w, 32, table);
+    return mass_scores(w, w->rows, table);
+}
+
 static float mass_query(const struct mass_work *w, const int8_t *table, float factor, float *masses)
 {
     const struct mass_pieces *m = w->pieces;
-    float most;
-    if (w->rows == 16)
-        most = mass_scores(w, 16, table);
-    else if (w->rows == 32)
-        most = mass_scores(w, 32, table);
-    else
-        most = mass_scores(w, w->rows, table);
+    float most = mass_scores_any(w, table);
     if (m->softcap != 0) {
         most = mass_capped(w, factor);
         factor = 1;
@@ -204,9 +207,8 @@ static float mass_query(const struct mass_work *w, const int8_t *table, float fa
     return factor * most + 0.0f;
 }
 
-static void set_piece_masses(const struct mass_pieces *m, const int8_t *tables,
-                             const float *factors, size_t n_q, float *tops, size_t top_stride,
-                             float *masses, size_t stride, void *scratch)
+// Lays out the scratch and takes all slices apart.
+static struct mass_work mass_begin(const struct mass_pieces *m, void *scratch)
 {
     struct mass_work w = {.pieces = m, .rows = mass_rows(m->bytes)};
     w.each = (m->keys + KERNEL_LANES - 1) / KERNEL_LANES;
@@ -218,9 +220,70 @@ static void set_piece_masses(const struct mass_pieces *m, const int8_t *tables,
     for (size_t i = 0; i < m->n; i++)
         for (size_t s = 0; s < w.each; s++)
             take_slice(&w, m->summary[i], s * KERNEL_LANES, i * w.each + s);
+    return w;
+}
+
+static void set_piece_masses(const struct mass_pieces *m, const int8_t *tables,
+                             const float *factors, size_t n_q, float *tops, size_t top_stride,
+                             float *masses, size_t stride, void *scratch)
+{
+    struct mass_work w = mass_begin(m, scratch);
     for (size_t q = 0; q < n_q; q++)
         tops[q * top_stride] =
             mass_query(&w, tables + q * w.rows * KERNEL_LANES, factors[q], masses + q * stride);
+}
+
+static void set_piece_scores(const struct mass_pieces *m, const int8_t *table, float factor,
+                             float *scores, void *scratch)
+{
+    struct mass_work w = mass_begin(m, scratch);
+    w.scores = scores;
+    mass_scores_any(&w, table);
+    if (m->softcap != 0)
+        mass_capped(&w, factor);
+    else
+        set_scale(scores, factor, w.slices * KERNEL_LANES);
+}
+
+// ---- likeness of codes -------------------------------------------------------------------------
+
+// Of 16 keys that are taken apart.
+INLINE void nearest_lanes(const uint8_t *index, const size_t rows, const int8_t *tables,
+                          const float *steps, const float *sizes, size_t n_means, uint16_t *which)
+{
+    v16 best;
+    vn_bits at[PARTS];
+    UNROLL
+    for (int p = 0; p < PARTS; p++) {
+        best.p[p] = vn_set1(-INFINITY);
+        at[p] = (vn_bits){0};
+    }
+    for (size_t m = 0; m < n_means; m++) {
+        v16 a = code_lanes(index, tables + m * rows * KERNEL_LANES, rows);
+        UNROLL
+        for (int p = 0; p < PARTS; p++) {
+            const vn x = vn_fma(a.p[p], vn_set1(steps[m]), vn_set1(-sizes[m]));
+            const vn_bits more = (vn_bits)(x > best.p[p]), here = (vn_bits){0} + (int32_t)m;
+            best.p[p] = vn_max(x, best.p[p]);
+            at[p] = (here & more) | (at[p] & ~more);
+        }
+    }
+    for (int l = 0; l < KERNEL_LANES; l++)
+        which[l < 8 ? 2 * l : 2 * l - 15] = (uint16_t)at[l / VN][l % VN];
+}
+
+static void set_nearest_means(const uint8_t *codes, size_t slices, size_t bytes,
+                              const int8_t *tables, const float *steps, const float *sizes,
+                              size_t n_means, uint16_t *which, void *scratch)
+{
+    const size_t rows = mass_rows(bytes);
+    for (size_t s = 0; s < slices; s++, which += KERNEL_LANES) {
+        split_codes(scratch, codes + s * rows * 8, rows);
+        if (rows == 16)
+            nearest_lanes(scratch, 16, tables, steps, sizes, n_means, which);
+        else
+            nearest_lanes(scratch, rows, tables, steps, sizes, n_means, which);
+    }
 }
 
 // ---- sums of coded vectors ---------------------------------------------------------------------

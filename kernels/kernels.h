@@ -241,6 +241,19 @@ struct kernels {
     void (*piece_masses)(const struct mass_pieces *pieces, const int8_t *tables,
                          const float *factors, size_t n_q, float *tops, size_t top_stride,
                          float *masses, size_t stride, void *scratch);
+    // What each key scores for one query: a_i * factor as above, or with a softcap a_i. Of each
+    // slice, 16 keys of a piece or what is left of it, 16 scores: its key i in lane i % 2 * 8 + i /
+    // 2, and anything in lanes without a key.
+    void (*piece_scores)(const struct mass_pieces *pieces, const int8_t *table, float factor,
+                         float *scores, void *scratch);
+    // which[i] = the number of the mean that key i is nearest to, the lowest of several: the one
+    // with the largest fma((float)(the sum of what its table says of the key's half bytes, as
+    // above), steps[m], -sizes[m]). Codes are [slices][mass_rows / 2][16], zeros where there is no
+    // byte. 1 <= n_means <= 65536; no step or size is NaN. Scratch: MASS_SCRATCH bytes, aligned
+    // to 64.
+    void (*nearest_means)(const uint8_t *codes, size_t slices, size_t bytes, const int8_t *tables,
+                          const float *steps, const float *sizes, size_t n_means, uint16_t *which,
+                          void *scratch);
     // y[q * y_stride + d] = fma(weights[q * stride + t], element d of codes[t], y[...]) for t < n
     // in ascending order. An element is its code of 1 or 2 bits, the first in the lowest ones, less
     // half of the largest code.

@@ -66,6 +66,45 @@ static void ref_piece_masses(const struct mass_pieces *m, const int8_t *tables,
                                               masses + q * stride);
 }
 
+static void ref_piece_scores(const struct mass_pieces *m, const int8_t *table, float factor,
+                             float *scores, void *scratch)
+{
+    (void)scratch;
+    for (size_t p = 0; p < m->n; p++) {
+        for (size_t first = 0; first < m->keys; first += KERNEL_LANES, scores += KERNEL_LANES) {
+            for (size_t i = 0; i < KERNEL_LANES && first + i < m->keys; i++) {
+                float s = code_score(m, m->summary[p], first + i, table) * factor;
+                scores[i % 2 * 8 + i / 2] = m->softcap != 0 ? softcap(s, m->softcap) : s;
+            }
+        }
+    }
+}
+
+static void ref_nearest_means(const uint8_t *codes, size_t slices, size_t bytes,
+                              const int8_t *tables, const float *steps, const float *sizes,
+                              size_t n_means, uint16_t *which, void *scratch)
+{
+    const size_t half = mass_rows(bytes) / 2;
+    (void)scratch;
+    for (size_t i = 0; i < slices * KERNEL_LANES; i++) {
+        const uint8_t *code = codes + i / KERNEL_LANES * half * KERNEL_LANES + i % KERNEL_LANES;
+        float best = -INFINITY;
+        which[i] = 0;
+        for (size_t m = 0; m < n_means; m++) {
+            const int8_t *table = tables + m * 2 * half * 16;
+            int sum = 0;
+            for (size_t j = 0; j < half; j++)
+                sum += table[j * 16 + (code[j * KERNEL_LANES] & 15)] +
+                       table[(half + j) * 16 + (code[j * KERNEL_LANES] >> 4)];
+            float x = fmaf((float)sum, steps[m], -sizes[m]);
+            if (!(x > best))
+                continue;
+            best = x;
+            which[i] = (uint16_t)m;
+        }
+    }
+}
+
 static void ref_code_axpy(const uint8_t *const *codes, size_t n, size_t bits, size_t dim,
                           const float *weights, size_t stride, size_t n_q, float *y,
                           size_t y_stride)

@@ -102,7 +102,48 @@ static uint64_t masses(const struct kernels *k, uint64_t *state, size_t keys, si
     for (size_t i = 0; i < 2 * QUERIES_MAX; i++)
         tops[i] = 7;
     k->piece_masses(&m, tables, factors, n_q, tops, 2, out, STRIDE, scratch);
-    return hash_words(out, QUERIES_MAX * STRIDE, hash_words(tops, 2 * QUERIES_MAX, 0xcbf29ce484u));
+    uint64_t hash = hash_words(tops, 2 * QUERIES_MAX, 0xcbf29ce484u);
+    float key_scores[MASS_SLICES * 16 + 1];
+    for (size_t i = 0; i < MASS_SLICES * 16 + 1; i++)
+        key_scores[i] = 7;
+    k->piece_scores(&m, tables, factors[0], key_scores, scratch);
+    const size_t each = (keys + 15) / 16;
+    for (size_t i = 0; i < m.n * each * 16; i++) { // lanes without a key hold anything
+        const size_t key = i / 16 % each * 16 + (i % 16 < 8 ? 2 * (i % 16) : 2 * (i % 16) - 15);
+        if (key >= keys)
+            key_scores[i] = 7;
+    }
+    hash = hash_words(key_scores, MASS_SLICES * 16 + 1, hash);
+    return hash_words(out, QUERIES_MAX * STRIDE, hash);
+}
+
+// Means of which some are alike, so that a key is as near to one as to another.
+static uint64_t nearest(const struct kernels *k, uint64_t *state, size_t slices, size_t means,
+                        size_t bytes)
+{
+    enum { SLICES = 5, MEANS = 70, ROWS = KERNEL_HEAD_DIM_MAX / 4 };
+    static uint8_t codes[SLICES * ROWS / 2 * 16];
+    static int8_t tables[MEANS * ROWS * 16];
+    static _Alignas(64) uint8_t scratch[MASS_SCRATCH];
+    const size_t rows = mass_rows(bytes);
+    float steps[MEANS], sizes[MEANS];
+    uint16_t which[SLICES * 16 + 2];
+    for (size_t i = 0; i < slices * rows / 2 * 16; i++)
+        codes[i] = i / 16 % (rows / 2) < bytes ? (uint8_t)cases_random(state) : 0;
+    for (size_t m = 0; m < means; m++) {
+        for (size_t i = 0; i < rows * 16; i++) {
+            int entry = (int)(cases_random(state) % (2 * MASS_ENTRY + 1)) - MASS_ENTRY;
+            tables[m * rows * 16 + i] = (int8_t)(i / 16 % (rows / 2) < bytes ? entry : 0);
+        }
+        if (m % 3 == 2)
+            memcpy(tables + m * rows * 16, tables, rows * 16);
+        steps[m] = m % 3 == 2 ? steps[0] : 0.01f * (1 + cases_uniform(state));
+        sizes[m] = m % 3 == 2 ? sizes[0] : cases_uniform(state);
+    }
+    for (size_t i = 0; i < SLICES * 16 + 2; i++)
+        which[i] = 7;
+    k->nearest_means(codes, slices, bytes, tables, steps, sizes, means, which, scratch);
+    return hash_words(which, (SLICES * 16 + 2) / 2, 0xcbf29ce484222325u);
 }
 
 static uint64_t code_axpy(const struct kernels *k, uint64_t *state, size_t n, size_t bits,
@@ -164,6 +205,11 @@ void cases_sparf(const struct kernels *k, case_fn *emit, void *arg)
             snprintf(name, sizeof name, "piece_masses kind %d: %zu %zu %zu", kind, keys, bytes, nq);
             emit(arg, name, masses(k, &state, keys, bytes, nq, kind));
         }
+    }
+    for (size_t n = 0; n < 60; n++) {
+        size_t means = 1 + n * 3 % 70, bytes = n % 3 ? 1 + n % 16 : 8;
+        snprintf(name, sizeof name, "nearest_means %zu %zu %zu", n % 6, means, bytes);
+        emit(arg, name, nearest(k, &state, n % 6, means, bytes));
     }
     for (size_t dim = 1; dim <= 200; dim += dim < 34 ? 1 : 15) {
         size_t n = dim % 10, nq = 1 + dim % QUERIES;
