@@ -17,6 +17,10 @@ enum {
     PIECES_MORE = 4,   // pages: times as many, of each of which little is read
     SPAN_TOKENS = 256, // of a piece, where there is DRAM for it
     USUAL_SHARE = 8,   // pages: of tokens, by default
+    // Of so many sequences some think while others read: pages then has so many heads in a unit,
+    // which is less to keep account of, than it takes for heads of one to overlap.
+    MANY_SEQUENCES = 4,
+    MANY_HEADS = 32,
 };
 
 // ---- sizes -------------------------------------------------------------------------------------
@@ -59,6 +63,8 @@ static int sparf_size(struct sparf_size *s, const struct flash_geometry *g,
     const struct stream *kv = &streams[STREAM_KV];
     uint32_t dim = c->head_dim;
     uint64_t bundle = channels_bundle(g, c, kv), together = space_config_together(c);
+    if (c->method == METHOD_PAGES && level > 1 && c->max_sequences >= MANY_SEQUENCES)
+        bundle = max_u64(bundle, MANY_HEADS);
     bundle = div_round_up(bundle, together) * together;
     *s = (struct sparf_size){.bundle = (uint32_t)min_u64(bundle, c->kv_heads)};
     s->group = c->q_heads ? (c->q_heads + c->kv_heads - 1) / c->kv_heads : 8;
