@@ -134,6 +134,15 @@ struct engine_options {
          OPTION_U32, &(E).engine.pages_keys,                                                       \
          1,          64,                                                                           \
          "N",        "of pages: keys in DRAM for each piece; default: one for each token"},        \
+        {"--look",                                                                                 \
+         0,                                                                                        \
+         OPTION_U32,                                                                               \
+         &(E).engine.pages_look,                                                                   \
+         1,                                                                                        \
+         4294967295.0,                                                                             \
+         "N",                                                                                      \
+         "of pages: keys that a query looks at, the likeliest, where there are many more; "        \
+         "default: all"},                                                                          \
         {"--heads",                                                                                \
          0,                                                                                        \
          OPTION_U32,                                                                               \

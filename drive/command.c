@@ -76,6 +76,7 @@ void space_config_encode(uint8_t out[CONFIG_BYTES], const struct space_config *c
     le_put32(out + 48, config->kv_type);
     le_put32(out + 52, config->piece_keys);
     le_put32(out + 56, config->piece_heads);
+    le_put32(out + 60, config->piece_look);
 }
 
 int space_config_decode(struct space_config *config, const void *in, size_t bytes)
@@ -97,6 +98,7 @@ int space_config_decode(struct space_config *config, const void *in, size_t byte
         .kv_type = le_get32(p + 48),
         .piece_keys = le_get32(p + 52),
         .piece_heads = le_get32(p + 56),
+        .piece_look = le_get32(p + 60),
     };
     return 0;
 }

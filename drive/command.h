@@ -115,6 +115,9 @@ struct space_config {
     // METHOD_PAGES: neighbouring KV heads that choose the same tokens, so that what is read lies
     // together; divides kv_heads. 0: 1.
     uint32_t piece_heads;
+    // METHOD_PAGES: so many keys are weighed for each query head where a sequence has many times as
+    // many: the likeliest by clusters of like keys; more where pages_ratio wants more. 0: all.
+    uint32_t piece_look;
 };
 // KV heads that choose the same tokens, and therefore are on one drive.
 static inline uint32_t space_config_together(const struct space_config *config)

@@ -144,6 +144,7 @@ static void choose_method(struct bench *b, const char *method)
     o->pages_piece = pages ? b->pages.pages_piece : 0;
     o->pages_keys = pages ? b->pages.pages_keys : 0;
     o->pages_heads = pages ? b->pages.pages_heads : 0;
+    o->pages_look = pages ? b->pages.pages_look : 0;
 }
 
 static int open_turn(struct bench *b, const char *method, uint32_t batch, uint64_t depth)

@@ -14,9 +14,8 @@
 // Heads that choose together are on one drive, so that a drive array, which divides heads, chooses
 // as one drive does. The choice depends on q, the K and V of the sequence and its length
 // alone. Where all is chosen nothing is estimated: that is dense attention to the bit.
+#include "drive/attend/pages.h"
 #include "drive/attend/select.h"
-#include "drive/attend/sparf.h"
-#include "drive/ftl/index.h"
 #include "base/checked.h"
 
 #include <math.h>
@@ -24,9 +23,6 @@
 
 // Newest tokens where ATTEND says nothing: an eighth of what may be read, but from 16 to 64.
 enum { LOCAL_LEAST = 16, LOCAL_MOST = 64, LOCAL_PART = 8 };
-// Pieces whose values are added up together: those of a word of bits.
-enum { REST_PIECES = 64 };
-#define LN2 0x1.62e43p-1f
 // Pieces, at most, by which it is judged how far scores are off.
 enum { DOUBT_PIECES = 64 };
 #define DOUBT_MOST 80.0f // nats
@@ -40,13 +36,6 @@ enum { DOUBT_PIECES = 64 };
 static uint64_t pieces_of(const struct space_config *config, uint64_t tokens)
 {
     return tokens / index_piece(config);
-}
-
-// Slices of a piece's keys, and pieces that are weighed together: always the same ones, whatever
-// the length of the sequence and wherever their summaries lie.
-static uint64_t block_pieces(const struct index_shape *shape)
-{
-    return MASS_SLICES / div_round_up(shape->keys, KERNEL_LANES);
 }
 
 static uint64_t blocks_of(const struct index_shape *shape, uint64_t pieces)
@@ -66,41 +55,18 @@ uint64_t pages_floats(const struct space_config *config, uint64_t tokens, uint32
     const struct index_shape shape = index_shape(config);
     uint64_t pieces = pieces_of(config, tokens);
     uint64_t floats = weight_floats(&shape, pieces, group) + 2 * (pieces / 64 + 2);
+    if (config->piece_look)
+        floats = max_u64(floats, likely_floats(config, tokens, group));
     return div_round_up(floats, 16) * 16; // the next head's are aligned to 64 bytes, too
 }
 
-// Queries that look at a summary while it is at hand.
-enum { QUERIES = 8 };
-
-// What a worker needs at a time: to weigh pieces, or to add up what is not read.
-struct pages_scratch {
-    _Alignas(64) uint8_t masses[MASS_SCRATCH];
-    float q[KERNEL_HEAD_DIM_MAX];
-    float rest[QUERIES][REST_PIECES];
-    int8_t tables[]; // [QUERIES][mass_rows][16]
-};
-
-static size_t table_bytes_of(uint32_t head_dim)
+size_t pages_scratch(const struct space_config *config)
 {
-    return mass_rows((head_dim + 7) / 8) * 16;
+    size_t bytes = sizeof(struct pages_scratch) + QUERIES * index_table_bytes(config->head_dim);
+    return config->piece_look ? max_u64(bytes, clusters_scratch(config)) : bytes;
 }
 
-size_t pages_scratch(uint32_t head_dim)
-{
-    return sizeof(struct pages_scratch) + QUERIES * table_bytes_of(head_dim);
-}
-
-struct pages_view {
-    struct sparf_view v;
-    struct index_shape shape;
-    uint64_t pieces, tokens; // complete pieces; tokens of one
-    uint64_t blocks;
-    uint32_t set, set_end; // heads of the unit that choose together, this one among them
-    float *weights, *tops, *total, *together;
-    uint64_t *bits;
-};
-
-static struct pages_view view_of(const struct unit *unit, uint32_t head)
+struct pages_view pages_view_of(const struct unit *unit, uint32_t head)
 {
     struct pages_view p = {.v = sparf_view_of(unit, head)};
     const struct space_config *config = &p.v.s->space->config;
@@ -117,66 +83,21 @@ static struct pages_view view_of(const struct unit *unit, uint32_t head)
     p.set_end = p.set + each;
     uint64_t used = weight_floats(&p.shape, p.pieces, p.v.group);
     p.bits = (uint64_t *)(p.v.scores + used + used % 2); // scores are aligned to 64 bytes
+    if (p.v.u->clusters)
+        p.bits = (uint64_t *)p.v.scores; // likely.c
     return p;
-}
-
-static struct index_run run_at(const struct pages_view *p, uint64_t piece)
-{
-    return index_held(p->v.s->space, &p->v.u->index, piece, p->v.unit->head_first + p->v.head);
 }
 
 // ---- select ------------------------------------------------------------------------------------
 
-static void four_channels(float *four, const float *q, uint32_t dim, uint32_t j)
-{
-    for (uint32_t c = 0; c < 4; c++)
-        four[c] = 4 * j + c < dim ? q[4 * j + c] : 0;
-}
-
-// Writes what four channels with these bits add to a score, as a multiple of the step that is
-// returned: whole numbers, so that sums of them are the same in any order. First those of the low
-// halves of bytes of codes (piece_masses).
-static float make_table(int8_t *table, const float *q, uint32_t dim)
-{
-    const uint32_t fours = (dim + 3) / 4;
-    const size_t half = mass_rows((dim + 7) / 8) / 2;
-    const float round = 0x1.8p23f; // added, it leaves a whole number to nearest even
-    float most = 0, four[4];
-    for (uint32_t j = 0; j < fours; j++) { // the greatest sum is that of sizes
-        four_channels(four, q, dim, j);
-        float sum = fabsf(four[0]) + fabsf(four[1]) + (fabsf(four[2]) + fabsf(four[3]));
-        most = sum > most ? sum : most;
-    }
-    memset(table, 0, table_bytes_of(dim));
-    if (!(most > 0x1p-100f && most < INFINITY))
-        return 0; // nothing, or infinite: counts for nothing
-    const float entry = MASS_ENTRY / most;
-    for (uint32_t j = 0; j < fours; j++) {
-        int8_t *row = table + (j / 2 + j % 2 * half) * 16;
-        four_channels(four, q, dim, j);
-        float even = four[0] + four[1], odd = four[0] - four[1];
-        float high = four[2] + four[3], low = four[2] - four[3];
-        // With the first bit set; the other codes are the same with all signs turned.
-        const float sums[8] = {odd - high, even - high, odd + low,  even + low,
-                               odd - low,  even - low,  odd + high, even + high};
-        for (uint32_t i = 0; i < 8; i++) {
-            float value = fabsf(sums[i]) <= most ? sums[i] * entry + round - round : 0; // no NaN
-            row[2 * i + 1] = (int8_t)value;
-            row[14 - 2 * i] = (int8_t)-value;
-        }
-    }
-    return most / MASS_ENTRY;
-}
-
-// The factor of a query's scores, as piece_masses takes it.
-static float make_query(const struct sparf_view *v, uint32_t query, int8_t *table, float *q)
+float pages_query(const struct sparf_view *v, uint32_t query, int8_t *table, float *q)
 {
     float scale = v->job->header.scale;
     memcpy(q, v->q + query * v->dim, v->dim * sizeof *q);
     index_turn(q, v->dim);
     for (uint32_t d = 0; scale < 0 && d < v->dim; d++)
         q[d] = -q[d];
-    float factor = fabsf(scale) * (make_table(table, q, v->dim) / 2);
+    float factor = fabsf(scale) * (index_table(table, q, v->dim) / 2);
     return factor <= MASS_FACTOR ? factor : 0; // not a number: nothing
 }
 
@@ -189,7 +110,7 @@ static void find_summaries(const struct pages_view *p, uint64_t piece, uint64_t 
     struct index_run run = {.n = 0};
     for (uint64_t i = 0; i < n; i++, run.n--, run.summary += bytes) {
         if (!run.n)
-            run = run_at(p, piece + i);
+            run = pages_run_at(p, piece + i);
         summaries[i] = run.summary;
         for (uint64_t at = first; at < bytes; at += 64)
             __builtin_prefetch(run.summary + at);
@@ -202,15 +123,12 @@ static void weigh(const struct pages_view *p, uint32_t first, uint32_t n, uint8_
 {
     const struct sparf_view *v = &p->v;
     struct pages_scratch *own = (struct pages_scratch *)scratch;
-    struct mass_pieces block = {.keys = p->shape.keys,
-                                .bytes = (p->shape.head_dim + 7) / 8,
-                                .counted = p->shape.keys != p->shape.piece,
-                                .softcap = v->job->header.softcap};
+    struct mass_pieces block = pages_block(p);
     const uint64_t each = block_pieces(&p->shape);
     const uint8_t *next[MASS_SLICES];
     float factors[QUERIES];
     for (uint32_t i = 0; i < n; i++)
-        factors[i] = make_query(v, first + i, own->tables + i * table_bytes_of(v->dim), own->q);
+        factors[i] = pages_query(v, first + i, own->tables + i * index_table_bytes(v->dim), own->q);
     find_summaries(p, 0, min_u64(each, p->pieces), 0, next);
     for (uint64_t at = 0; at < p->blocks; at++) {
         const uint64_t piece = at * each, end = min_u64(piece + each, p->pieces);
@@ -250,13 +168,13 @@ static uint64_t affordable(const struct pages_view *p, double tokens)
 
 // By how much scores are off, in nats, for each query of the head: of a turned key signs and a size
 // are kept, so that of the variance of a score, SIGNS_LOSE (scale |q| a)^2 is lost.
-static void doubts(const struct pages_view *p, float *out)
+void pages_doubts(const struct pages_view *p, float *out)
 {
     const struct sparf_view *v = &p->v;
     uint64_t every = p->pieces / DOUBT_PIECES + 1, n = 0;
     float squares = 0;
     for (uint64_t piece = 0; piece < p->pieces; piece += every) {
-        squares += index_key_squares(run_at(p, piece).summary, p->shape.keys);
+        squares += index_key_squares(pages_run_at(p, piece).summary, p->shape.keys);
         n += p->shape.keys;
     }
     for (uint32_t i = 0; i < v->group; i++) {
@@ -306,7 +224,7 @@ static double least_held(const struct pages_view *p)
 {
     double least = 1;
     for (uint32_t head = p->set; head < p->set_end; head++) {
-        struct pages_view other = view_of(p->v.unit, head);
+        struct pages_view other = pages_view_of(p->v.unit, head);
         const float *doubt = p->v.u->factor + head * p->v.group;
         other.bits = p->bits;
         for (uint32_t i = 0; i < p->v.group; i++)
@@ -315,20 +233,28 @@ static double least_held(const struct pages_view *p)
     return least;
 }
 
+struct pages_budget pages_budget(const struct pages_view *p)
+{
+    const struct table_header *h = &p->v.job->header;
+    uint64_t tokens = p->v.u->tokens, free_end = tokens - min_u64(p->v.u->local, tokens);
+    double ratio = h->pages_ratio != 0 ? (double)h->pages_ratio : 1;
+    double part = part_of_tokens(&p->v.s->space->config, ratio);
+    struct pages_budget b = {.local = p->pieces - min_u64(p->pieces, free_end / p->tokens)};
+    b.least = min_u64(p->pieces, b.local + 1);
+    b.most = max_u64(b.least, affordable(p, part * (double)tokens));
+    return b;
+}
+
 // Chooses pieces: p->bits, the same for all heads that choose together. A head's total[i] is the
 // predicted mass of piece i, summed over the group.
 static void choose_pieces(const struct pages_view *p)
 {
     const struct table_header *h = &p->v.job->header;
-    uint64_t tokens = p->v.u->tokens, free_end = tokens - min_u64(p->v.u->local, tokens);
-    uint64_t local = p->pieces - min_u64(p->pieces, free_end / p->tokens);
-    double ratio = h->pages_ratio != 0 ? (double)h->pages_ratio : 1;
-    uint64_t least = min_u64(p->pieces, local + 1);
-    double part = part_of_tokens(&p->v.s->space->config, ratio);
-    uint64_t most = max_u64(least, affordable(p, part * (double)tokens));
-    memcpy(p->together, view_of(p->v.unit, p->set).total, p->pieces * sizeof *p->together);
+    const struct pages_budget budget = pages_budget(p);
+    uint64_t least = budget.least, most = budget.most, local = budget.local;
+    memcpy(p->together, pages_view_of(p->v.unit, p->set).total, p->pieces * sizeof *p->together);
     for (uint32_t head = p->set + 1; head < p->set_end; head++)
-        p->v.k->axpy(p->together, 1, view_of(p->v.unit, head).total, p->pieces);
+        p->v.k->axpy(p->together, 1, pages_view_of(p->v.unit, head).total, p->pieces);
     p->together[0] = INFINITY;                   // first of all
     while (h->pages_mass != 0 && least < most) { // the fewest pieces that hold as much
         uint64_t middle = least + (most - least) / 2;
@@ -425,7 +351,7 @@ static void predict(const struct pages_view *p, uint8_t *scratch)
             v->k->scale(weights + at * each, tops[at], min_u64(each, p->pieces - at * each));
         v->k->axpy(p->total, 1.0f / v->k->sum(weights, p->pieces), weights, p->pieces);
     }
-    doubts(p, v->u->factor + v->head * v->group);
+    pages_doubts(p, v->u->factor + v->head * v->group);
 }
 
 // Once that is known of all heads that choose together. Each makes the choice for itself.
@@ -472,7 +398,8 @@ static void finish(const struct pages_view *p)
         v->u->predicted[query] = share;
         v->u->captured[query] = v->u->audit && v->u->tokens ? sparf_audited(v, i) : share;
         *captured = v->u->captured[query];
-        const float part = job->header.pages_no_rest || v->u->all ? 0 : rest_share(p, i, chosen);
+        const bool none = job->header.pages_no_rest || v->u->all || v->u->clusters;
+        const float part = none ? 0 : rest_share(p, i, chosen);
         if (part > 0) {
             rest->sum *= part;
             v->k->scale(rest->acc, part, v->dim);
@@ -485,16 +412,36 @@ static void finish(const struct pages_view *p)
     }
 }
 
+static void make_clusters(const struct pages_view *p, uint8_t *scratch)
+{
+    const struct sparf_unit *u = p->v.u;
+    const uint32_t head = p->v.unit->head_first + p->v.head;
+    for (uint32_t b = 0; b < u->clusters->n; b++) {
+        struct clusters_head *h = &u->clusters->block[b]->head[head];
+        if (h->state == CLUSTERS_MAKING)
+            clusters_make(p->v.s->space, &u->index, u->clusters->block[b], h, head, scratch);
+    }
+}
+
 static void pages_think(const struct unit_task *task, uint8_t *scratch)
 {
+    const uint32_t phase = task->unit->phase;
     for (uint32_t head = task->head; head < task->head + task->heads; head++) {
-        const struct pages_view p = view_of(task->unit, head);
-        const bool together = p.set_end - p.set > 1;
-        if (task->unit->phase == SPARF_RANK || (task->unit->phase == SPARF_SELECT && !together))
-            predict(&p, scratch);
-        if (task->unit->phase == SPARF_SELECT)
+        const struct pages_view p = pages_view_of(task->unit, head);
+        const bool together = p.set_end - p.set > 1, likely = p.v.u->clusters != NULL;
+        if (phase == SPARF_PREPARE)
+            make_clusters(&p, scratch);
+        if (phase == SPARF_RANK || (phase == SPARF_SELECT && !together)) {
+            if (likely)
+                likely_predict(&p, scratch);
+            else
+                predict(&p, scratch);
+        }
+        if (phase == SPARF_SELECT && !likely)
             choose(&p, scratch);
-        if (task->unit->phase == SPARF_FINISH)
+        else if (phase == SPARF_SELECT && head == p.set) // for all of the set
+            likely_choose(&p);
+        if (phase == SPARF_FINISH)
             finish(&p);
     }
 }
@@ -506,7 +453,8 @@ static void pages_work(const struct unit *unit, const struct piece *piece, struc
     if (piece)
         sparf_work_tokens(unit, piece, work);
     else if (unit->phase == SPARF_SELECT)
-        work->ranked += unit->n_heads * pieces_of(&unit->state->space->config, u->tokens);
+        work->ranked += unit->n_heads *
+                        (u->clusters ? u->look : pieces_of(&unit->state->space->config, u->tokens));
 }
 
 // ---- the method --------------------------------------------------------------------------------
@@ -535,6 +483,39 @@ static uint64_t local_tokens(const struct table_header *h, uint64_t tokens)
     return min_u64(LOCAL_MOST, max_u64(LOCAL_LEAST, part));
 }
 
+// Clusters that the unit's heads lack are its to make. False: somebody else is about to.
+static bool take_clusters(const struct unit *unit, struct clusters *clusters, bool *make)
+{
+    for (int pass = 0; pass < 2; pass++)
+        for (uint32_t b = 0; b < clusters->n; b++)
+            for (uint32_t i = 0; i < unit->n_heads; i++) {
+                struct clusters_head *h = &clusters->block[b]->head[unit->head_first + i];
+                if (h->state == CLUSTERS_MAKING && !pass)
+                    return false;
+                *make |= h->state == CLUSTERS_NEW;
+                if (pass && h->state == CLUSTERS_NEW)
+                    h->state = CLUSTERS_MAKING;
+            }
+    return true;
+}
+
+// They are made now, or will not be.
+static void end_clusters(const struct unit *unit, enum clusters_state state)
+{
+    const struct sparf_unit *u = unit->own;
+    for (uint32_t b = 0; b < u->clusters->n; b++)
+        for (uint32_t i = 0; i < unit->n_heads; i++) {
+            struct clusters_head *h = &u->clusters->block[b]->head[unit->head_first + i];
+            h->state = h->state == CLUSTERS_MAKING ? state : h->state;
+        }
+}
+
+// Heads that choose together wait for one another.
+static uint32_t first_phase(const struct unit *unit)
+{
+    return space_config_together(&unit->state->space->config) > 1 ? SPARF_RANK : SPARF_SELECT;
+}
+
 static bool pages_begin(struct unit *unit)
 {
     const struct table_header *h = &unit->job->header;
@@ -545,21 +526,28 @@ static bool pages_begin(struct unit *unit)
     // Too short to leave anything out.
     bool all = h->pages_ratio == 1 || pieces < 2;
     struct map held = {0};
-    if (!all && index_hold(s->space, &item->sequence->layers[unit->job->layer], pieces, &held))
+    struct clusters *clusters = NULL;
+    const uint64_t look = all ? 0 : likely_look(&s->space->config, h, item->end);
+    struct layer_state *layer = &item->sequence->layers[unit->job->layer];
+    if (!s->free_units || (!all && index_hold(s->space, layer, pieces, &held)))
         return false;
-    struct sparf_unit *u = sparf_take(unit, all ? item->end : 0, h->audit != 0);
-    if (!u) {
+    bool make = false;
+    if (look && (clusters_hold(s->space, index_clusters(layer), pieces, &clusters, NULL) ||
+                 !take_clusters(unit, clusters, &make))) {
+        clusters_let_go(s->space, clusters);
         index_let_go(s->space, &held);
         return false;
     }
+    struct sparf_unit *u = sparf_take(unit, all ? item->end : 0, h->audit != 0);
     u->index = held;
+    u->clusters = clusters;
+    u->look = look;
     u->local = h->pages_local ? h->pages_local : local_tokens(h, item->end);
     for (uint32_t i = 0; i < unit->n_heads * unit->group; i++)
         partial_clear(partial_at(u->rest, i, dim));
     if (u->all)
         return true;
-    // Heads that choose together wait for one another.
-    unit->phase = space_config_together(&s->space->config) > 1 ? SPARF_RANK : SPARF_SELECT;
+    unit->phase = make ? SPARF_PREPARE : first_phase(unit);
     unit->kind = UNIT_THINKS;
     return true;
 }
@@ -568,6 +556,11 @@ static void pages_advance(struct unit *unit)
 {
     struct method_state *s = unit->state;
     const struct sparf_unit *u = unit->own;
+    if (unit->phase == SPARF_PREPARE) {
+        end_clusters(unit, CLUSTERS_MADE);
+        unit->phase = first_phase(unit);
+        return;
+    }
     for (uint32_t i = 0; unit->phase == SPARF_FINISH && i < unit->n_heads * unit->group; i++) {
         double share = u->predicted[i] >= 0 ? (double)u->predicted[i] : 0; // not NaN
         s->predicted_sum += (uint64_t)(share * 1e6 + 0.5);
@@ -579,15 +572,21 @@ static void pages_advance(struct unit *unit)
 static void pages_end(struct unit *unit)
 {
     struct sparf_unit *u = unit->own;
+    if (u->clusters && unit->phase == SPARF_PREPARE)
+        end_clusters(unit, CLUSTERS_NEW);
     index_let_go(unit->state->space, &u->index);
+    clusters_let_go(unit->state->space, u->clusters);
+    u->clusters = NULL;
     sparf_end(unit);
 }
 
 // A drive that is closed does not wait for units under way.
 static void pages_close(struct method_state *s)
 {
-    for (uint32_t i = 0; s->units && i < s->size.units; i++)
+    for (uint32_t i = 0; s->units && i < s->size.units; i++) {
         index_let_go(s->space, &s->units[i].index);
+        clusters_let_go(s->space, s->units[i].clusters);
+    }
     sparf_close(s);
 }
 

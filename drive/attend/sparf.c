@@ -37,6 +37,7 @@ static uint64_t carve(struct sparf_unit *u, uint8_t *memory, const struct sparf_
     CARVE(scores, heads * s->head_floats);
     CARVE(rest, s->rest ? queries * partial_stride(dim) : 0);
     CARVE(chosen, heads * (s->tokens / 64));
+    CARVE(marks, heads * sparf_marks(s));
     CARVE(channels, heads * dim);
     CARVE(q_kept, queries * dim);
     CARVE(factor, queries);
@@ -75,7 +76,7 @@ static int sparf_size(struct sparf_size *s, const struct flash_geometry *g,
     s->rest = c->method == METHOD_PAGES;
     s->held = s->rest ? index_hold_bytes(c) : 0;
     s->head_floats = s->rest ? pages_floats(c, s->tokens, s->group) : (s->group + 1ull) * s->tokens;
-    s->scratch = s->rest ? max_u64(sparf_scratch(dim), pages_scratch(dim)) : sparf_scratch(dim);
+    s->scratch = s->rest ? max_u64(sparf_scratch(dim), pages_scratch(c)) : sparf_scratch(dim);
     uint64_t units = div_round_up(c->kv_heads, s->bundle) * max_u64(c->max_sequences, 1);
     s->units = (uint32_t)min_u64(min_u64(1u << level, SPARF_UNITS_MAX), units);
     s->pieces = level ? (uint32_t)PIECES_LEVEL << (level - 1) : PIECES_MIN;
@@ -303,6 +304,7 @@ struct sparf_unit *sparf_take(struct unit *unit, uint64_t k, bool audit)
     u->mean_at = u->mean_end = 0;
     u->means_waiting = 0;
     u->redo = UINT64_MAX;
+    memset(u->marks, 0xff, unit->n_heads * sparf_marks(&s->size) * sizeof *u->marks);
     for (uint32_t i = 0; i < unit->n_heads * unit->group; i++) {
         u->alpha[i] = 1;
         partial_clear(partial_at(u->dense, i, s->space->config.head_dim));
@@ -461,11 +463,33 @@ static struct piece *mean_piece(struct method_state *s, struct unit *unit)
     return piece;
 }
 
+// The first token from `cursor` on whose tile may have a chosen one, of any head.
+static uint64_t next_marked(const struct unit *unit, uint64_t cursor)
+{
+    const struct sparf_unit *u = unit->own;
+    const uint64_t words = sparf_marks(&unit->state->size);
+    uint64_t tile = cursor / ATTENTION_TILE, mask = ~0ull << tile % 64;
+    for (uint64_t at = tile / 64; at < words; at++, mask = ~0ull) {
+        uint64_t marks = 0;
+        for (uint32_t i = 0; i < unit->n_heads; i++)
+            marks |= u->marks[i * words + at];
+        if (marks &= mask) {
+            tile = at * 64 + (uint64_t)__builtin_ctzll(marks);
+            return min_u64(u->tokens, max_u64(cursor, tile * ATTENTION_TILE));
+        }
+    }
+    return u->tokens;
+}
+
 static struct piece *token_piece(struct method_state *s, struct unit *unit)
 {
     const struct sparf_unit *u = unit->own;
     uint64_t length = s->size.span, words = s->size.tokens / 64, end;
     for (; unit->cursor < u->tokens; unit->cursor = end) {
+        if (!u->audit)
+            unit->cursor = next_marked(unit, unit->cursor);
+        if (unit->cursor == u->tokens)
+            break;
         end = min_u64(u->tokens, (unit->cursor / length + 1) * length);
         uint64_t n = u->audit;
         for (uint32_t i = 0; i < unit->n_heads && !n; i++)
@@ -609,6 +633,23 @@ static void count_audit(struct method_state *s, const struct unit *unit)
     }
 }
 
+// Chosen tokens of head i of the unit.
+static uint64_t count_chosen(const struct unit *unit, uint32_t i)
+{
+    const struct sparf_unit *u = unit->own;
+    const struct sparf_size *size = &unit->state->size;
+    const uint64_t *chosen = u->chosen + i * (size->tokens / 64);
+    const uint64_t *marks = u->marks + i * sparf_marks(size);
+    uint64_t count = 0;
+    for (uint64_t at = 0; at * 64 * ATTENTION_TILE < u->tokens; at++)
+        for (uint64_t bits = marks[at]; bits; bits &= bits - 1) {
+            uint64_t first = (at * 64 + (uint64_t)__builtin_ctzll(bits)) * ATTENTION_TILE;
+            if (first < u->tokens)
+                count += select_count(chosen, first, min_u64(first + ATTENTION_TILE, u->tokens));
+        }
+    return count;
+}
+
 static void finish_unit(struct method_state *s, struct unit *unit)
 {
     const struct sparf_unit *u = unit->own;
@@ -616,8 +657,7 @@ static void finish_unit(struct method_state *s, struct unit *unit)
     struct layer_state *layer = &item->sequence->layers[unit->job->layer];
     for (uint32_t i = 0; i < unit->n_heads; i++) {
         uint32_t head = unit->head_first + i;
-        const uint64_t *chosen = u->chosen + i * (s->size.tokens / 64);
-        item->attended += select_count(chosen, 0, u->tokens);
+        item->attended += count_chosen(unit, i);
         if (u->all || s->size.rest)
             continue;
         means_fill(channels_means(layer), head, layer->head_tokens[head], &u->gaps[i],

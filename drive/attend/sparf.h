@@ -37,14 +37,17 @@ struct sparf_unit {
     bool all, audit;           // all: k == S
     uint64_t tokens, k, local; // S
     uint64_t mean_at, mean_end;
-    struct map index;       // pages: what the unit chooses from
-    uint64_t redo;          // rank again from this token on; UINT64_MAX: no need
-    uint32_t means_waiting; // pieces that add to the same sums: one at a time
+    struct map index;          // pages: what the unit chooses from
+    struct clusters *clusters; // pages: of these keys; NULL: all of them are looked at
+    uint64_t look;             // pages: keys that are looked at for a query
+    uint64_t redo;             // rank again from this token on; UINT64_MAX: no need
+    uint32_t means_waiting;    // pieces that add to the same sums: one at a time
     // [heads][size.head_floats]. sparf: [group + 1][size.tokens], exponentials, then their weighted
     // sum; pages: see pages.c
     float *scores;
     float *rest;           // [queries] partials, pages only: what is not read, estimated
     uint64_t *chosen;      // [heads] bits
+    uint64_t *marks;       // [heads] bits of tiles: the others have no chosen token
     uint32_t *channels;    // [heads][head_dim], n_channels of them used
     float *q_kept;         // [queries][head_dim], n_channels of them used
     float *factor;         // [queries] of scores from channels; pages: doubts
@@ -122,6 +125,11 @@ struct sparf_view {
     uint64_t *chosen;
 };
 struct sparf_view sparf_view_of(const struct unit *unit, uint32_t head);
+// Bits of the tiles of `size` tokens, in words.
+static inline uint64_t sparf_marks(const struct sparf_size *size)
+{
+    return (size->tokens / ATTENTION_TILE + 63) / 64;
+}
 // Of the head's queries over the chosen tokens.
 float *sparf_partials(const struct sparf_view *v);
 // Share of the softmax of query i of the head that the chosen tokens hold, by the audit.
@@ -151,7 +159,7 @@ void sparf_audit_stats(const struct method_state *s, struct drive_stats *stats);
 
 // Floats that pages needs for each KV head of a unit, and scratch of a worker (pages.c).
 uint64_t pages_floats(const struct space_config *config, uint64_t tokens, uint32_t group);
-size_t pages_scratch(uint32_t head_dim);
+size_t pages_scratch(const struct space_config *config);
 
 void sparf_compute(const struct unit_task *task, uint8_t *scratch);
 void sparf_fold(const struct unit_task *task);

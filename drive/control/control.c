@@ -38,6 +38,17 @@ bool enough(struct drive *drive)
     return drive->work >= STEP_BYTES;
 }
 
+// What streams can make again, which takes long: the last thing to go.
+static bool shed(struct drive *drive)
+{
+    bool any = false;
+    for (struct space *space = drive->spaces; space; space = space->next)
+        for (uint32_t i = 1; i < STREAM_MAX; i++)
+            if (space->streams[i].ops && space->streams[i].ops->shed)
+                any |= space->streams[i].ops->shed(space);
+    return any;
+}
+
 bool make_room(struct drive *drive, uint64_t bytes)
 {
     uint64_t before = drive->budget.used;
@@ -49,7 +60,7 @@ bool make_room(struct drive *drive, uint64_t bytes)
                frames_shrink(space->frames, bytes - (before - drive->budget.used)))
             ;
     }
-    return drive->budget.used < before;
+    return drive->budget.used < before || shed(drive);
 }
 
 // True while flash holds operations of ours.
@@ -429,6 +440,23 @@ static void submit_flash(struct drive *drive)
                   !busy && drive->now_ns - drive->busy_ns >= IDLE_NS);
 }
 
+// A job whose next unit finds no DRAM, though nothing can give way any more and nothing is under
+// way that will: its item is refused, the others are unharmed.
+static bool refuse_item(struct drive *drive, struct job *job)
+{
+    struct job_item *item = &job->items[job->item_at];
+    for (const struct space *space = drive->spaces; space; space = space->next) {
+        if (!walk_idle(space->walk) || !space_swept(space))
+            return false;
+    }
+    if (flash_busy(drive))
+        return false;
+    item->status = inst_fail(&job->error, INST_ENORESOURCE,
+                             "sequence %u layer %u: no DRAM is left to begin with it",
+                             item->sequence->id, job->layer);
+    return true;
+}
+
 // Frames go to jobs, the oldest first, then to what derived streams do in the background, then to
 // reading ahead.
 static bool fetch(struct drive *drive)
@@ -440,7 +468,7 @@ static bool fetch(struct drive *drive)
         bool started = walk_start(job->space->walk, job);
         // With nothing under way only DRAM can be what it lacks, and caches may have that.
         if (!started && !job_ended(job) && walk_idle(job->space->walk))
-            started = make_room(drive, ROOM_BYTES);
+            started = make_room(drive, ROOM_BYTES) || refuse_item(drive, job);
         moved |= started;
     }
     for (struct space *space = drive->spaces; space; space = space->next) {

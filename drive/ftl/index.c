@@ -2,6 +2,7 @@
 #include "drive/ftl/index.h"
 #include "base/checked.h"
 #include "base/le.h"
+#include "drive/ftl/clusters.h"
 
 #include <math.h>
 #include <string.h>
@@ -28,6 +29,7 @@ struct index {
 // Of a layer of a sequence.
 struct index_layer {
     struct map entries; // with room beyond the last complete piece
+    struct clusters_layer clusters;
 };
 
 static struct index *index_of(const struct space *space)
@@ -38,6 +40,11 @@ static struct index *index_of(const struct space *space)
 static struct index_layer *state_of(const struct layer_state *layer)
 {
     return layer->derived[STREAM_INDEX];
+}
+
+struct clusters_layer *index_clusters(const struct layer_state *layer)
+{
+    return &state_of(layer)->clusters;
 }
 
 uint32_t index_piece(const struct space_config *config)
@@ -64,6 +71,7 @@ struct index_shape index_shape(const struct space_config *config)
         .keys = config->piece_keys ? config->piece_keys : piece,
         .head_dim = config->head_dim,
         .value_bits = piece > INDEX_PIECE_MIN ? 2 : 1,
+        .look = config->piece_look,
     };
 }
 
@@ -114,6 +122,44 @@ void index_turn(float *x, uint32_t head_dim)
         for (uint32_t i = at; i < at + n; i++)
             x[i] *= scale;
     }
+}
+
+static void four_channels(float *four, const float *q, uint32_t dim, uint32_t j)
+{
+    for (uint32_t c = 0; c < 4; c++)
+        four[c] = 4 * j + c < dim ? q[4 * j + c] : 0;
+}
+
+float index_table(int8_t *table, const float *q, uint32_t dim)
+{
+    const uint32_t fours = (dim + 3) / 4;
+    const size_t half = mass_rows((dim + 7) / 8) / 2;
+    const float round = 0x1.8p23f; // added, it leaves a whole number to nearest even
+    float most = 0, four[4];
+    for (uint32_t j = 0; j < fours; j++) { // the greatest sum is that of sizes
+        four_channels(four, q, dim, j);
+        float sum = fabsf(four[0]) + fabsf(four[1]) + (fabsf(four[2]) + fabsf(four[3]));
+        most = sum > most ? sum : most;
+    }
+    memset(table, 0, index_table_bytes(dim));
+    if (!(most > 0x1p-100f && most < INFINITY))
+        return 0; // nothing, or infinite: counts for nothing
+    const float entry = MASS_ENTRY / most;
+    for (uint32_t j = 0; j < fours; j++) {
+        int8_t *row = table + (j / 2 + j % 2 * half) * 16;
+        four_channels(four, q, dim, j);
+        float even = four[0] + four[1], odd = four[0] - four[1];
+        float high = four[2] + four[3], low = four[2] - four[3];
+        // With the first bit set; the other codes are the same with all signs turned.
+        const float sums[8] = {odd - high, even - high, odd + low,  even + low,
+                               odd - low,  even - low,  odd + high, even + high};
+        for (uint32_t i = 0; i < 8; i++) {
+            float value = fabsf(sums[i]) <= most ? sums[i] * entry + round - round : 0; // no NaN
+            row[2 * i + 1] = (int8_t)value;
+            row[14 - 2 * i] = (int8_t)-value;
+        }
+    }
+    return most / MASS_ENTRY;
 }
 
 // Rounds x to codes of `bits` bits in steps of `step`. Where x is no number the codes are the
@@ -372,6 +418,8 @@ static int index_plan(struct stream_plan *plan, const struct flash_geometry *g,
     least = map_bytes(&kind, blocks_for(c, 0) + kind.leaf_entries) + 1024 +
             sizeof(struct index_layer) + 128;
     full = map_bytes(&kind, blocks_for(c, c->max_tokens) + kind.leaf_entries);
+    if (c->piece_look)
+        full += clusters_bytes(c, c->max_tokens);
     if (!checked_mul(full, c->layers, &full) || !checked_mul(least, c->layers, &least) ||
         !checked_mul(least, sequences, &least) || !checked_mul(full, sequences - 1, &more) ||
         !checked_add(full, least, &all) || all > INT64_MAX / 8 || more > INT64_MAX / 8)
@@ -379,7 +427,7 @@ static int index_plan(struct stream_plan *plan, const struct flash_geometry *g,
                          (unsigned long long)c->max_tokens);
     plan->bytes = all + sizeof(struct index) +
                   (uint64_t)c->piece_tokens * c->head_dim * (2 * sizeof(uint16_t) + 8) +
-                  4 * (4096 + 64);
+                  4 * (4096 + 64) + (c->piece_look ? clusters_change_bytes(c) : 0);
     plan->more = more;
     return 0;
 }
@@ -436,6 +484,7 @@ static void index_layer_close(struct space *space, struct layer_state *layer)
     if (!state_of(layer))
         return;
     map_truncate(&index_of(space)->kind, &state_of(layer)->entries, 0);
+    clusters_close(space, &state_of(layer)->clusters);
     budget_free(space->budget, state_of(layer));
 }
 
@@ -495,6 +544,7 @@ static void index_truncate(struct space *space, struct layer_state *layer, uint6
     struct index *own = index_of(space);
     map_truncate(&own->kind, &state_of(layer)->entries,
                  div_round_up(tokens / own->piece, own->block));
+    clusters_truncate(&state_of(layer)->clusters, tokens / own->piece);
 }
 
 // Rows that were given up cannot be attended to; that says who reads them.
@@ -509,8 +559,11 @@ static int index_fork(struct space *space, const struct layer_state *from, struc
                       uint64_t tokens, struct inst_msg *msg)
 {
     struct index *own = index_of(space);
-    return map_fork(&own->kind, &state_of(from)->entries, &state_of(to)->entries,
-                    div_round_up(tokens / own->piece, own->block), msg);
+    int status = map_fork(&own->kind, &state_of(from)->entries, &state_of(to)->entries,
+                          div_round_up(tokens / own->piece, own->block), msg);
+    if (!status)
+        clusters_fork(&state_of(from)->clusters, &state_of(to)->clusters, tokens / own->piece);
+    return status;
 }
 
 static void index_lost(struct space *space, struct place place,
@@ -531,12 +584,26 @@ static bool index_working(const struct space *space)
     return false;
 }
 
+static bool index_shed(struct space *space)
+{
+    bool any = false;
+    for (struct sequence *s = NULL; (s = space_next(space, s));) {
+        for (uint32_t l = 0; l < space->config.layers; l++) {
+            struct clusters_layer *clusters = index_clusters(&s->layers[l]);
+            any |= clusters->latest != NULL;
+            clusters_close(space, clusters);
+        }
+    }
+    return any;
+}
+
 static void index_stats(const struct space *space, struct drive_stats *stats)
 {
     const struct index *own = index_of(space);
     for (struct sequence *s = NULL; (s = space_next(space, s));) {
         for (uint32_t l = 0; l < space->config.layers; l++)
-            stats->pages_dram_bytes += map_bytes(&own->kind, state_of(&s->layers[l])->entries.n);
+            stats->pages_dram_bytes += map_bytes(&own->kind, state_of(&s->layers[l])->entries.n) +
+                                       clusters_used(&state_of(&s->layers[l])->clusters);
     }
 }
 
@@ -577,6 +644,7 @@ const struct stream_ops stream_index = {
     .lost = index_lost,
     .work = index_work,
     .working = index_working,
+    .shed = index_shed,
     .stats = index_stats,
     .check = index_check,
     .rows_of = index_rows_of,

@@ -36,6 +36,7 @@ enum {
 // What a summary is like, in a space of this configuration.
 struct index_shape {
     uint32_t piece, keys, head_dim, value_bits;
+    uint32_t look; // piece_look of CONFIG
 };
 struct index_shape index_shape(const struct space_config *config);
 
@@ -59,8 +60,19 @@ struct index_run {
 struct index_run index_held(const struct space *space, const struct map *held, uint64_t piece,
                             uint32_t head);
 
+// What is kept of the clusters of a layer's keys (ftl/clusters.h).
+struct clusters_layer *index_clusters(const struct layer_state *layer);
+
 // x[head_dim] times the Hadamard matrix, which is its own inverse.
 void index_turn(float *x, uint32_t head_dim);
+// Writes what four channels of the turned q with these bits add to a score, as a multiple of the
+// step that is returned: whole numbers, so that sums of them are the same in any order. First those
+// of the low halves of bytes of codes (piece_masses).
+float index_table(int8_t *table, const float *q, uint32_t head_dim);
+static inline size_t index_table_bytes(uint32_t head_dim)
+{
+    return mass_rows((head_dim + 7) / 8) * 16;
+}
 // Of the turned mean of V: where in a summary its codes lie, and what they are multiplied with.
 uint64_t index_value_at(const struct index_shape *shape);
 static inline float index_value_scale(const uint8_t *summary)

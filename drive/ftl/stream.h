@@ -89,6 +89,9 @@ struct stream_ops {
     // Goes on in the background; true when something moved.
     bool (*work)(struct space *space, struct engine *engine, uint64_t now_ns);
     bool (*working)(const struct space *space); // FLUSH waits for it
+    // Gives back DRAM of what is made again when it is needed; false: there is nothing like that.
+    // NULL: there never is.
+    bool (*shed)(struct space *space);
     void (*stats)(const struct space *space, struct drive_stats *stats);
     // For drive_check.
     int (*check)(const struct space *space, const struct layer_state *layer, struct inst_msg *msg);

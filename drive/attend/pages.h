@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+// What pages.c, which chooses pieces by the predicted masses of all of them, and likely.c, which
+// predicts those of the likeliest keys alone, have in common. Nobody else includes this.
+#ifndef INST_DRIVE_ATTEND_PAGES_H
+#define INST_DRIVE_ATTEND_PAGES_H
+
+#include "drive/attend/sparf.h"
+#include "drive/ftl/clusters.h"
+#include "base/checked.h"
+
+// Pieces whose values are added up together: those of a word of bits.
+enum { REST_PIECES = 64 };
+// Queries that look at a summary while it is at hand.
+enum { QUERIES = 8 };
+#define LN2 0x1.62e43p-1f
+
+// What a worker needs at a time: to weigh pieces, or to add up what is not read.
+struct pages_scratch {
+    _Alignas(64) uint8_t kernels[KERNEL_SCRATCH_BYTES];
+    _Alignas(64) uint8_t masses[MASS_SCRATCH];
+    _Alignas(64) float q[KERNEL_HEAD_DIM_MAX];
+    float rest[QUERIES][REST_PIECES];
+    int8_t tables[]; // [QUERIES][mass_rows][16]
+};
+
+struct pages_view {
+    struct sparf_view v;
+    struct index_shape shape;
+    uint64_t pieces, tokens; // complete pieces; tokens of one
+    uint64_t blocks;
+    uint32_t set, set_end; // heads of the unit that choose together, this one among them
+    float *weights, *tops, *total, *together;
+    uint64_t *bits; // chosen pieces
+};
+struct pages_view pages_view_of(const struct unit *unit, uint32_t head);
+
+// Slices of a piece's keys, and pieces that are weighed together: always the same ones, whatever
+// the length of the sequence and wherever their summaries lie.
+static inline uint64_t block_pieces(const struct index_shape *shape)
+{
+    return MASS_SLICES / div_round_up(shape->keys, KERNEL_LANES);
+}
+
+static inline struct index_run pages_run_at(const struct pages_view *p, uint64_t piece)
+{
+    return index_held(p->v.s->space, &p->v.u->index, piece, p->v.unit->head_first + p->v.head);
+}
+
+// How pieces' keys are to be weighed.
+static inline struct mass_pieces pages_block(const struct pages_view *p)
+{
+    return (struct mass_pieces){.keys = p->shape.keys,
+                                .bytes = (p->shape.head_dim + 7) / 8,
+                                .counted = p->shape.keys != p->shape.piece,
+                                .softcap = p->v.job->header.softcap};
+}
+
+// The factor of a query's scores, as piece_masses takes it, its table, and it, turned.
+float pages_query(const struct sparf_view *v, uint32_t query, int8_t *table, float *q);
+
+// How many pieces are chosen: `local` newest ones and the first, whatever is predicted of them, and
+// `most` with these.
+struct pages_budget {
+    uint64_t local, least, most;
+};
+struct pages_budget pages_budget(const struct pages_view *p);
+// By how much scores are off, in nats, for each query of the head.
+void pages_doubts(const struct pages_view *p, float *out);
+
+// ---- the likeliest keys alone ------------------------------------------------------------------
+
+// Keys to look at for each query head of an ATTEND over so many tokens; 0: all.
+uint64_t likely_look(const struct space_config *config, const struct table_header *header,
+                     uint64_t tokens);
+// Floats that it takes for each KV head of a unit.
+uint64_t likely_floats(const struct space_config *config, uint64_t tokens, uint32_t group);
+// Predicts what the likeliest keys of a head make their pieces hold.
+void likely_predict(const struct pages_view *p, uint8_t *scratch);
+// Chooses pieces for all heads that choose together, once that is known of them, and what they are
+// predicted to hold.
+void likely_choose(const struct pages_view *p);
+
+#endif
