@@ -23,7 +23,8 @@ set_tests_properties(drive/churn_long PROPERTIES LABELS slow TIMEOUT ${INST_SLOW
 inst_long(drive/churn_long drive/flash_conformance drive/flash_short)
 inst_test(NAME drive/select SOURCES drive_select.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/sparf SOURCES drive_sparf.c LIBS ${DRIVE_LIBS})
-inst_test(NAME drive/pages SOURCES drive_pages.c LIBS ${DRIVE_LIBS})
+inst_test(NAME drive/pages SOURCES drive_pages.c pages_bits.c LIBS ${DRIVE_LIBS})
+inst_test(NAME drive/likely SOURCES drive_likely.c pages_bits.c LIBS ${DRIVE_LIBS})
 inst_test(NAME drive/sparf_faults SOURCES drive_sparf_faults.c LIBS ${DRIVE_LIBS})
 add_test(NAME drive/pages_faults COMMAND test_drive_sparf_faults pages)
 inst_test(NAME drive/method SOURCES drive_method.c method_mean.c LIBS ${DRIVE_LIBS})
@@ -42,5 +43,5 @@ inst_test(NAME drive/interleave_faults SOURCES interleave_faults.c LIBS interlea
 inst_more(drive/interleave test_drive_interleave)
 inst_fast(drive/slot drive/time drive/oob drive/engine_model drive/select drive/commands drive/full drive/reclaim drive/engine drive/interleave
           drive/interleave_faults)
-# Of attention, sparf and pages the cases that differ in threads.
-inst_threads(drive/attention drive/sparf drive/pages drive/method drive/engine)
+# Of attention, sparf, pages and likely the cases that differ in threads.
+inst_threads(drive/attention drive/sparf drive/pages drive/likely drive/method drive/engine)

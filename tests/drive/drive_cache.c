@@ -259,8 +259,9 @@ static void test_read_ahead(void **state)
 enum { MANY = 8, LONG = 2000, NARROW = 64, PAGE = 4096, NARROW_LAYERS = 2 };
 
 // What units of pages answer over more sequences than were planned, `spare` bytes of DRAM beyond
-// the least. Returns how many began when less than a row was left, as the cache had grown.
-static unsigned attend_many(float *out, uint64_t spare)
+// the least; look: see space_config. Returns how many began when less than a row was left, as the
+// cache had grown.
+static unsigned attend_many(float *out, uint64_t spare, uint32_t look)
 {
     struct rig rig;
     unsigned tight = 0;
@@ -273,6 +274,7 @@ static unsigned attend_many(float *out, uint64_t spare)
                    .max_sequences = 2,
                    .max_tokens = LONG,
                    .q_heads = 1,
+                   .piece_look = look,
                    .method = METHOD_PAGES},
         .q_heads = 1,
         .page_bytes = PAGE,
@@ -286,6 +288,7 @@ static unsigned attend_many(float *out, uint64_t spare)
     assert_int_equal(drive_plan(&plan, &g, &o.config, 0, NULL), 0);
     o.dram_bytes = plan.min_dram_bytes + spare;
     rig_open(&rig, &o);
+    rig.ratio = look ? 1.0f / 32 : 0;
     for (uint64_t pos = 0; pos < LONG; pos += 250)
         for (uint32_t s = 1; s <= MANY; s++)
             assert_int_equal(rig_write_all(&rig, s, s, pos, 250), 0);
@@ -312,18 +315,31 @@ static void test_gives_way(void **state)
 {
     (void)state;
     static float scarce[MANY * NARROW_LAYERS * NARROW], plenty[MANY * NARROW_LAYERS * NARROW];
-    assert_true(attend_many(scarce, 1792 << 10) > 0);
-    assert_int_equal(attend_many(plenty, 64 << 20), 0);
+    assert_true(attend_many(scarce, 1792 << 10, 0) > 0);
+    assert_int_equal(attend_many(plenty, 64 << 20, 0), 0);
     assert_memory_equal(scarce, plenty, sizeof scarce);
+}
+
+// The same of clusters of keys. Where the cache has nothing more to give those of other sequences
+// go, and are made again.
+static void test_clusters_give_way(void **state)
+{
+    (void)state;
+    static float scarce[MANY * NARROW_LAYERS * NARROW], plenty[MANY * NARROW_LAYERS * NARROW];
+    static const uint64_t spare[] = {64 << 10, 384 << 10, 1 << 20};
+    assert_int_equal(attend_many(plenty, 64 << 20, 64), 0);
+    for (size_t i = 0; i < sizeof spare / sizeof *spare; i++) {
+        assert_true(attend_many(scarce, spare[i], 64) > 0);
+        assert_memory_equal(scarce, plenty, sizeof scarce);
+    }
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_budgets),
-        cmocka_unit_test(test_whole_drive),
-        cmocka_unit_test(test_read_ahead),
-        cmocka_unit_test(test_gives_way),
+        cmocka_unit_test(test_budgets),           cmocka_unit_test(test_whole_drive),
+        cmocka_unit_test(test_read_ahead),        cmocka_unit_test(test_gives_way),
+        cmocka_unit_test(test_clusters_give_way),
     };
     return cmocka_run_group_tests_name("drive_cache", tests, NULL, NULL);
 }

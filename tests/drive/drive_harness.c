@@ -255,6 +255,7 @@ int rig_attend(struct rig *rig, uint32_t layer, struct rig_query *queries, uint3
     uint8_t *in = aligned_alloc(64, (layout.in_bytes + 63) / 64 * 64);
     uint8_t *table = aligned_alloc(64, table_bytes(count));
     table_put_header(table, &(struct table_header){.method = rig->method,
+                                                   .pages_ratio = rig->ratio,
                                                    .q_heads = rig->q_heads,
                                                    .scale = 1 / sqrtf((float)dim),
                                                    .softcap = rig->softcap});

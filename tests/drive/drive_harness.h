@@ -24,6 +24,7 @@ struct rig {
     uint64_t seed;
     float softcap;   // of every ATTEND, 0 = none
     uint32_t method; // of every ATTEND
+    float ratio;     // the same, of pages
     uint32_t round;  // enum kv_type: K and V are rounded so before they are sent
 };
 

@@ -3,43 +3,28 @@
 // dense attention to the bit where everything is chosen; the same bits whatever the token group,
 // the pages, the place, threads, kernels, the order in which tokens came, forks and truncation; how
 // many bytes it reads; what it refuses.
+#include "pages_bits.h"
 #include "pages_float64.h"
-#include "sparf_scene.h"
 #include "tests/more.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { LAYERS = 2, KV_HEADS = 2, Q_HEADS = 4, DIM = 64, GROUP = Q_HEADS / KV_HEADS, TOKENS = 1700 };
-
-static const struct rig_options base = {
-    .config = {.layers = LAYERS,
-               .kv_heads = KV_HEADS,
-               .head_dim = DIM,
-               .group_tokens = 64,
-               .max_sequences = 3,
-               .max_tokens = TOKENS + 64,
-               .q_heads = Q_HEADS,
-               .method = METHOD_PAGES},
-    .q_heads = Q_HEADS,
-    .threads = 2,
-    .page_bytes = 4096,
-    .pages_per_block = 512,
-    .ram_rate = 1000000000000u, // no views
-    .no_read_ahead = true,
+enum {
+    LAYERS = PAGES_LAYERS,
+    KV_HEADS = PAGES_KV_HEADS,
+    Q_HEADS = PAGES_Q_HEADS,
+    DIM = PAGES_HEAD_DIM,
+    GROUP = Q_HEADS / KV_HEADS,
+    TOKENS = PAGES_TOKENS
 };
+
+static const struct rig_options base = PAGES_OPTIONS;
 
 static struct scene scene_of(enum scene_kind kind)
 {
-    struct scene s = {.kind = kind,
-                      .layers = LAYERS,
-                      .kv_heads = KV_HEADS,
-                      .q_heads = Q_HEADS,
-                      .head_dim = DIM,
-                      .tokens = TOKENS};
-    scene_new(&s, 7);
-    return s;
+    return pages_scene(kind);
 }
 
 // ---- the reference -----------------------------------------------------------------------------
@@ -171,97 +156,19 @@ static void test_reference(void **state)
 
 // ---- bits --------------------------------------------------------------------------------------
 
-enum { STEPS = 6, FLOATS = Q_HEADS * (DIM + 2) };
-
-enum way { AT_ONCE, BY_TOKENS, FORKED, CUT, WAYS };
-
-static uint64_t run_bits(const struct scene *s, const struct rig_options *o, enum way way,
-                         const struct scene_knobs *knobs)
-{
-    struct rig rig;
-    struct scene_result r;
-    uint64_t hash = 1469598103934665603u, pos = 1000;
-    uint32_t seq = 1;
-    struct scene other = *s;
-    rig_open(&rig, o);
-    scene_result_new(&r, s);
-    scene_write(&rig, s, 1, 0, 900, way == BY_TOKENS ? 7 : 0);
-    if (way == FORKED) { // in the middle of a piece; both go on
-        assert_int_equal(rig_fork(&rig, 1, 2, 777), 0);
-        scene_write(&rig, s, 1, 900, 300, 50);
-        scene_write(&rig, s, 2, 777, 123, 60);
-        seq = 2;
-    } else if (way == CUT) { // other tokens lay there before
-        struct scene random = scene_of(SCENE_RANDOM);
-        other = random;
-        assert_int_equal(rig_reclaim(&rig, 1, 501, UINT64_MAX, 0, LAYERS), 0);
-        scene_write(&rig, &other, 1, 501, 700, 0);
-        assert_int_equal(rig_reclaim(&rig, 1, 501, UINT64_MAX, 0, LAYERS), 0);
-        scene_write(&rig, s, 1, 501, 399, 0);
-        scene_free(&random);
-    }
-    scene_write(&rig, s, seq, 900, pos - 900, 13);
-    for (int step = 0; step < STEPS; step++, pos++)
-        for (uint32_t l = 0; l < LAYERS; l++) {
-            assert_int_equal(scene_attend(&rig, s, l, seq, pos, true, knobs, &r), 0);
-            const float *parts[] = {r.out, r.lse, r.captured};
-            for (int part = 0; part < 3; part++) {
-                const uint8_t *p = (const uint8_t *)parts[part];
-                size_t n = (part ? Q_HEADS : Q_HEADS * DIM) * sizeof(float);
-                for (size_t i = 0; i < n; i++)
-                    hash = (hash ^ p[i]) * 1099511628211u;
-            }
-        }
-    assert_int_equal(drive_check(rig.drive, &rig.msg), 0);
-    scene_result_free(&r);
-    rig_close(&rig);
-    return hash;
-}
-
-static void bits_of(uint32_t together)
-{
-    struct scene s = scene_of(SCENE_CLUSTERED);
-    const struct scene_knobs knobs = {.pages = true, .ratio = 0.25f};
-    struct rig_options same = base;
-    same.config.piece_heads = together;
-    uint64_t expected = run_bits(&s, &same, AT_ONCE, &knobs);
-    unsigned runs = 0;
-    // Together, rows of one piece are read as a whole.
-    for (uint32_t group = together > 1 ? 16 : 32; group <= 256; group *= 2)
-        for (int place = 0; place < 3; place++, runs++) {
-            struct rig_options o = same;
-            o.config.group_tokens = group;
-            o.page_bytes = place == 1 ? 512 : 4096u << (runs % 3);
-            o.threads = 1 + runs % 4;
-            o.ram_rate = place ? base.ram_rate : 0;
-            o.directory = place == 2 ? INST_BINARY_DIR : NULL;
-            o.row_cache = runs % 2;
-            o.request_bytes = place == 1 ? 8192 : 0;
-            if (run_bits(&s, &o, (enum way)(runs % WAYS), &knobs) != expected)
-                fail_msg("group %u, pages of %u, place %d, way %u: other bits", group, o.page_bytes,
-                         place, runs % WAYS);
-        }
-    for (int way = 0; way < WAYS; way++)
-        assert_true(run_bits(&s, &same, (enum way)way, &knobs) == expected);
-    for (const char *const *name = kernels_available(); *name; name++) {
-        struct rig_options o = same;
-        o.kernels = *name;
-        if (run_bits(&s, &o, FORKED, &knobs) != expected)
-            fail_msg("kernels %s: other bits", *name);
-    }
-    scene_free(&s);
-}
-
 static void test_bits(void **state)
 {
     (void)state;
-    bits_of(1);
+    const struct pages_bits bits = {.options = base, .knobs = {.pages = true, .ratio = 0.25f}};
+    pages_same_bits(&bits);
 }
 
 static void test_bits_together(void **state)
 {
     (void)state;
-    bits_of(2);
+    struct pages_bits bits = {.options = base, .knobs = {.pages = true, .ratio = 0.25f}};
+    bits.options.config.piece_heads = 2;
+    pages_same_bits(&bits);
 }
 
 // K and V in blocks: the bits of a space that holds the same numbers as fp16, whose index therefore
@@ -276,23 +183,24 @@ static void test_blocks(void **state)
             kv_round_value(type, rounded.v + row * DIM, rounded.k + row * DIM, DIM);
             kv_round(type, rounded.k + row * DIM, DIM);
         }
-        struct rig_options same = base;
-        same.config.piece_tokens = 32; // else as many as fill a page
-        uint64_t expected = run_bits(&rounded, &same, AT_ONCE, &knobs);
-        assert_true(run_bits(&s, &same, AT_ONCE, &knobs) != expected);
+        struct pages_bits same = {.options = base, .knobs = knobs};
+        same.options.config.piece_tokens = 32; // else as many as fill a page
+        uint64_t expected = pages_run(&same, &rounded, PAGES_AT_ONCE);
+        assert_true(pages_run(&same, &s, PAGES_AT_ONCE) != expected);
         unsigned runs = 0;
         for (uint32_t group = 32; group <= 256; group *= 2, runs++) {
-            struct rig_options o = same;
-            o.config.group_tokens = group;
-            o.config.kv_type = type;
-            o.page_bytes = runs % 2 ? 512 : 4096;
-            o.threads = 1 + runs % 3;
-            o.row_cache = runs == 2;
-            o.ram_rate = runs == 3 ? 0 : base.ram_rate;
-            o.request_bytes = runs == 1 ? 8192 : 0;
-            if (run_bits(&s, &o, (enum way)(runs % WAYS), &knobs) != expected)
+            struct pages_bits other = same;
+            struct rig_options *o = &other.options;
+            o->config.group_tokens = group;
+            o->config.kv_type = type;
+            o->page_bytes = runs % 2 ? 512 : 4096;
+            o->threads = 1 + runs % 3;
+            o->row_cache = runs == 2;
+            o->ram_rate = runs == 3 ? 0 : base.ram_rate;
+            o->request_bytes = runs == 1 ? 8192 : 0;
+            if (pages_run(&other, &s, (enum pages_way)(runs % PAGES_WAYS)) != expected)
                 fail_msg("%s, group %u, pages of %u, way %u: other bits", kv_type_name(type), group,
-                         o.page_bytes, runs % WAYS);
+                         o->page_bytes, runs % PAGES_WAYS);
         }
         scene_free(&s);
         scene_free(&rounded);

@@ -29,6 +29,7 @@ void draw_config(struct run *run, struct space_config *c)
     if (c->method == METHOD_DENSE && below(chance, 2)) {
         c->method = METHOD_PAGES;
         c->piece_tokens = 16; // of short sequences: several
+        c->piece_look = below(chance, 3) * below(chance, 12);
         c->piece_keys = c->kv_heads % 2 ? 0 : 6;
         c->piece_heads = below(chance, 2) ? c->kv_heads : 1;
     }
@@ -506,7 +507,7 @@ static void draw_method(struct run *run, const struct space_config *c, struct ta
     h->softcap = one_in(chance, 8) ? 5 : 0;
     h->method = c->method != METHOD_DENSE && below(chance, 3) ? c->method : METHOD_DENSE;
     if (h->method == METHOD_PAGES) {
-        h->pages_ratio = (float)below(chance, 9) / 8;
+        h->pages_ratio = c->piece_look && below(chance, 4) ? 0.03f : (float)below(chance, 9) / 8;
         h->pages_mass = one_in(chance, 3) ? 0.7f : 0;
         h->pages_local = 1 + below(chance, 40);
         h->pages_no_rest = one_in(chance, 4);

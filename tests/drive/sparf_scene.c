@@ -171,7 +171,7 @@ int scene_attend(struct rig *rig, const struct scene *s, uint32_t layer, uint32_
     memset(in, 0, (layout.in_bytes + 63) / 64 * 64);
     struct table_header header = {.method = knobs->dense ? METHOD_DENSE : METHOD_SPARF,
                                   .q_heads = s->q_heads,
-                                  .scale = 1 / sqrtf((float)dim),
+                                  .scale = knobs->scale != 0 ? knobs->scale : 1 / sqrtf((float)dim),
                                   .softcap = rig->softcap};
     if (knobs->pages) {
         header.method = METHOD_PAGES;

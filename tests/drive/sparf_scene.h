@@ -36,6 +36,7 @@ struct scene_knobs {
     bool dense, audit;
     bool pages, no_rest; // METHOD_PAGES, with `local`
     float ratio, mass;
+    float scale; // 0: 1 / sqrt(head_dim)
 };
 
 // Tokens [pos, pos + n) in all layers by WRITE, in chunks of `chunk` (0: at once).

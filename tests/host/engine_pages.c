@@ -73,8 +73,11 @@ static void the_same_bits_everywhere(void **state)
     struct inst_stats stats;
     struct inst_options o = {
         .attention = "pages", .pages_ratio = 0.25, .pages_piece = 16, .pages_newest = 20};
-    for (int adaptive = 0; adaptive < 2; adaptive++) {
-        o.pages_mass = adaptive ? 0.8 : 0;
+    enum { RATIO, MASS, LOOK, KINDS };
+    for (int kind = RATIO; kind < KINDS; kind++) {
+        o.pages_mass = kind == MASS ? 0.8 : 0;
+        o.pages_look = kind == LOOK ? 12 : 0;
+        o.pages_ratio = kind == LOOK ? 0.06 : 0.25;
         uint64_t expected = decode(&o, ram, 1, &stats);
         for (size_t drives = 2; drives <= 4; drives *= 2)
             assert_true(decode(&o, places, drives, &stats) == expected);
@@ -89,21 +92,25 @@ static void the_same_bits_everywhere(void **state)
             assert_true((inst_stats_method(&stats, "audits") > 0) == (group == 32));
         }
     }
+    uint64_t likely = decode(&o, ram, 1, &stats); // others than if all keys are looked at
+    o.pages_look = 0;
+    assert_true(decode(&o, ram, 1, &stats) != likely);
     o.pages_no_rest = true;
     uint64_t without = decode(&o, ram, 1, &stats);
     o.pages_no_rest = false;
     assert_true(decode(&o, ram, 1, &stats) != without);
 }
 
-static void batch_equals_alone(void **state)
+static void batch_of(uint32_t look)
 {
-    (void)state;
     enum { SESSIONS = 4, ROUNDS = 6 };
     static const size_t lengths[SESSIONS] = {1, 70, 200, 333};
     int32_t tokens[SESSIONS][400];
     struct inst_options o = {.attention = "pages",
                              .pages_piece = 16,
                              .pages_newest = 16,
+                             .pages_look = look,
+                             .pages_ratio = look ? 0.06 : 0,
                              .max_sessions = SESSIONS,
                              .threads = 2};
     struct fixture f = {0}, alone = {0};
@@ -131,15 +138,19 @@ static void batch_equals_alone(void **state)
     close_engine(&alone);
 }
 
+static void batch_equals_alone(void **state)
+{
+    (void)state;
+    batch_of(0);
+    batch_of(10);
+}
+
 static void wrong_knobs_are_refused(void **state)
 {
     (void)state;
-    const struct inst_options wrong[] = {{.pages_ratio = 1.5},
-                                         {.pages_ratio = -1},
-                                         {.pages_mass = 1},
-                                         {.pages_piece = 48},
-                                         {.pages_heads = 5},
-                                         {.pages_piece = 64, .group = 32}};
+    const struct inst_options wrong[] = {{.pages_ratio = 1.5}, {.pages_ratio = -1},
+                                         {.pages_mass = 1},    {.pages_piece = 48},
+                                         {.pages_heads = 5},   {.pages_piece = 64, .group = 32}};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         struct inst_options o = wrong[i];
         struct inst_msg msg = {0};
@@ -149,7 +160,9 @@ static void wrong_knobs_are_refused(void **state)
         o.n_kv = 1;
         o.attention = "pages";
         assert_int_equal(engine_open_on(&e, &o, NULL, &msg), INST_EINVAL);
-        assert_non_null(strstr(msg.text, i < 3 ? "pages with a ratio" : i == 4 ? "do not choose together by 5" : "pieces of"));
+        assert_non_null(strstr(msg.text, i < 3    ? "pages with a ratio"
+                                         : i == 4 ? "do not choose together by 5"
+                                                  : "pieces of"));
         inst_engine_close(e);
     }
 }

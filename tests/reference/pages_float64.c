@@ -1,17 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "pages_float64.h"
+#include "pages_parts.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { KEYS = 64, PIECE = 64, DIM = 512 }; // at most
-
-struct summary {
-    double key[KEYS][DIM]; // turned
-    double value[DIM];
-    uint32_t count[KEYS];
-};
+enum { KEYS = PAGES_KEYS, PIECE = PAGES_KEYS, DIM = PAGES_DIM };
 
 // The Sylvester matrix, entry by entry.
 static void turn(double *x, uint32_t dim)
@@ -57,7 +51,7 @@ static void average(double *out, const double *x, uint32_t n, uint32_t dim, cons
 }
 
 // Typical keys, each with the tokens that it stands for.
-static void find_keys(const struct pages_problem *p, const double *k, struct summary *s)
+static void find_keys(const struct pages_problem *p, const double *k, struct pages_summary *s)
 {
     uint32_t dim = p->head_dim, n = p->piece, which[PIECE] = {0};
     double middle[DIM];
@@ -111,7 +105,7 @@ static double key_size(const double *x, uint32_t dim)
     return mean > 0 ? 0.625 * mean + 0.375 * square / mean : 0;
 }
 
-static void summarise(const struct pages_problem *p, uint32_t piece, struct summary *s)
+void pages_summarise(const struct pages_problem *p, uint32_t piece, struct pages_summary *s)
 {
     uint32_t dim = p->head_dim, n = p->piece, bits = n > 16 ? 2 : 1;
     const double *k = p->k + (size_t)piece * n * dim;
@@ -146,7 +140,7 @@ static void summarise(const struct pages_problem *p, uint32_t piece, struct summ
     turn(s->value, dim);
 }
 
-static double dot(const double *a, const double *b, uint32_t dim)
+double pages_dot(const double *a, const double *b, uint32_t dim)
 {
     double sum = 0;
     for (uint32_t d = 0; d < dim; d++)
@@ -154,11 +148,7 @@ static double dot(const double *a, const double *b, uint32_t dim)
     return sum;
 }
 
-struct query {
-    double turned[DIM], most; // the largest sum of four channels' sizes
-};
-
-static void ask(const struct pages_problem *p, uint32_t g, struct query *q)
+void pages_ask(const struct pages_problem *p, uint32_t g, struct pages_query *q)
 {
     uint32_t dim = p->head_dim;
     memcpy(q->turned, p->q + g * dim, dim * sizeof(double));
@@ -172,9 +162,14 @@ static void ask(const struct pages_problem *p, uint32_t g, struct query *q)
     }
 }
 
+static double capped(const struct pages_problem *p, double score)
+{
+    return p->softcap > 0 ? p->softcap * tanh(score / p->softcap) : score;
+}
+
 // Score of a rounded key: channels in fours, what each of the 16 signs of four adds rounded to
 // 1/31 of the largest such sum.
-static double score(const struct pages_problem *p, const struct query *q, const double *key)
+double pages_score(const struct pages_problem *p, const struct pages_query *q, const double *key)
 {
     double sum = 0;
     for (uint32_t d = 0; d < p->head_dim && q->most > 0; d += 4) {
@@ -183,14 +178,14 @@ static double score(const struct pages_problem *p, const struct query *q, const 
             four += key[c] < 0 ? -q->turned[c] : q->turned[c];
         sum += rint(four / q->most * 31);
     }
-    return p->scale * fabs(key[0]) * sum * q->most / 31;
+    return capped(p, p->scale * fabs(key[0]) * sum * q->most / 31);
 }
 
 // Scores of keys of which only signs are known are off by so much, for channels that are normal: of
 // a key x with deviation 1, rounded to a = m sqrt(2 / pi) with its signs, (x - a sign x)^2 is 1 - 2
 // a sqrt(2 / pi) + a^2. Of up to 64 pieces at equal distances.
-static double deviation(const struct pages_problem *p, const struct summary *summaries,
-                        uint32_t pieces, uint32_t g)
+double pages_deviation(const struct pages_problem *p, const struct pages_summary *summaries,
+                       uint32_t pieces, uint32_t g)
 {
     const double *q = p->q + g * p->head_dim;
     uint32_t every = pieces / 64 + 1, n = 0;
@@ -201,19 +196,19 @@ static double deviation(const struct pages_problem *p, const struct summary *sum
         for (uint32_t key = 0; key < p->keys; key++, n++)
             squares += summaries[i].key[key][0] * summaries[i].key[key][0];
     }
-    return p->scale * sqrt(lost * dot(q, q, p->head_dim) * squares / n);
+    return fabs(p->scale) * sqrt(lost * pages_dot(q, q, p->head_dim) * squares / n);
 }
 
 // The least that a query has of its mass, where what is not chosen may be larger than predicted.
-static double held(const struct pages_problem *p, const struct summary *summaries, uint32_t pieces,
-                   const double *one, const bool *chosen)
+static double held(const struct pages_problem *p, const struct pages_summary *summaries,
+                   uint32_t pieces, const double *one, const bool *chosen)
 {
     double least = 1;
     for (uint32_t g = 0; g < p->group; g++) {
         double sum[2] = {0};
         for (uint32_t i = 0; i < pieces; i++)
             sum[chosen[i]] += one[g * pieces + i];
-        sum[0] *= exp(deviation(p, summaries, pieces, g));
+        sum[0] *= exp(pages_deviation(p, summaries, pieces, g));
         least = fmin(least, sum[1] / (sum[0] + sum[1]));
     }
     return least;
@@ -222,7 +217,7 @@ static double held(const struct pages_problem *p, const struct summary *summarie
 // What is known of a head.
 struct head {
     struct pages_problem p; // its own
-    struct summary *summaries;
+    struct pages_summary *summaries;
     double *one; // [group][pieces]: mass of a piece for a query
 };
 
@@ -262,32 +257,32 @@ static void choose(const struct pages_problem *p, const struct head *heads, uint
 // How much of what is predicted of the rest counts, beside what the chosen tokens hold (a
 // logarithm): less by half the variance of its scores, and by what the chosen pieces were promised
 // to hold beyond that.
-static double rest_share(const struct pages_problem *p, const struct summary *summaries,
+static double rest_share(const struct pages_problem *p, const struct pages_summary *summaries,
                          uint32_t pieces, const bool *chosen, uint32_t query, double held)
 {
-    struct query asked;
-    double promised = 0, off = deviation(p, summaries, pieces, query);
-    ask(p, query, &asked);
+    struct pages_query asked;
+    double promised = 0, off = pages_deviation(p, summaries, pieces, query);
+    pages_ask(p, query, &asked);
     for (uint32_t i = 0; i < pieces; i++)
         for (uint32_t key = 0; key < p->keys && chosen[i]; key++)
             promised +=
-                summaries[i].count[key] * exp(score(p, &asked, summaries[i].key[key]) - held);
+                summaries[i].count[key] * exp(pages_score(p, &asked, summaries[i].key[key]) - held);
     return exp(-off * off / 2) / fmax(1, promised);
 }
 
-static void attend(const struct pages_problem *p, const struct summary *summaries, uint32_t pieces,
-                   const bool *chosen, uint32_t query, struct pages_answer *a)
+void pages_attend(const struct pages_problem *p, const struct pages_summary *summaries,
+                  uint32_t pieces, const bool *chosen, uint32_t query, struct pages_answer *a)
 {
     uint32_t dim = p->head_dim;
-    struct query asked;
+    struct pages_query asked;
     const double *q = p->q + query * dim;
-    ask(p, query, &asked);
+    pages_ask(p, query, &asked);
     double *out = a->out + query * dim, max = -INFINITY, sum = 0, rest = 0, every = 0, share = 0;
     for (uint32_t t = 0; t < p->tokens; t++)
-        max = fmax(max, p->scale * dot(q, p->k + (size_t)t * dim, dim));
+        max = fmax(max, capped(p, p->scale * pages_dot(q, p->k + (size_t)t * dim, dim)));
     memset(out, 0, dim * sizeof *out);
     for (uint32_t t = 0; t < p->tokens; t++) {
-        double w = exp(p->scale * dot(q, p->k + (size_t)t * dim, dim) - max);
+        double w = exp(capped(p, p->scale * pages_dot(q, p->k + (size_t)t * dim, dim)) - max);
         every += w;
         if (!a->token[t])
             continue;
@@ -301,7 +296,7 @@ static void attend(const struct pages_problem *p, const struct summary *summarie
     for (uint32_t i = 0; i < pieces && !p->no_rest; i++) {
         double w = 0;
         for (uint32_t key = 0; key < p->keys && !chosen[i]; key++)
-            w += summaries[i].count[key] * exp(score(p, &asked, summaries[i].key[key]) - max);
+            w += summaries[i].count[key] * exp(pages_score(p, &asked, summaries[i].key[key]) - max);
         w *= share;
         rest += w;
         for (uint32_t d = 0; d < dim; d++)
@@ -316,19 +311,19 @@ static void predict(struct head *head, uint32_t pieces, double *mass)
 {
     const struct pages_problem *p = &head->p;
     for (uint32_t i = 0; i < pieces; i++)
-        summarise(p, i, &head->summaries[i]);
+        pages_summarise(p, i, &head->summaries[i]);
     for (uint32_t g = 0; g < p->group; g++) {
-        struct query asked;
-        ask(p, g, &asked);
+        struct pages_query asked;
+        pages_ask(p, g, &asked);
         double max = -INFINITY, sum = 0, *one = head->one + g * pieces;
         for (uint32_t i = 0; i < pieces; i++)
             for (uint32_t key = 0; key < p->keys; key++)
-                max = fmax(max, score(p, &asked, head->summaries[i].key[key]));
+                max = fmax(max, pages_score(p, &asked, head->summaries[i].key[key]));
         for (uint32_t i = 0; i < pieces; i++) {
-            const struct summary *s = &head->summaries[i];
+            const struct pages_summary *s = &head->summaries[i];
             one[i] = 0;
             for (uint32_t key = 0; key < p->keys; key++)
-                one[i] += s->count[key] * exp(score(p, &asked, s->key[key]) - max);
+                one[i] += s->count[key] * exp(pages_score(p, &asked, s->key[key]) - max);
             sum += one[i];
         }
         for (uint32_t i = 0; i < pieces; i++)
@@ -345,7 +340,7 @@ void pages_solve(const struct pages_problem *p, struct pages_answer *a)
     bool *chosen = calloc(pieces + 1, sizeof *chosen);
     for (uint32_t h = 0; h < p->heads; h++) {
         heads[h] = (struct head){.p = *p,
-                                 .summaries = calloc(pieces + 1, sizeof(struct summary)),
+                                 .summaries = calloc(pieces + 1, sizeof(struct pages_summary)),
                                  .one = calloc(pieces * p->group + 1, sizeof(double))};
         heads[h].p.q += h * queries;
         heads[h].p.k += h * tokens;
@@ -359,7 +354,7 @@ void pages_solve(const struct pages_problem *p, struct pages_answer *a)
         struct pages_answer own = {
             .token = a->token, .out = a->out + h * queries, .captured = a->captured + h * p->group};
         for (uint32_t g = 0; g < p->group; g++)
-            attend(&heads[h].p, heads[h].summaries, pieces, chosen, g, &own);
+            pages_attend(&heads[h].p, heads[h].summaries, pieces, chosen, g, &own);
         free(heads[h].summaries);
         free(heads[h].one);
     }

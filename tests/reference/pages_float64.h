@@ -10,6 +10,7 @@
 struct pages_problem {
     uint32_t heads, head_dim, group, tokens, piece, keys, local;
     double scale, ratio, mass; // mass 0: the ratio alone
+    double softcap;            // 0: none
     bool no_rest;
     const double *q, *k, *v; // [heads][group][head_dim], [heads][tokens][head_dim]
 };
