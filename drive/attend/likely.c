@@ -503,26 +503,6 @@ static void promise(const struct pages_view *p, const struct likely *l)
     }
 }
 
-// Chosen pieces become chosen tokens, with those behind the last piece.
-static void choose_tokens(const struct pages_view *p)
-{
-    const uint64_t tiles = div_round_up(p->v.u->tokens, ATTENTION_TILE), each = 64 / p->tokens;
-    const uint64_t ones = p->tokens < 64 ? (1ull << p->tokens) - 1 : ~0ull;
-    uint64_t *marks = p->v.u->marks + p->v.head * sparf_marks(&p->v.s->size);
-    memset(p->v.chosen, 0, tiles * sizeof *p->v.chosen);
-    memset(marks, 0, sparf_marks(&p->v.s->size) * sizeof *marks);
-    for (uint64_t i = 0; i < p->pieces; i += 64)
-        for (uint64_t bits = p->bits[i / 64]; bits; bits &= bits - 1) {
-            const uint64_t piece = i + (uint64_t)__builtin_ctzll(bits), tile = piece / each;
-            p->v.chosen[tile] |= ones << piece % each * p->tokens;
-            marks[tile / 64] |= 1ull << tile % 64;
-        }
-    for (uint64_t piece = p->pieces; piece < tiles * each; piece++) {
-        p->v.chosen[piece / each] |= ones << piece % each * p->tokens;
-        marks[piece / each / 64] |= 1ull << piece / each % 64;
-    }
-}
-
 // In the order of pieces, so that of equal ones the lower is chosen, whatever was met with first.
 static void rank_pieces(const struct pages_view *p, const struct likely *l)
 {
@@ -555,6 +535,6 @@ void likely_choose(const struct pages_view *p)
         if (head > p->set)
             memcpy(other.bits, p->bits, words * sizeof *p->bits);
         promise(&other, &own);
-        choose_tokens(&other);
+        pages_choose_tokens(&other);
     }
 }

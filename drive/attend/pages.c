@@ -267,19 +267,22 @@ static void choose_pieces(const struct pages_view *p)
     select_tokens(p->together, p->pieces, most, local, p->bits);
 }
 
-// Chosen pieces become chosen tokens, with those behind the last piece.
-static void choose_tokens(const struct pages_view *p)
+void pages_choose_tokens(const struct pages_view *p)
 {
-    uint64_t tiles = div_round_up(p->v.u->tokens, ATTENTION_TILE), each = 64 / p->tokens;
-    uint64_t ones = p->tokens < 64 ? (1ull << p->tokens) - 1 : ~0ull;
-    for (uint64_t tile = 0; tile < tiles; tile++) {
-        uint64_t word = 0;
-        for (uint64_t i = 0; i < each; i++) {
-            uint64_t piece = tile * each + i;
-            bool taken = piece >= p->pieces || (p->bits[piece / 64] >> piece % 64 & 1);
-            word |= taken ? ones << i * p->tokens : 0;
+    const uint64_t tiles = div_round_up(p->v.u->tokens, ATTENTION_TILE), each = 64 / p->tokens;
+    const uint64_t ones = p->tokens < 64 ? (1ull << p->tokens) - 1 : ~0ull;
+    uint64_t *marks = p->v.u->marks + p->v.head * sparf_marks(&p->v.s->size);
+    memset(p->v.chosen, 0, tiles * sizeof *p->v.chosen);
+    memset(marks, 0, sparf_marks(&p->v.s->size) * sizeof *marks);
+    for (uint64_t i = 0; i < p->pieces; i += 64)
+        for (uint64_t bits = p->bits[i / 64]; bits; bits &= bits - 1) {
+            const uint64_t piece = i + (uint64_t)__builtin_ctzll(bits), tile = piece / each;
+            p->v.chosen[tile] |= ones << piece % each * p->tokens;
+            marks[tile / 64] |= 1ull << tile % 64;
         }
-        p->v.chosen[tile] = word;
+    for (uint64_t piece = p->pieces; piece < tiles * each; piece++) {
+        p->v.chosen[piece / each] |= ones << piece % each * p->tokens;
+        marks[piece / each / 64] |= 1ull << piece / each % 64;
     }
 }
 
@@ -362,7 +365,7 @@ static void choose(const struct pages_view *p, uint8_t *scratch)
     choose_pieces(p);
     for (uint32_t i = 0; i < v->group; i++)
         v->u->predicted[v->head * v->group + i] = (float)held(p, i, doubt[i]);
-    choose_tokens(p);
+    pages_choose_tokens(p);
     estimate_rest(p, (struct pages_scratch *)scratch);
 }
 

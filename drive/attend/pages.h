@@ -64,6 +64,8 @@ struct pages_budget {
     uint64_t local, least, most;
 };
 struct pages_budget pages_budget(const struct pages_view *p);
+// Chosen pieces become chosen tokens, with those behind the last piece.
+void pages_choose_tokens(const struct pages_view *p);
 // By how much scores are off, in nats, for each query of the head.
 void pages_doubts(const struct pages_view *p, float *out);
 
