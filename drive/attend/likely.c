@@ -77,6 +77,7 @@ uint64_t likely_look(const struct space_config *config, const struct table_heade
     return clusters_least(&shape, tokens / shape.piece) && look <= keys / LOOK_PART ? look : 0;
 }
 
+// A head's arrays in its memory, one behind the other; NULL: only how long that is.
 static uint64_t carve(struct likely *l, const struct index_shape *shape, uint64_t pieces,
                       uint32_t group, uint8_t *memory)
 {
@@ -87,7 +88,7 @@ static uint64_t carve(struct likely *l, const struct index_shape *shape, uint64_
     l->coarse.n = l->fine.n = 0;
     l->stride = div_round_up(shape->head_dim, 16) * 16;
 #define CARVE(field, number)                                                                       \
-    l->field = (void *)(memory + at);                                                              \
+    l->field = memory ? (void *)(memory + at) : NULL;                                              \
     at += ((number) * sizeof *l->field + 63) / 64 * 64
     CARVE(bits, pieces / 64 + 1);
     CARVE(seen, pieces / 64 + 1);
@@ -121,8 +122,7 @@ uint64_t likely_floats(const struct space_config *config, uint64_t tokens, uint3
 {
     const struct index_shape shape = index_shape(config);
     struct likely l;
-    uint8_t nothing[1];
-    return carve(&l, &shape, tokens / shape.piece, group, nothing) / sizeof(float);
+    return carve(&l, &shape, tokens / shape.piece, group, NULL) / sizeof(float);
 }
 
 static struct likely likely_of(const struct pages_view *p)
