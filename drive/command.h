@@ -274,7 +274,7 @@ bool attend_layout(struct attend_layout *layout, uint32_t count, uint32_t q_head
     X(pages_read_bytes, SUM, "in pages that hold chosen tokens: read")                             \
     X(pages_predicted, SUM, "query heads whose captured mass was predicted")                       \
     X(pages_predicted_sum, SUM, "of these, the sum of predicted captured mass, in millionths")     \
-    X(pages_dram_bytes, NOW, "DRAM that pages adds: buffers, weights, the index")                  \
+    X(pages_dram_bytes, NOW, "DRAM that pages adds: buffers, weights, index and clusters")         \
     X(pages_choose_ns, TOGETHER, "time that all workers were busy choosing, results included")
 
 // A new method adds its map here and its line in command.c.
