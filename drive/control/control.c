@@ -436,8 +436,9 @@ static void submit_flash(struct drive *drive)
     bool busy = wanted(drive);
     if (busy)
         drive->busy_ns = drive->now_ns;
-    segments_pump(drive->segments, drive->now_ns,
-                  !busy && drive->now_ns - drive->busy_ns >= IDLE_NS);
+    // What is closed without an operation may be all that a FLUSH waits for.
+    drive->runnable |= segments_pump(drive->segments, drive->now_ns,
+                                     !busy && drive->now_ns - drive->busy_ns >= IDLE_NS);
 }
 
 // A job whose next unit finds no DRAM, though nothing can give way any more and nothing is under

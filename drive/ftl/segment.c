@@ -539,9 +539,10 @@ static void submit_own(struct segments *s, uint32_t number, enum flash_op op, ui
     s->flash->ops->submit(s->flash, list, now_ns);
 }
 
-void segments_pump(struct segments *s, uint64_t now_ns, bool idle)
+bool segments_pump(struct segments *s, uint64_t now_ns, bool idle)
 {
     uint32_t *link = &s->work_list;
+    bool moved = false;
     while (*link != PLACE_NONE) {
         struct segment *segment = segment_at(s, *link);
         bool full = segment->state == SEGMENT_CLOSING && !segment->submitted && !segment->pins;
@@ -550,6 +551,7 @@ void segments_pump(struct segments *s, uint64_t now_ns, bool idle)
             continue;
         }
         uint32_t number = *link; // needs no summary
+        moved = true;
         *link = segment->next;
         if (s->summary_pages) {
             push_dead(s, number);
@@ -566,6 +568,7 @@ void segments_pump(struct segments *s, uint64_t now_ns, bool idle)
         if (!segment->submitted && !segment->pins)
             submit_own(s, i, segment->state == SEGMENT_ERASE ? FLASH_ERASE : FLASH_PROGRAM, now_ns);
     }
+    return moved;
 }
 
 static void remove_work(struct segments *s, uint32_t number)

@@ -98,9 +98,10 @@ void segments_record(struct segments *segments, struct place place, uint32_t pag
 // page; else NULL. Stays until the segment has no pins.
 void *segments_oob(const struct segments *segments, uint64_t block, uint32_t page);
 
-// Submits what is due (summaries, erases); `idle`: erases disturb nobody. segments_done takes back
+// Submits what is due (summaries, erases); `idle`: erases disturb nobody. True when a segment was
+// closed that needs no operation for it. segments_done takes back
 // a finished operation whose owner is the segments object.
-void segments_pump(struct segments *segments, uint64_t now_ns, bool idle);
+bool segments_pump(struct segments *segments, uint64_t now_ns, bool idle);
 // All that is dead now is to be erased soon.
 void segments_press(struct segments *segments);
 void segments_done(struct segments *segments, struct flash_io *io);

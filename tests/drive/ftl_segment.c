@@ -74,10 +74,52 @@ static void test_stripes(void **state)
             expect_stripes(dies, row_pages);
 }
 
+// A full segment is closed once nobody looks at it. With OOB that takes no operation, so that no
+// other event tells who waits for it, as a FLUSH does.
+static void test_closing(void **state)
+{
+    (void)state;
+    const struct flash_geometry g = {.page_bytes = PAGE,
+                                     .pages_per_block = PAGES,
+                                     .blocks = 4,
+                                     .dies = 1,
+                                     .channels = 1,
+                                     .read_bytes = PAGE};
+    struct budget budget;
+    struct flash *flash;
+    struct segments *segments;
+    struct frontier frontier;
+    struct place place;
+    bool wait;
+    budget_init(&budget, 1 << 30);
+    assert_int_equal(flash_null_open(&flash, &g, NULL), 0);
+    flash->geometry.oob = true; // emulated NAND alone has it
+    assert_int_equal(segments_open(&segments, flash, &budget, NULL), 0);
+    frontier_init(segments, &frontier, 1, 1);
+    for (uint32_t r = 0; r < segment_capacity(&flash->geometry, 1); r++) {
+        assert_int_equal(segments_reserve(segments, &frontier, 1, &wait), 0);
+        assert_int_equal(segments_place(segments, &frontier, &place, NULL), 0);
+    }
+    segments_pin(segments, place);
+    assert_false(segments_busy(segments)); // nothing can go on
+    assert_false(segments_pump(segments, 0, false));
+    segments_unpin(segments, place);
+    assert_true(segments_busy(segments));
+    assert_true(segments_pump(segments, 0, false));
+    assert_false(segments_busy(segments));
+    assert_false(segments_in_flight(segments));
+    assert_false(segments_pump(segments, 0, false));
+    segments_end(segments, &frontier);
+    segments_close(segments);
+    flash_close(flash);
+    assert_int_equal(budget.used, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_stripes),
+        cmocka_unit_test(test_closing),
     };
     return cmocka_run_group_tests_name("ftl_segment", tests, NULL, NULL);
 }
