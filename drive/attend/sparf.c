@@ -57,6 +57,16 @@ static const char *name_of(const struct space_config *c)
     return c->method == METHOD_PAGES ? "pages" : "sparf";
 }
 
+// A unit of many heads, where there are many sequences: but not where a piece of heads that choose
+// together is a smaller gap than what a request costs, since others' would be read to bridge it.
+static bool many_heads(const struct flash_geometry *g, const struct space_config *c)
+{
+    return c->method == METHOD_PAGES && c->max_sequences >= MANY_SEQUENCES &&
+           (uint64_t)space_config_together(c) * index_piece(c) *
+                   kv_token_bytes(c->kv_type, c->head_dim) >
+               g->request_bytes;
+}
+
 static int sparf_size(struct sparf_size *s, const struct flash_geometry *g,
                       const struct space_config *c, const struct stream *streams, unsigned level,
                       struct inst_msg *msg)
@@ -64,7 +74,7 @@ static int sparf_size(struct sparf_size *s, const struct flash_geometry *g,
     const struct stream *kv = &streams[STREAM_KV];
     uint32_t dim = c->head_dim;
     uint64_t bundle = channels_bundle(g, c, kv), together = space_config_together(c);
-    if (c->method == METHOD_PAGES && level > 1 && c->max_sequences >= MANY_SEQUENCES)
+    if (level > 1 && many_heads(g, c))
         bundle = max_u64(bundle, MANY_HEADS);
     bundle = div_round_up(bundle, together) * together;
     *s = (struct sparf_size){.bundle = (uint32_t)min_u64(bundle, c->kv_heads)};
