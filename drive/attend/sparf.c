@@ -295,6 +295,8 @@ static void tell(const struct unit *unit, bool tokens_known)
             .chosen = tokens_known ? u->chosen + i * (s->size.tokens / 64) : NULL};
         s->env->selected(s->env->selected_user, &told);
     }
+    if (tokens_known) // whoever listens may have put others in their place
+        memset(u->marks, 0xff, unit->n_heads * sparf_marks(&s->size) * sizeof *u->marks);
 }
 
 struct sparf_unit *sparf_take(struct unit *unit, uint64_t k, bool audit)
