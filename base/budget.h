@@ -50,4 +50,13 @@ int budget_list(struct budget *budget, void **list, uint64_t *room, uint64_t use
                 uint64_t size, const char *what, struct inst_msg *msg);
 void budget_free(struct budget *budget, void *p); // NULL is fine
 
+// Where the next `bytes` of a block lie, from *at on, which goes on to the next multiple of 64.
+// memory NULL: nowhere, so that the same code says how long the block has to be.
+static inline void *budget_carve(uint8_t *memory, uint64_t *at, uint64_t bytes)
+{
+    void *p = memory ? memory + *at : NULL;
+    *at += (bytes + 63) / 64 * 64;
+    return p;
+}
+
 #endif

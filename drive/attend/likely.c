@@ -87,9 +87,7 @@ static uint64_t carve(struct likely *l, const struct index_shape *shape, uint64_
     uint64_t at = 0;
     l->coarse.n = l->fine.n = 0;
     l->stride = div_round_up(shape->head_dim, 16) * 16;
-#define CARVE(field, number)                                                                       \
-    l->field = memory ? (void *)(memory + at) : NULL;                                              \
-    at += ((number) * sizeof *l->field + 63) / 64 * 64
+#define CARVE(field, number) l->field = budget_carve(memory, &at, (number) * sizeof *l->field)
     CARVE(bits, pieces / 64 + 1);
     CARVE(seen, pieces / 64 + 1);
     CARVE(n, 2);

@@ -31,9 +31,7 @@ static uint64_t carve(struct sparf_unit *u, uint8_t *memory, const struct sparf_
 {
     uint64_t at = 0, heads = s->bundle, queries = heads * s->group;
     // Sizes are products of checked, small dimensions and the checked number of tokens.
-#define CARVE(field, count)                                                                        \
-    u->field = memory ? (void *)(memory + at) : NULL;                                              \
-    at += ((count) * sizeof *u->field + 63) / 64 * 64
+#define CARVE(field, count) u->field = budget_carve(memory, &at, (count) * sizeof *u->field)
     CARVE(scores, heads * s->head_floats);
     CARVE(rest, s->rest ? queries * partial_stride(dim) : 0);
     CARVE(chosen, heads * (s->tokens / 64));

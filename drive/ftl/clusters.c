@@ -102,9 +102,7 @@ static uint64_t carve(const struct index_shape *shape, struct clusters_head *h, 
                       uint8_t *memory)
 {
     uint64_t at = 0, clusters = (uint64_t)h->coarse + h->fine;
-#define CARVE(field, number)                                                                       \
-    h->field = memory ? (void *)(memory + at) : NULL;                                              \
-    at += ((number) * sizeof *h->field + 63) / 64 * 64
+#define CARVE(field, number) h->field = budget_carve(memory, &at, (number) * sizeof *h->field)
     CARVE(mean, clusters * shape->head_dim);
     CARVE(spread, clusters);
     CARVE(fine_first, h->coarse + 1ull);
@@ -171,9 +169,7 @@ static uint64_t carve_work(const struct index_shape *shape, struct work *w, uint
     w->dim = shape->head_dim;
     w->row = (shape->head_dim + 7) / 8;
     w->rows = mass_rows(w->row);
-#define CARVE(field, number)                                                                       \
-    w->field = memory ? (void *)(memory + at) : NULL;                                              \
-    at += ((number) * sizeof *w->field + 63) / 64 * 64
+#define CARVE(field, number) w->field = budget_carve(memory, &at, (number) * sizeof *w->field)
     CARVE(code, keys * w->row);
     CARVE(size, keys);
     CARVE(packed, padded * w->rows / 2);
@@ -293,8 +289,8 @@ static void set_centre(struct work *w, uint32_t c, const uint32_t *at, uint64_t 
     w->length[c] = kernels->dot(w->sum, w->sum, w->dim);
 }
 
-// Centres of n keys, found from a sample of them: k-means from ones that
-// are spaced evenly, but for some disorder.
+// Centres of n keys, found from a sample of them: k-means from ones that are spaced evenly, but for
+// some disorder.
 static void find_centres(struct work *w, const uint32_t *keys, uint64_t n, uint32_t centres,
                          uint64_t sample)
 {
