@@ -81,16 +81,20 @@ static bool runnable_jobs(const struct drive *drive)
     return job != NULL;
 }
 
+// DRAM is still on its way back without anybody's doing: maps that are swept, frames of the flash.
+static bool room_to_come(const struct drive *drive)
+{
+    bool swept = true;
+    for (const struct space *space = drive->spaces; space; space = space->next)
+        swept &= space_swept(space);
+    return !swept || flash_busy(drive);
+}
+
 int no_room(const struct drive *drive, int status)
 {
     if (status != INST_ENOMEM)
         return status;
-    bool swept = true;
-    for (const struct space *space = drive->spaces; space; space = space->next)
-        swept &= space_swept(space);
-    if (!swept || runnable_jobs(drive) || flash_busy(drive))
-        return WAIT;
-    return INST_ENORESOURCE;
+    return room_to_come(drive) || runnable_jobs(drive) ? WAIT : INST_ENORESOURCE;
 }
 
 void complete(struct drive *drive, struct request *request, int status, uint64_t result,
@@ -447,10 +451,10 @@ static bool refuse_item(struct drive *drive, struct job *job)
 {
     struct job_item *item = &job->items[job->item_at];
     for (const struct space *space = drive->spaces; space; space = space->next) {
-        if (!walk_idle(space->walk) || !space_swept(space))
+        if (!walk_idle(space->walk))
             return false;
     }
-    if (flash_busy(drive))
+    if (room_to_come(drive))
         return false;
     item->status = inst_fail(&job->error, INST_ENORESOURCE,
                              "sequence %u layer %u: no DRAM is left to begin with it",
