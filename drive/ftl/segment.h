@@ -99,8 +99,8 @@ void segments_record(struct segments *segments, struct place place, uint32_t pag
 void *segments_oob(const struct segments *segments, uint64_t block, uint32_t page);
 
 // Submits what is due (summaries, erases); `idle`: erases disturb nobody. True when a segment was
-// closed that needs no operation for it. segments_done takes back
-// a finished operation whose owner is the segments object.
+// closed that needs no operation for it. segments_done takes back a finished operation whose owner
+// is the segments object.
 bool segments_pump(struct segments *segments, uint64_t now_ns, bool idle);
 // All that is dead now is to be erased soon.
 void segments_press(struct segments *segments);
