@@ -109,9 +109,11 @@ static void take_slice(const struct mass_work *w, const uint8_t *summary, size_t
     split_codes(index, all, w->rows);
 }
 
-// Scores of all keys for one query, less its factor; the largest one.
-INLINE float mass_scores(const struct mass_work *w, const size_t rows, const int8_t *table)
+// Scores of all keys for one query, less its factor; the largest one. bias[pieces]; NULL: none.
+INLINE float mass_scores(const struct mass_work *w, const size_t rows, const int8_t *table,
+                         const float *bias)
 {
+    const size_t each = w->each;
     float *restrict scores = w->scores;
     const float *restrict scale = w->scale;
     const uint8_t *restrict index = w->index;
@@ -121,9 +123,11 @@ INLINE float mass_scores(const struct mass_work *w, const size_t rows, const int
         most.p[p] = vn_set1(-INFINITY);
     for (size_t s = 0; s < w->slices; s++) {
         v16 a = code_lanes(index + s * rows * KERNEL_LANES, table, rows);
+        const vn more = vn_set1(bias ? bias[each == 1 ? s : s / each] : 0);
         UNROLL
         for (int p = 0; p < PARTS; p++) {
             vn x = vn_mul(a.p[p], vn_load(scale + s * KERNEL_LANES + p * VN));
+            x = bias ? vn_add(x, more) : x;
             vn_store(scores + s * KERNEL_LANES + p * VN, x);
             most.p[p] = vn_max(x, most.p[p]);
         }
@@ -180,19 +184,25 @@ INLINE void mass_sums(const struct mass_work *w, const size_t each, const int co
     }
 }
 
-static float mass_scores_any(const struct mass_work *w, const int8_t *table)
+// For query q.
+static float mass_scores_any(const struct mass_work *w, size_t q, const int8_t *table)
 {
+    const float *bias = w->pieces->bias;
+    if (!bias && w->rows == 16)
+        return mass_scores(w, 16, table, NULL);
+    bias = bias ? bias + q * MASS_SLICES : NULL;
     if (w->rows == 16)
-        return mass_scores(w, 16, table);
+        return mass_scores(w, 16, table, bias);
     if (w->rows == 32)
-        return mass_scores(w, 32, table);
-    return mass_scores(w, w->rows, table);
+        return mass_scores(w, 32, table, bias);
+    return mass_scores(w, w->rows, table, bias);
 }
 
-static float mass_query(const struct mass_work *w, const int8_t *table, float factor, float *masses)
+static float mass_query(const struct mass_work *w, size_t q, const int8_t *table, float factor,
+                        float *masses)
 {
     const struct mass_pieces *m = w->pieces;
-    float most = mass_scores_any(w, table);
+    float most = mass_scores_any(w, q, table);
     if (m->softcap != 0) {
         most = mass_capped(w, factor);
         factor = 1;
@@ -230,7 +240,7 @@ static void set_piece_masses(const struct mass_pieces *m, const int8_t *tables,
     struct mass_work w = mass_begin(m, scratch);
     for (size_t q = 0; q < n_q; q++)
         tops[q * top_stride] =
-            mass_query(&w, tables + q * w.rows * KERNEL_LANES, factors[q], masses + q * stride);
+            mass_query(&w, q, tables + q * w.rows * KERNEL_LANES, factors[q], masses + q * stride);
 }
 
 static void set_piece_scores(const struct mass_pieces *m, const int8_t *table, float factor,
@@ -238,7 +248,7 @@ static void set_piece_scores(const struct mass_pieces *m, const int8_t *table, f
 {
     struct mass_work w = mass_begin(m, scratch);
     w.scores = scores;
-    mass_scores_any(&w, table);
+    mass_scores_any(&w, 0, table);
     if (m->softcap != 0)
         mass_capped(&w, factor);
     else

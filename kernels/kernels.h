@@ -142,6 +142,9 @@ struct mass_pieces {
     size_t n, keys, bytes; // n * (keys / 16, rounded up) is MASS_SLICES at most
     int counted;
     float softcap; // 0: none
+    // What is added to all scores of a piece, before the query's factor: of query q and piece i
+    // bias[q * MASS_SLICES + i]. NULL: nothing.
+    const float *bias;
 };
 
 // Rows of a query's table.
@@ -230,7 +233,8 @@ struct kernels {
     // The mass of each of the pieces for n_q queries, relative to 2^tops[q]. A query has a table of
     // bytes, `mass_rows` rows of 16, zeros where there is no byte, and a factor:
     //   a_i = (float)(the sum over j < bytes of what row j says of the low half of byte j of key i,
-    //   and row mass_rows / 2 + j of the high half) * (scale * (1.0f / 255) * factor_i)
+    //   and row mass_rows / 2 + j of the high half) * (scale * (1.0f / 255) * factor_i), plus the
+    //   piece's bias, if there are any
     //   with a softcap: a_i = softcap(a_i * factor); the factor is 1 from then on
     //   top = factor * LOG2E * m, m = the largest a_i of all pieces
     //   e_i = 2^max((a_i - m) * (factor * LOG2E), -120), the polynomial of sets.h

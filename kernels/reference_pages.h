@@ -11,11 +11,12 @@ static float ref_exp2(float x)
     return p * bits_to_float((float_to_bits(t) + 127) << 23);
 }
 
-// What key i of a piece scores, less the query's factor.
-static float code_score(const struct mass_pieces *m, const uint8_t *summary, size_t i,
+// What key i of piece p scores for query q, less its factor.
+static float code_score(const struct mass_pieces *m, size_t p, size_t i, size_t q,
                         const int8_t *table)
 {
     const size_t half = mass_rows(m->bytes) / 2;
+    const uint8_t *summary = m->summary[p];
     const uint8_t *factors = summary + MASS_HEADER, *codes = factors + m->keys;
     float scale = half_at(summary);
     int sum = 0;
@@ -26,17 +27,18 @@ static float code_score(const struct mass_pieces *m, const uint8_t *summary, siz
         sum += table[j * 16 + (code & 15)] + table[(half + j) * 16 + (code >> 4)];
     }
     scale = isfinite(scale) ? scale * (1.0f / 255) : 0;
-    return (float)sum * (scale * (float)factors[i]);
+    float score = (float)sum * (scale * (float)factors[i]);
+    return m->bias ? score + m->bias[q * MASS_SLICES + p] : score;
 }
 
-static float ref_mass_query(const struct mass_pieces *m, const int8_t *table, float factor,
-                            float *masses)
+static float ref_mass_query(const struct mass_pieces *m, size_t q, const int8_t *table,
+                            float factor, float *masses)
 {
     float most = -INFINITY, scores[MASS_SLICES * KERNEL_LANES];
     const float log2e = m->softcap != 0 ? EXP_LOG2E : factor * EXP_LOG2E;
     for (size_t p = 0; p < m->n; p++) {
         for (size_t i = 0; i < m->keys; i++) {
-            float s = code_score(m, m->summary[p], i, table);
+            float s = code_score(m, p, i, q, table);
             if (m->softcap != 0)
                 s = softcap(s * factor, m->softcap);
             scores[p * m->keys + i] = s;
@@ -62,8 +64,8 @@ static void ref_piece_masses(const struct mass_pieces *m, const int8_t *tables,
 {
     (void)scratch;
     for (size_t q = 0; q < n_q; q++)
-        tops[q * top_stride] = ref_mass_query(m, tables + q * mass_rows(m->bytes) * 16, factors[q],
-                                              masses + q * stride);
+        tops[q * top_stride] = ref_mass_query(m, q, tables + q * mass_rows(m->bytes) * 16,
+                                              factors[q], masses + q * stride);
 }
 
 static void ref_piece_scores(const struct mass_pieces *m, const int8_t *table, float factor,
@@ -73,7 +75,7 @@ static void ref_piece_scores(const struct mass_pieces *m, const int8_t *table, f
     for (size_t p = 0; p < m->n; p++) {
         for (size_t first = 0; first < m->keys; first += KERNEL_LANES, scores += KERNEL_LANES) {
             for (size_t i = 0; i < KERNEL_LANES && first + i < m->keys; i++) {
-                float s = code_score(m, m->summary[p], first + i, table) * factor;
+                float s = code_score(m, p, first + i, 0, table) * factor;
                 scores[i % 2 * 8 + i / 2] = m->softcap != 0 ? softcap(s, m->softcap) : s;
             }
         }

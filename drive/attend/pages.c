@@ -118,6 +118,38 @@ static void find_summaries(const struct pages_view *p, uint64_t piece, uint64_t 
     }
 }
 
+// A turned query as products with the mean of keys take it: in what is one to its table and factor.
+static void in_steps(const struct pages_view *p, float *out, const float *q, float factor)
+{
+    const float step = factor > 0 ? fabsf(p->v.job->header.scale) / factor : 0;
+    memset(out, 0, index_middle_dim(&p->shape) * sizeof *out);
+    for (uint32_t d = 0; d < p->v.dim; d++) {
+        const float x = q[d] * step;
+        out[d] = fabsf(x) <= 4 * MASS_ENTRY ? x : 0; // no NaN
+    }
+}
+
+// What the mean of keys adds to the scores of each piece of a block.
+static void weigh_middles(const struct pages_view *p, struct mass_pieces *block, uint32_t n,
+                          struct pages_scratch *own)
+{
+    const uint64_t bytes = index_bytes(&p->shape);
+    const uint32_t dim = index_middle_dim(&p->shape);
+    block->bias = own->bias;
+    for (uint64_t at = 0, end; at < block->n; at = end) { // as far as they lie side by side
+        end = at + 1;
+        while (end < block->n && block->summary[end] == block->summary[end - 1] + bytes)
+            end++;
+        const struct weight middles = {.data = block->summary[at] + index_middle_at(&p->shape),
+                                       .rows = end - at,
+                                       .cols = dim,
+                                       .row_bytes = bytes,
+                                       .type = TENSOR_Q4_0};
+        p->v.k->matmul(&middles, 0, end - at, own->steps, dim, n, own->bias + at, MASS_SLICES,
+                       own->kernels);
+    }
+}
+
 // Weights of all pieces for n queries of the head from `first` on, relative to their block's top.
 static void weigh(const struct pages_view *p, uint32_t first, uint32_t n, uint8_t *scratch)
 {
@@ -127,14 +159,19 @@ static void weigh(const struct pages_view *p, uint32_t first, uint32_t n, uint8_
     const uint64_t each = block_pieces(&p->shape);
     const uint8_t *next[MASS_SLICES];
     float factors[QUERIES];
-    for (uint32_t i = 0; i < n; i++)
+    for (uint32_t i = 0; i < n; i++) {
         factors[i] = pages_query(v, first + i, own->tables + i * index_table_bytes(v->dim), own->q);
+        if (p->shape.middle)
+            in_steps(p, own->steps + i * index_middle_dim(&p->shape), own->q, factors[i]);
+    }
     find_summaries(p, 0, min_u64(each, p->pieces), 0, next);
     for (uint64_t at = 0; at < p->blocks; at++) {
         const uint64_t piece = at * each, end = min_u64(piece + each, p->pieces);
         block.n = end - piece;
         memcpy(block.summary, next, sizeof next);
         find_summaries(p, end, min_u64(each, p->pieces - end), 0, next);
+        if (p->shape.middle)
+            weigh_middles(p, &block, n, own);
         v->k->piece_masses(&block, own->tables, factors, n, p->tops + first * p->blocks + at,
                            p->blocks, p->weights + first * p->pieces + piece, p->pieces,
                            own->masses);

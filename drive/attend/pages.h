@@ -19,6 +19,8 @@ struct pages_scratch {
     _Alignas(64) uint8_t kernels[KERNEL_SCRATCH_BYTES];
     _Alignas(64) uint8_t masses[MASS_SCRATCH];
     _Alignas(64) float q[KERNEL_HEAD_DIM_MAX];
+    _Alignas(64) float steps[QUERIES * (KERNEL_HEAD_DIM_MAX + 32)]; // queries, in steps of tables
+    float bias[QUERIES * MASS_SLICES];
     float rest[QUERIES][REST_PIECES];
     int8_t tables[]; // [QUERIES][mass_rows][16]
 };

@@ -12,7 +12,11 @@ enum {
     ROUNDS = 2,
     RUN_BYTES = 2048,       // of a head's summaries lie side by side: who chooses reads all of them
     BLOCK_BYTES = 32 << 10, // of all heads' together at most: each sequence has one to fill
+    MIDDLE_BLOCK = 32,
+    MIDDLE_BYTES = 18, // of a row of TENSOR_Q4_0
 };
+
+#define MIDDLE_MOST 500000.0f // of a channel: an eighth of it is a fp16 number
 
 // Of a space.
 struct index {
@@ -66,12 +70,14 @@ uint32_t index_piece(const struct space_config *config)
 struct index_shape index_shape(const struct space_config *config)
 {
     uint32_t piece = index_piece(config);
+    const uint32_t blocks = (config->head_dim + MIDDLE_BLOCK - 1) / MIDDLE_BLOCK;
     return (struct index_shape){
         .piece = piece,
         .keys = config->piece_keys ? config->piece_keys : piece,
         .head_dim = config->head_dim,
         .value_bits = piece > INDEX_PIECE_MIN ? 2 : 1,
         .look = config->piece_look,
+        .middle = config->piece_look ? 0 : blocks * MIDDLE_BYTES,
     };
 }
 
@@ -84,7 +90,8 @@ uint64_t index_bytes(const struct index_shape *shape)
 {
     uint64_t bytes = (shape->head_dim + 7) / 8;
     uint64_t counts = shape->keys == shape->piece ? 0 : shape->keys;
-    return MASS_HEADER + counts + shape->keys * (1 + bytes) + value_bytes(shape);
+    bytes = MASS_HEADER + counts + shape->keys * (1 + bytes) + value_bytes(shape);
+    return shape->middle ? (bytes + 1) / 2 * 2 + shape->middle : bytes; // at even places
 }
 
 int index_hold(const struct space *space, const struct layer_state *layer, uint64_t pieces,
@@ -202,7 +209,18 @@ static uint8_t *key_codes(const struct index_shape *shape, uint8_t *summary)
 
 uint64_t index_value_at(const struct index_shape *shape)
 {
-    return index_bytes(shape) - value_bytes(shape);
+    const uint64_t counts = shape->keys == shape->piece ? 0 : shape->keys;
+    return MASS_HEADER + counts + shape->keys * (1 + (shape->head_dim + 7ull) / 8);
+}
+
+uint64_t index_middle_at(const struct index_shape *shape)
+{
+    return index_bytes(shape) - shape->middle;
+}
+
+uint32_t index_middle_dim(const struct index_shape *shape)
+{
+    return shape->middle / MIDDLE_BYTES * MIDDLE_BLOCK;
 }
 
 // The key that is nearest to x; ties go to the lower one.
@@ -277,14 +295,57 @@ static void find_keys(const struct kernels *kernels, float *keys, uint32_t n_key
     }
 }
 
-// Rounds keys to one bit a channel.
+// 32 numbers to a block of TENSOR_Q4_0: the one farthest from 0 has code 0, -8 steps.
+static void middle_block(uint8_t *out, const float *x)
+{
+    float far = 0;
+    bool finite = true;
+    for (uint32_t i = 0; i < MIDDLE_BLOCK; i++) {
+        far = fabsf(x[i]) > fabsf(far) ? x[i] : far;
+        finite = finite && isfinite(x[i]);
+    }
+    far = fminf(fmaxf(far, -MIDDLE_MOST), MIDDLE_MOST);
+    const uint16_t step = kernel_f32_to_f16(finite ? far / -8 : 0);
+    const float size = kernel_f16_to_f32(step);
+    le_put16(out, step);
+    memset(out + 2, 0, MIDDLE_BYTES - 2);
+    for (uint32_t i = 0; i < MIDDLE_BLOCK; i++) {
+        const float at = size != 0 ? x[i] / size + 8.5f : 8;
+        const uint32_t code = at >= 15 ? 15 : at >= 0 ? (uint32_t)at : 0;
+        out[2 + i % 16] |= (uint8_t)(code << i / 16 * 4);
+    }
+}
+
+// Rounds the mean of keys, turned, to 4 bits a channel, and takes what it became from all of them:
+// what all tokens of a piece have in common would else take up their bits. Where it is no number
+// that is nothing.
+static void round_middle(const struct index_shape *shape, uint8_t *summary, float *keys)
+{
+    const struct kernels *kernels = kernels_best();
+    const uint32_t n = shape->keys, dim = shape->head_dim, all = index_middle_dim(shape);
+    uint8_t *row = summary + index_middle_at(shape);
+    float middle[KERNEL_HEAD_DIM_MAX + MIDDLE_BLOCK] = {0};
+    for (uint32_t i = 0; i < n; i++)
+        kernels->axpy(middle, 1.0f / (float)n, keys + i * dim, dim);
+    for (uint32_t at = 0; at < all; at += MIDDLE_BLOCK, row += MIDDLE_BYTES)
+        middle_block(row, middle + at);
+    const struct weight w = {.data = summary + index_middle_at(shape),
+                             .rows = 1,
+                             .cols = all,
+                             .row_bytes = shape->middle,
+                             .type = TENSOR_Q4_0};
+    kernels->weight_row(&w, 0, middle);
+    for (uint32_t i = 0; i < n; i++)
+        kernels->axpy(keys + i * dim, -1, middle, dim);
+}
+
+// Rounds turned keys to one bit a channel.
 static void round_keys(const struct index_shape *shape, uint8_t *summary, float *keys)
 {
     float steps[INDEX_PIECE_MAX], most = 0;
     uint8_t *factors = summary + MASS_HEADER, codes[KERNEL_HEAD_DIM_MAX / 8];
     uint32_t dim = shape->head_dim;
     for (uint32_t i = 0; i < shape->keys; i++) {
-        index_turn(keys + i * dim, dim);
         steps[i] = 2 * key_size(keys + i * dim, dim);
         most = steps[i] > most ? steps[i] : most;
         round_to(codes, keys + i * dim, dim, 1, steps[i]);
@@ -331,6 +392,10 @@ static void summarise(const struct index_shape *shape, uint8_t *summary, const u
         for (uint32_t t = 0; t < n; t++)
             counts[which[t]]++;
     }
+    for (uint32_t i = 0; i < shape->keys; i++)
+        index_turn(keys + i * dim, dim);
+    if (shape->middle)
+        round_middle(shape, summary, keys);
     round_keys(shape, summary, keys);
 }
 

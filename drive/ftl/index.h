@@ -6,14 +6,17 @@
 // nothing ever has to be read back for it. Some pieces' share an entry of the map, head by head.
 // The tokens of a piece that is not complete have no summary.
 //
-// A summary holds keys and the mean of V. Where there are as many keys as tokens they are the
-// tokens' own, else typical ones, each the mean of the tokens nearest to it (k-means from the
-// farthest tokens on). All are turned by a Hadamard matrix in blocks, so that no channel is much
-// larger than others, and rounded: keys to 1 bit a channel, V of more than 16 tokens to 2.
+// A summary holds keys, their mean and the mean of V. Where there are as many keys as tokens they
+// are the tokens' own, else typical ones, each the mean of the tokens nearest to it (k-means from
+// the farthest tokens on). All are turned by a Hadamard matrix in blocks, so that no channel is
+// much larger than others, and rounded: keys less their mean to 1 bit a channel, V of more than 16
+// tokens to 2.
 //   fp16 scale of keys, fp16 scale of V, u8 factor[keys], u8 count[keys] unless each is 1,
-//   codes of keys [head_dim / 8][keys]: eight channels a byte, the first in the lowest bit; of V
-// A turned key is scale * factor / 255 * (code - 1/2) in each channel, V scale * (code - half of
-// the largest code). Why so: docs/decisions/0016-pages.md.
+//   codes of keys [head_dim / 8][keys]: eight channels a byte, the first in the lowest bit; of V;
+//   the mean of keys, a row of TENSOR_Q4_0, zeros behind head_dim
+// A turned key is scale * factor / 255 * (code - 1/2) in each channel, and the mean; V scale *
+// (code - half of the largest code). Where keys are put together by likeness (ftl/clusters.h) they
+// are rounded as they are, and there is no mean. Why so: docs/decisions/0016-pages.md.
 #ifndef INST_DRIVE_FTL_INDEX_H
 #define INST_DRIVE_FTL_INDEX_H
 
@@ -36,7 +39,8 @@ enum {
 // What a summary is like, in a space of this configuration.
 struct index_shape {
     uint32_t piece, keys, head_dim, value_bits;
-    uint32_t look; // piece_look of CONFIG
+    uint32_t look;   // piece_look of CONFIG
+    uint32_t middle; // bytes of the mean of keys; 0: there is none
 };
 struct index_shape index_shape(const struct space_config *config);
 
@@ -79,6 +83,9 @@ static inline float index_value_scale(const uint8_t *summary)
 {
     return kernel_f16_to_f32(le_get16(summary + 2));
 }
+// Where in a summary the mean of keys lies, and channels that it has.
+uint64_t index_middle_at(const struct index_shape *shape);
+uint32_t index_middle_dim(const struct index_shape *shape);
 // The channels of a summary's key, turned, are all as far from 0. The sum of the squares of that
 // over its keys.
 static inline float index_key_squares(const uint8_t *summary, uint32_t keys)

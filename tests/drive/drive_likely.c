@@ -416,6 +416,7 @@ static void compare(const struct rig *rig, const struct setting *set, const stru
                                              .piece = set->piece,
                                              .keys = keys_of(set),
                                              .local = knobs->local,
+                                             .likely = true,
                                              .scale = knobs->scale != 0
                                                           ? (double)knobs->scale
                                                           : (double)(1 / sqrtf((float)dim)),
@@ -655,17 +656,18 @@ static void test_no_numbers(void **arg)
 {
     (void)arg;
     static const float odd[] = {NAN, INFINITY, -INFINITY, 0, 1e30f, 1e-30f};
-    const struct setting set = {SCENE_CLUSTERED, 16, 0, 1, 2, 2, 64, 64, 1300};
+    struct setting set = {SCENE_CLUSTERED, 16, 0, 1, 2, 2, 64, 64, 1300};
     const struct scene_knobs knobs = {.pages = true, .ratio = 0.03125f, .audit = true};
     struct scene s = scene_of(&set, 1, 5);
     struct scene_result good, r;
-    struct rig_options o = options_of(&set);
     scene_result_new(&good, &s);
     scene_result_new(&r, &s);
-    for (int keys = 0; keys < 2; keys++) {
+    for (int kind = 0; kind < 4; kind++) { // with all keys looked at, too
         struct rig rig;
+        set.look = kind % 2 ? 64 : 0;
+        struct rig_options o = options_of(&set);
         // Keys of KV head 1 that are infinite, or none.
-        for (uint32_t d = 0; d < 64 && keys; d++)
+        for (uint32_t d = 0; d < 64 && kind > 1; d++)
             s.k[(set.tokens + 500 + d) * 64 + d] = d % 3 ? 0x7c00 : 0x7e00;
         rig_open(&rig, &o);
         scene_write(&rig, &s, 1, 0, set.tokens, 0);
@@ -690,7 +692,7 @@ static void test_no_numbers(void **arg)
 }
 
 // Where there is a mass, a large ratio, or too few keys, all keys are weighed: the same bits as
-// without.
+// where more keys are to be looked at than there are.
 static void test_not_in_use(void **arg)
 {
     (void)arg;
@@ -714,7 +716,7 @@ static void test_not_in_use(void **arg)
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         for (int look = 0; look < 2; look++) {
             struct rig rig;
-            set.look = look ? 64 : 0;
+            set.look = look ? 64 : 1 << 20;
             struct rig_options o = options_of(&set);
             scene_result_new(&r[look], &s);
             rig_open(&rig, &o);

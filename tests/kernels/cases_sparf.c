@@ -75,10 +75,14 @@ static uint64_t masses(const struct kernels *k, uint64_t *state, size_t keys, si
     static int8_t tables[QUERIES_MAX * (KERNEL_HEAD_DIM_MAX / 4) * 16];
     static _Alignas(64) uint8_t scratch[MASS_SCRATCH];
     float factors[QUERIES_MAX], tops[2 * QUERIES_MAX], out[QUERIES_MAX * STRIDE];
+    float bias[QUERIES_MAX * MASS_SLICES];
     struct mass_pieces m = {.n = MASS_SLICES / ((keys + 15) / 16), .keys = keys, .bytes = bytes};
     const size_t rows = mass_rows(bytes);
     m.counted = kind & 1;
     m.softcap = kind & 2 ? 20 : 0;
+    m.bias = keys % 3 ? bias : NULL;
+    for (size_t i = 0; i < QUERIES_MAX * MASS_SLICES; i++)
+        bias[i] = 300 * cases_uniform(state);
     m.n -= cases_random(state) % m.n;
     for (size_t i = 0; i < m.n; i++) {
         float scale = cases_uniform(state) * (kind & 4 ? 60000 : 0.2f);

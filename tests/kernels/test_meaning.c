@@ -392,7 +392,7 @@ static void weighing(void **state)
     static int8_t table[8 * 2 * 2 * 16];
     struct mass_pieces m = {.n = N, .keys = KEYS, .bytes = BYTES};
     const float factor = 0.01f;
-    float top, masses[N], weight[N], y[CHANNELS] = {0};
+    float top, masses[N], weight[N], y[CHANNELS] = {0}, bias[MASS_SLICES];
     const uint8_t *codes[N];
     uint64_t random = 9;
     (void)state;
@@ -405,11 +405,14 @@ static void weighing(void **state)
         uint16_t scale = kernel_f32_to_f16(0.9f - 0.1f * (float)p);
         memcpy(summary[p], &scale, sizeof scale);
         m.summary[p] = summary[p];
+        bias[p] = p == 3 ? -40.5f : 11 * (float)p;
     }
     for (m.counted = 0; m.counted < 2; m.counted++) {
-        for (int capped = 0; capped < 2; capped++) {
+        for (int kind = 0; kind < 4; kind++) {
             double want[N], most = -INFINITY, x[N][KEYS];
+            const int capped = kind & 1;
             m.softcap = capped ? 3 : 0;
+            m.bias = kind & 2 ? bias : NULL;
             k->piece_masses(&m, table, &factor, 1, &top, 1, masses, N, scratch);
             for (size_t p = 0; p < N; p++) {
                 uint16_t scale;
@@ -421,7 +424,8 @@ static void weighing(void **state)
                     for (size_t j = 0; j < BYTES; j++)
                         sum += table[j * 16 + key[j * KEYS] % 16] +
                                table[(16 + j) * 16 + key[j * KEYS] / 16];
-                    x[p][i] = (double)factor * sum * half_value(scale) * factors[i] / 255;
+                    x[p][i] = sum * half_value(scale) * factors[i] / 255;
+                    x[p][i] = (double)factor * (x[p][i] + (m.bias ? (double)bias[p] : 0));
                     x[p][i] = capped ? 3 * tanh(x[p][i] / 3) : x[p][i];
                     most = x[p][i] > most ? x[p][i] : most;
                 }

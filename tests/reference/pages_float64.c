@@ -105,6 +105,28 @@ static double key_size(const double *x, uint32_t dim)
     return mean > 0 ? 0.625 * mean + 0.375 * square / mean : 0;
 }
 
+// The mean of turned keys, by 32 channels of 4 bits: the one farthest from 0 is -8 steps. fp16 is
+// what the step is kept in.
+static void find_middle(const struct pages_problem *p, struct pages_summary *s)
+{
+    for (uint32_t d = 0; d < p->head_dim; d++)
+        for (uint32_t i = 0; i < p->keys; i++)
+            s->middle[d] += s->key[i][d] / p->keys;
+    for (uint32_t at = 0; at < p->head_dim; at += 32) {
+        const uint32_t end = at + 32 < p->head_dim ? at + 32 : p->head_dim;
+        double far = 0;
+        for (uint32_t d = at; d < end; d++)
+            far = fabs(s->middle[d]) > fabs(far) ? s->middle[d] : far;
+        const double step = (double)(_Float16)(far / -8);
+        for (uint32_t d = at; d < end; d++)
+            s->middle[d] =
+                step != 0 ? step * fmin(7, fmax(-8, floor(s->middle[d] / step + 0.5))) : 0;
+    }
+    for (uint32_t i = 0; i < p->keys; i++)
+        for (uint32_t d = 0; d < p->head_dim; d++)
+            s->key[i][d] -= s->middle[d];
+}
+
 void pages_summarise(const struct pages_problem *p, uint32_t piece, struct pages_summary *s)
 {
     uint32_t dim = p->head_dim, n = p->piece, bits = n > 16 ? 2 : 1;
@@ -119,8 +141,12 @@ void pages_summarise(const struct pages_problem *p, uint32_t piece, struct pages
     } else {
         find_keys(p, k, s);
     }
-    for (uint32_t i = 0; i < p->keys; i++) {
+    memset(s->middle, 0, sizeof s->middle);
+    for (uint32_t i = 0; i < p->keys; i++)
         turn(s->key[i], dim);
+    if (!p->likely)
+        find_middle(p, s);
+    for (uint32_t i = 0; i < p->keys; i++) {
         steps[i] = 2 * key_size(s->key[i], dim);
         most = fmax(most, steps[i]);
     }
@@ -169,8 +195,10 @@ static double capped(const struct pages_problem *p, double score)
 
 // Score of a rounded key: channels in fours, what each of the 16 signs of four adds rounded to
 // 1/31 of the largest such sum.
-double pages_score(const struct pages_problem *p, const struct pages_query *q, const double *key)
+double pages_score(const struct pages_problem *p, const struct pages_query *q, const double *key,
+                   const double *middle)
 {
+    const double common = middle ? pages_dot(q->turned, middle, p->head_dim) : 0;
     double sum = 0;
     for (uint32_t d = 0; d < p->head_dim && q->most > 0; d += 4) {
         double four = 0;
@@ -178,7 +206,13 @@ double pages_score(const struct pages_problem *p, const struct pages_query *q, c
             four += key[c] < 0 ? -q->turned[c] : q->turned[c];
         sum += rint(four / q->most * 31);
     }
-    return capped(p, p->scale * fabs(key[0]) * sum * q->most / 31);
+    return capped(p, p->scale * (fabs(key[0]) * sum * q->most / 31 + common));
+}
+
+static double of_summary(const struct pages_problem *p, const struct pages_query *q,
+                         const struct pages_summary *s, uint32_t key)
+{
+    return pages_score(p, q, s->key[key], s->middle);
 }
 
 // Scores of keys of which only signs are known are off by so much, for channels that are normal: of
@@ -266,7 +300,7 @@ static double rest_share(const struct pages_problem *p, const struct pages_summa
     for (uint32_t i = 0; i < pieces; i++)
         for (uint32_t key = 0; key < p->keys && chosen[i]; key++)
             promised +=
-                summaries[i].count[key] * exp(pages_score(p, &asked, summaries[i].key[key]) - held);
+                summaries[i].count[key] * exp(of_summary(p, &asked, &summaries[i], key) - held);
     return exp(-off * off / 2) / fmax(1, promised);
 }
 
@@ -296,7 +330,7 @@ void pages_attend(const struct pages_problem *p, const struct pages_summary *sum
     for (uint32_t i = 0; i < pieces && !p->no_rest; i++) {
         double w = 0;
         for (uint32_t key = 0; key < p->keys && !chosen[i]; key++)
-            w += summaries[i].count[key] * exp(pages_score(p, &asked, summaries[i].key[key]) - max);
+            w += summaries[i].count[key] * exp(of_summary(p, &asked, &summaries[i], key) - max);
         w *= share;
         rest += w;
         for (uint32_t d = 0; d < dim; d++)
@@ -318,12 +352,12 @@ static void predict(struct head *head, uint32_t pieces, double *mass)
         double max = -INFINITY, sum = 0, *one = head->one + g * pieces;
         for (uint32_t i = 0; i < pieces; i++)
             for (uint32_t key = 0; key < p->keys; key++)
-                max = fmax(max, pages_score(p, &asked, head->summaries[i].key[key]));
+                max = fmax(max, of_summary(p, &asked, &head->summaries[i], key));
         for (uint32_t i = 0; i < pieces; i++) {
             const struct pages_summary *s = &head->summaries[i];
             one[i] = 0;
             for (uint32_t key = 0; key < p->keys; key++)
-                one[i] += s->count[key] * exp(pages_score(p, &asked, s->key[key]) - max);
+                one[i] += s->count[key] * exp(of_summary(p, &asked, s, key) - max);
             sum += one[i];
         }
         for (uint32_t i = 0; i < pieces; i++)

@@ -12,6 +12,7 @@ struct pages_problem {
     double scale, ratio, mass; // mass 0: the ratio alone
     double softcap;            // 0: none
     bool no_rest;
+    bool likely;             // keys are rounded as they are
     const double *q, *k, *v; // [heads][group][head_dim], [heads][tokens][head_dim]
 };
 
