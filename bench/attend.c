@@ -106,7 +106,8 @@ static struct space_config config_of(const struct attend_options *o, uint32_t pa
                                  .piece_tokens = o->piece,
                                  .piece_keys = o->keys,
                                  .piece_heads = o->heads_together,
-                                 .piece_look = o->look};
+                                 .piece_look = o->look,
+                                 .piece_bits = o->bits};
 }
 
 // The texts' topics are the only thing that grows with the context besides the flash itself.

@@ -16,11 +16,11 @@ struct attend_options {
     uint32_t q_heads, kv_heads, head_dim, layers, sequences;
     uint64_t context; // tokens written; `room` more can be appended
     uint64_t room;
-    uint32_t method, page_channels; // of the space
-    uint32_t kv_type;               // enum kv_type
-    uint32_t piece, keys, look;     // of the index of pages; 0: the drive's choice
-    uint32_t heads_together;        // 0: 1
-    uint32_t group;                 // 0: NAND: K of a group fills a page; else the drive's choice
+    uint32_t method, page_channels;   // of the space
+    uint32_t kv_type;                 // enum kv_type
+    uint32_t piece, keys, look, bits; // of the index of pages; 0: the drive's choice
+    uint32_t heads_together;          // 0: 1
+    uint32_t group;                   // 0: NAND: K of a group fills a page; else the drive's choice
     uint32_t page_bytes, pages_per_block, dies; // NAND
     uint64_t dram;                              // 0: as much as keeps the device busy
     uint64_t dram_limit;                        // then no more than this

@@ -118,6 +118,9 @@ struct space_config {
     // METHOD_PAGES: so many keys are weighed for each query head where a sequence has many times as
     // many: the likeliest by clusters of like keys; more where pages_ratio wants more. 0: all.
     uint32_t piece_look;
+    // METHOD_PAGES: bits that the index keeps of each channel of these keys, 1 or 2; with
+    // piece_look 1. 0: 1.
+    uint32_t piece_bits;
 };
 // KV heads that choose the same tokens, and therefore are on one drive.
 static inline uint32_t space_config_together(const struct space_config *config)

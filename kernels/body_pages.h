@@ -100,7 +100,7 @@ static void take_slice(const struct mass_work *w, const uint8_t *summary, size_t
             split_strided(index, codes + first, m->keys, w->rows);
         return;
     }
-    uint8_t all[KERNEL_HEAD_DIM_MAX / 8 * KERNEL_LANES];
+    uint8_t all[MASS_BYTES * KERNEL_LANES];
     memset(all, 0, w->rows * 8);
     for (size_t j = 0; j < m->bytes; j++) {
         memset(all + j * KERNEL_LANES, codes[j * m->keys + first], KERNEL_LANES);

@@ -121,9 +121,10 @@ static inline size_t rounded_floats(size_t n)
 
 enum {
     MASS_HEADER = 4,
-    MASS_SLICES = 16, // of 16 keys, or what is left of a piece, in one call
-    MASS_ENTRY = 31,  // four of them add up to a byte
-    MASS_SCRATCH = MASS_SLICES * 16 * (KERNEL_HEAD_DIM_MAX / 4 + 3 * 4),
+    MASS_SLICES = 16,                     // of 16 keys, or what is left of a piece, in one call
+    MASS_ENTRY = 31,                      // four of them add up to a byte
+    MASS_BYTES = KERNEL_HEAD_DIM_MAX / 4, // of a key's codes, at most
+    MASS_SCRATCH = MASS_SLICES * 16 * (MASS_BYTES * 2 + 3 * 4),
 };
 #define MASS_FACTOR 0x1p96f // nothing overflows
 

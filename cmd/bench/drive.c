@@ -428,10 +428,11 @@ static int check_options(struct bench *bench)
     if (code)
         return code;
     struct attend_options *o = &bench->o;
-    if (!bench->pages &&
-        (bench->ratio || bench->budget || o->piece || o->keys || o->look || o->heads_together))
-        return fail(EXIT_USAGE, "bench drive: --ratio, --budget, --piece, --keys, --look and "
-                                "--heads need --method pages");
+    if (!bench->pages && (bench->ratio || bench->budget || o->piece || o->keys || o->look ||
+                          o->bits || o->heads_together))
+        return fail(EXIT_USAGE,
+                    "bench drive: --ratio, --budget, --piece, --keys, --bits, --look and "
+                    "--heads need --method pages");
     bench->part = 1.0 / 8;
     if (bench->ratio && !option_part(bench->ratio, &bench->part))
         return fail(EXIT_USAGE, "bench drive: --ratio: '%s' is not like 1/8", bench->ratio);
@@ -586,6 +587,8 @@ int bench_drive(int argc, char **argv)
          "pages: tokens of a piece; default: the fewest that fill pages"},
         {"--keys", 0, OPTION_U32, &b.o.keys, 1, 64, "N",
          "pages: keys of a piece's summary; default: as many as tokens"},
+        {"--bits", 0, OPTION_U32, &b.o.bits, 1, 2, "N",
+         "pages: bits in DRAM for each channel of these keys, 1 or 2; default: 1"},
         {"--look", 0, OPTION_U32, &b.o.look, 1, UINT32_MAX, "N",
          "pages: keys that a query looks at, the likeliest, where there are many more; default: "
          "all"},

@@ -40,7 +40,7 @@ struct eval {
     const char *types;
     struct option_numbers contexts;
     const char *budgets, *masses, *text, *row_cache;
-    uint32_t questions, each, decoded, seed, piece, keys, heads, newest, look;
+    uint32_t questions, each, decoded, seed, piece, keys, heads, newest, look, bits;
     bool no_rest;
     struct output_file csv, svg;
 
@@ -496,6 +496,7 @@ static int prepare(struct eval *v, const struct options *options)
     v->engine.engine.pages_heads = v->heads;
     v->engine.engine.pages_newest = v->newest;
     v->engine.engine.pages_look = v->look;
+    v->engine.engine.pages_bits = v->bits;
     v->engine.engine.pages_no_rest = v->no_rest;
     // Nobody waits for an answer here: what was stopped for a while, as a whole, just goes on.
     v->engine.engine.drive_timeout_ms = UINT32_MAX;
@@ -609,6 +610,8 @@ int command_eval(int argc, char **argv)
          "of pages: keys in DRAM for each piece; default: one for each token"},
         {"--heads", 0, OPTION_U32, &v.heads, 1, 4096, "N",
          "of pages: KV heads that choose the same tokens; default: for pieces of 16 KiB"},
+        {"--bits", 0, OPTION_U32, &v.bits, 1, 2, "N",
+         "of pages: bits in DRAM for each channel of these keys, 1 or 2; default: 1"},
         {"--look", 0, OPTION_U32, &v.look, 1, UINT32_MAX, "N",
          "of pages: keys that a query looks at, the likeliest, where there are many more; default: "
          "all"},

@@ -432,7 +432,7 @@ void likely_predict(const struct pages_view *p, uint8_t *scratch)
     const struct sparf_view *v = &p->v;
     struct likely l = likely_of(p);
     struct pages_scratch *own = (struct pages_scratch *)scratch;
-    const size_t table_bytes = index_table_bytes(v->dim);
+    const size_t table_bytes = index_table_bytes(&p->shape);
     const float scale = fabsf(v->job->header.scale);
     float factors[QUERIES];
     begin_slots(p, &l);
@@ -442,7 +442,7 @@ void likely_predict(const struct pages_view *p, uint8_t *scratch)
         uint64_t at = 0;
         for (uint32_t i = 0; i < n; i++) {
             float *q = l.turned + (first + i) * l.stride;
-            factors[i] = pages_query(v, first + i, own->tables + i * table_bytes, own->q);
+            factors[i] = pages_query(p, first + i, own->tables + i * table_bytes, own->q);
             memset(q, 0, l.stride * sizeof *q);
             for (uint32_t d = 0; factors[i] > 0 && d < v->dim; d++) // as in its table
                 q[d] = isfinite(own->q[d]) ? own->q[d] * scale : 0;

@@ -30,6 +30,8 @@ enum { DOUBT_PIECES = 64 };
 // size a that it is rounded to: a = m sqrt(2 / pi) deviations with m = 1 + INDEX_SHARPER (pi / 2 -
 // 1), and (1 - 4 m / pi + 2 m^2 / pi) / (2 m^2 / pi) of a^2 are lost.
 #define SIGNS_LOSE 0.41842f
+// And rounding to steps of one deviation, -1.5 to 1.5 of them, by the square of half of that.
+#define STEPS_LOSE 0.47541f
 
 // ---- sizes -------------------------------------------------------------------------------------
 
@@ -62,7 +64,8 @@ uint64_t pages_floats(const struct space_config *config, uint64_t tokens, uint32
 
 size_t pages_scratch(const struct space_config *config)
 {
-    size_t bytes = sizeof(struct pages_scratch) + QUERIES * index_table_bytes(config->head_dim);
+    const struct index_shape shape = index_shape(config);
+    size_t bytes = sizeof(struct pages_scratch) + QUERIES * index_table_bytes(&shape);
     return config->piece_look ? max_u64(bytes, clusters_scratch(config)) : bytes;
 }
 
@@ -90,14 +93,15 @@ struct pages_view pages_view_of(const struct unit *unit, uint32_t head)
 
 // ---- select ------------------------------------------------------------------------------------
 
-float pages_query(const struct sparf_view *v, uint32_t query, int8_t *table, float *q)
+float pages_query(const struct pages_view *p, uint32_t query, int8_t *table, float *q)
 {
+    const struct sparf_view *v = &p->v;
     float scale = v->job->header.scale;
     memcpy(q, v->q + query * v->dim, v->dim * sizeof *q);
     index_turn(q, v->dim);
     for (uint32_t d = 0; scale < 0 && d < v->dim; d++)
         q[d] = -q[d];
-    float factor = fabsf(scale) * (index_table(table, q, v->dim) / 2);
+    float factor = fabsf(scale) * (index_table(&p->shape, table, q) / 2);
     return factor <= MASS_FACTOR ? factor : 0; // not a number: nothing
 }
 
@@ -160,7 +164,8 @@ static void weigh(const struct pages_view *p, uint32_t first, uint32_t n, uint8_
     const uint8_t *next[MASS_SLICES];
     float factors[QUERIES];
     for (uint32_t i = 0; i < n; i++) {
-        factors[i] = pages_query(v, first + i, own->tables + i * index_table_bytes(v->dim), own->q);
+        factors[i] =
+            pages_query(p, first + i, own->tables + i * index_table_bytes(&p->shape), own->q);
         if (p->shape.middle)
             in_steps(p, own->steps + i * index_middle_dim(&p->shape), own->q, factors[i]);
     }
@@ -203,12 +208,13 @@ static uint64_t affordable(const struct pages_view *p, double tokens)
     return pieces <= 0 ? 0 : pieces >= (double)p->pieces ? p->pieces : (uint64_t)pieces;
 }
 
-// By how much scores are off, in nats, for each query of the head: of a turned key signs and a size
-// are kept, so that of the variance of a score, SIGNS_LOSE (scale |q| a)^2 is lost.
+// By how much scores are off, in nats, for each query of the head: of a turned key codes and a step
+// 2 a are kept, so that of the variance of a score, `lose` (scale |q| a)^2 is lost.
 void pages_doubts(const struct pages_view *p, float *out)
 {
     const struct sparf_view *v = &p->v;
     uint64_t every = p->pieces / DOUBT_PIECES + 1, n = 0;
+    const float lose = p->shape.key_bits == 1 ? SIGNS_LOSE : STEPS_LOSE;
     float squares = 0;
     for (uint64_t piece = 0; piece < p->pieces; piece += every) {
         squares += index_key_squares(pages_run_at(p, piece).summary, p->shape.keys);
@@ -217,7 +223,7 @@ void pages_doubts(const struct pages_view *p, float *out)
     for (uint32_t i = 0; i < v->group; i++) {
         const float *q = v->q + i * v->dim;
         float size = v->job->header.scale * v->job->header.scale * v->k->dot(q, q, v->dim);
-        out[i] = fminf(sqrtf(SIGNS_LOSE * size * (squares / (float)n)), DOUBT_MOST);
+        out[i] = fminf(sqrtf(lose * size * (squares / (float)n)), DOUBT_MOST);
     }
 }
 

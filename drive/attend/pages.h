@@ -52,13 +52,13 @@ static inline struct index_run pages_run_at(const struct pages_view *p, uint64_t
 static inline struct mass_pieces pages_block(const struct pages_view *p)
 {
     return (struct mass_pieces){.keys = p->shape.keys,
-                                .bytes = (p->shape.head_dim + 7) / 8,
+                                .bytes = index_key_bytes(&p->shape),
                                 .counted = p->shape.keys != p->shape.piece,
                                 .softcap = p->v.job->header.softcap};
 }
 
 // The factor of a query's scores, as piece_masses takes it, its table, and it, turned.
-float pages_query(const struct sparf_view *v, uint32_t query, int8_t *table, float *q);
+float pages_query(const struct pages_view *p, uint32_t query, int8_t *table, float *q);
 
 // How many pieces are chosen: `local` newest ones and the first, whatever is predicted of them, and
 // `most` with these.

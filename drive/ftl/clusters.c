@@ -143,6 +143,7 @@ uint64_t clusters_bytes(const struct space_config *c, uint64_t tokens)
 
 // What one head's keys take while they are put together. Codes are of `row` bytes.
 struct work {
+    struct index_shape shape;
     uint64_t keys;
     uint32_t dim;
     size_t row, rows; // of a query's table, see mass_rows
@@ -166,8 +167,9 @@ static uint64_t carve_work(const struct index_shape *shape, struct work *w, uint
                    padded = div_round_up(keys, SLICE) * SLICE;
     uint64_t at = 0;
     w->keys = keys;
+    w->shape = *shape;
     w->dim = shape->head_dim;
-    w->row = (shape->head_dim + 7) / 8;
+    w->row = index_key_bytes(shape);
     w->rows = mass_rows(w->row);
 #define CARVE(field, number) w->field = budget_carve(memory, &at, (number) * sizeof *w->field)
     CARVE(code, keys * w->row);
@@ -285,7 +287,7 @@ static void set_centre(struct work *w, uint32_t c, const uint32_t *at, uint64_t 
     const struct kernels *kernels = kernels_best();
     add_codes(w, false, w->pick, at, n);
     kernels->scale(w->sum, 1 / (float)n, w->dim);
-    w->step[c] = index_table(w->tables + c * w->rows * 16, w->sum, w->dim);
+    w->step[c] = index_table(&w->shape, w->tables + c * w->rows * 16, w->sum);
     w->length[c] = kernels->dot(w->sum, w->sum, w->dim);
 }
 

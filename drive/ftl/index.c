@@ -75,6 +75,7 @@ struct index_shape index_shape(const struct space_config *config)
         .piece = piece,
         .keys = config->piece_keys ? config->piece_keys : piece,
         .head_dim = config->head_dim,
+        .key_bits = config->piece_bits ? config->piece_bits : 1,
         .value_bits = piece > INDEX_PIECE_MIN ? 2 : 1,
         .look = config->piece_look,
         .middle = config->piece_look ? 0 : blocks * MIDDLE_BYTES,
@@ -88,7 +89,7 @@ static uint64_t value_bytes(const struct index_shape *shape)
 
 uint64_t index_bytes(const struct index_shape *shape)
 {
-    uint64_t bytes = (shape->head_dim + 7) / 8;
+    uint64_t bytes = index_key_bytes(shape);
     uint64_t counts = shape->keys == shape->piece ? 0 : shape->keys;
     bytes = MASS_HEADER + counts + shape->keys * (1 + bytes) + value_bytes(shape);
     return shape->middle ? (bytes + 1) / 2 * 2 + shape->middle : bytes; // at even places
@@ -131,42 +132,50 @@ void index_turn(float *x, uint32_t head_dim)
     }
 }
 
-static void four_channels(float *four, const float *q, uint32_t dim, uint32_t j)
+// What channels of q from d on add with each of the codes of half a byte: four of one bit, or two
+// of two. Returns the greatest.
+static float code_sums(const struct index_shape *shape, float sums[16], const float *q, uint32_t d)
 {
-    for (uint32_t c = 0; c < 4; c++)
-        four[c] = 4 * j + c < dim ? q[4 * j + c] : 0;
+    const uint32_t bits = shape->key_bits, n = 4 / bits;
+    const float end = bits == 1 ? 1 : 1.5f;
+    float c[4], size[4];
+    for (uint32_t i = 0; i < 4; i++) {
+        c[i] = i < n && d + i < shape->head_dim ? q[d + i] : 0;
+        size[i] = end * fabsf(c[i]);
+    }
+    for (uint32_t code = 0; code < 16; code++) {
+        if (bits == 1) {
+            const float even = (code & 1 ? c[0] : -c[0]) + (code & 2 ? c[1] : -c[1]);
+            sums[code] = even + ((code & 4 ? c[2] : -c[2]) + (code & 8 ? c[3] : -c[3]));
+        } else {
+            sums[code] = ((float)(code & 3) - 1.5f) * c[0] + ((float)(code >> 2) - 1.5f) * c[1];
+        }
+    }
+    return (size[0] + size[1]) + (size[2] + size[3]); // as the sums are, to the bit
 }
 
-float index_table(int8_t *table, const float *q, uint32_t dim)
+float index_table(const struct index_shape *shape, int8_t *table, const float *q)
 {
-    const uint32_t fours = (dim + 3) / 4;
-    const size_t half = mass_rows((dim + 7) / 8) / 2;
+    const uint32_t each = 4 / shape->key_bits, n = (shape->head_dim + each - 1) / each;
+    const size_t half = mass_rows(index_key_bytes(shape)) / 2;
     const float round = 0x1.8p23f; // added, it leaves a whole number to nearest even
-    float most = 0, four[4];
-    for (uint32_t j = 0; j < fours; j++) { // the greatest sum is that of sizes
-        four_channels(four, q, dim, j);
-        float sum = fabsf(four[0]) + fabsf(four[1]) + (fabsf(four[2]) + fabsf(four[3]));
+    float most = 0, sums[16];
+    for (uint32_t j = 0; j < n; j++) {
+        const float sum = code_sums(shape, sums, q, j * each);
         most = sum > most ? sum : most;
     }
-    memset(table, 0, index_table_bytes(dim));
+    memset(table, 0, index_table_bytes(shape));
     if (!(most > 0x1p-100f && most < INFINITY))
         return 0; // nothing, or infinite: counts for nothing
     const float entry = MASS_ENTRY / most;
-    for (uint32_t j = 0; j < fours; j++) {
+    for (uint32_t j = 0; j < n; j++) {
         int8_t *row = table + (j / 2 + j % 2 * half) * 16;
-        four_channels(four, q, dim, j);
-        float even = four[0] + four[1], odd = four[0] - four[1];
-        float high = four[2] + four[3], low = four[2] - four[3];
-        // With the first bit set; the other codes are the same with all signs turned.
-        const float sums[8] = {odd - high, even - high, odd + low,  even + low,
-                               odd - low,  even - low,  odd + high, even + high};
-        for (uint32_t i = 0; i < 8; i++) {
-            float value = fabsf(sums[i]) <= most ? sums[i] * entry + round - round : 0; // no NaN
-            row[2 * i + 1] = (int8_t)value;
-            row[14 - 2 * i] = (int8_t)-value;
-        }
+        code_sums(shape, sums, q, j * each);
+        for (uint32_t i = 0; i < 16; i++)
+            row[i] =
+                (int8_t)(fabsf(sums[i]) <= most ? sums[i] * entry + round - round : 0); // no NaN
     }
-    return most / MASS_ENTRY;
+    return most / MASS_ENTRY * (shape->key_bits == 1 ? 1 : 2);
 }
 
 // Rounds x to codes of `bits` bits in steps of `step`. Where x is no number the codes are the
@@ -210,7 +219,7 @@ static uint8_t *key_codes(const struct index_shape *shape, uint8_t *summary)
 uint64_t index_value_at(const struct index_shape *shape)
 {
     const uint64_t counts = shape->keys == shape->piece ? 0 : shape->keys;
-    return MASS_HEADER + counts + shape->keys * (1 + (shape->head_dim + 7ull) / 8);
+    return MASS_HEADER + counts + shape->keys * (1 + (uint64_t)index_key_bytes(shape));
 }
 
 uint64_t index_middle_at(const struct index_shape *shape)
@@ -339,17 +348,25 @@ static void round_middle(const struct index_shape *shape, uint8_t *summary, floa
         kernels->axpy(keys + i * dim, -1, middle, dim);
 }
 
-// Rounds turned keys to one bit a channel.
+// The step of a key's codes.
+static float key_step(const struct index_shape *shape, const float *x)
+{
+    const uint32_t dim = shape->head_dim;
+    return shape->key_bits == 1 ? 2 * key_size(x, dim)
+                                : sqrtf(kernels_best()->dot(x, x, dim) / (float)dim);
+}
+
+// Rounds turned keys.
 static void round_keys(const struct index_shape *shape, uint8_t *summary, float *keys)
 {
     float steps[INDEX_PIECE_MAX], most = 0;
-    uint8_t *factors = summary + MASS_HEADER, codes[KERNEL_HEAD_DIM_MAX / 8];
+    uint8_t *factors = summary + MASS_HEADER, codes[MASS_BYTES];
     uint32_t dim = shape->head_dim;
     for (uint32_t i = 0; i < shape->keys; i++) {
-        steps[i] = 2 * key_size(keys + i * dim, dim);
+        steps[i] = key_step(shape, keys + i * dim);
         most = steps[i] > most ? steps[i] : most;
-        round_to(codes, keys + i * dim, dim, 1, steps[i]);
-        for (uint32_t j = 0; j < (dim + 7) / 8; j++)
+        round_to(codes, keys + i * dim, dim, shape->key_bits, steps[i]);
+        for (uint32_t j = 0; j < index_key_bytes(shape); j++)
             key_codes(shape, summary)[j * shape->keys + i] = codes[j];
     }
     uint16_t scale = kernel_f32_to_f16(most);
@@ -457,6 +474,11 @@ static int index_layout(struct stream *stream, const struct flash_geometry *g,
     if (shape.keys > c->piece_tokens)
         return inst_fail(msg, INST_EINVAL, "CONFIG: %u keys for a piece of %u tokens", shape.keys,
                          c->piece_tokens);
+    if (c->piece_bits > 2 || (c->piece_bits == 2 && c->piece_look))
+        return inst_fail(msg, INST_EINVAL,
+                         "CONFIG: %u bits a channel of keys, must be 1 or, where all keys are "
+                         "looked at, 2",
+                         c->piece_bits);
     stream->slot_bytes = index_bytes(&shape);
     return 0;
 }

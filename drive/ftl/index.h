@@ -9,13 +9,13 @@
 // A summary holds keys, their mean and the mean of V. Where there are as many keys as tokens they
 // are the tokens' own, else typical ones, each the mean of the tokens nearest to it (k-means from
 // the farthest tokens on). All are turned by a Hadamard matrix in blocks, so that no channel is
-// much larger than others, and rounded: keys less their mean to 1 bit a channel, V of more than 16
-// tokens to 2.
+// much larger than others, and rounded: keys less their mean to `piece_bits` bits a channel, V of
+// more than 16 tokens to 2, else to 1.
 //   fp16 scale of keys, fp16 scale of V, u8 factor[keys], u8 count[keys] unless each is 1,
-//   codes of keys [head_dim / 8][keys]: eight channels a byte, the first in the lowest bit; of V;
+//   codes of keys [bytes][keys], the first channel in the lowest bits of the first byte; of V;
 //   the mean of keys, a row of TENSOR_Q4_0, zeros behind head_dim
-// A turned key is scale * factor / 255 * (code - 1/2) in each channel, and the mean; V scale *
-// (code - half of the largest code). Where keys are put together by likeness (ftl/clusters.h) they
+// A turned key is scale * factor / 255 * (code - half of the largest code) in each channel, and the
+// mean; V scale * that. Where keys are put together by likeness (ftl/clusters.h) they
 // are rounded as they are, and there is no mean. Why so: docs/decisions/0016-pages.md.
 #ifndef INST_DRIVE_FTL_INDEX_H
 #define INST_DRIVE_FTL_INDEX_H
@@ -38,7 +38,7 @@ enum {
 
 // What a summary is like, in a space of this configuration.
 struct index_shape {
-    uint32_t piece, keys, head_dim, value_bits;
+    uint32_t piece, keys, head_dim, key_bits, value_bits;
     uint32_t look;   // piece_look of CONFIG
     uint32_t middle; // bytes of the mean of keys; 0: there is none
 };
@@ -46,6 +46,11 @@ struct index_shape index_shape(const struct space_config *config);
 
 // Tokens of an index piece in a space of this configuration: what it says, or what fills pages.
 uint32_t index_piece(const struct space_config *config);
+// Bytes of a key's codes.
+static inline uint32_t index_key_bytes(const struct index_shape *shape)
+{
+    return (shape->head_dim * shape->key_bits + 7) / 8;
+}
 // Bytes of a summary.
 uint64_t index_bytes(const struct index_shape *shape);
 // Bytes that a hold may take: a leaf of the map of its own, and a path to it.
@@ -69,13 +74,13 @@ struct clusters_layer *index_clusters(const struct layer_state *layer);
 
 // x[head_dim] times the Hadamard matrix, which is its own inverse.
 void index_turn(float *x, uint32_t head_dim);
-// Writes what four channels of the turned q with these bits add to a score, as a multiple of the
-// step that is returned: whole numbers, so that sums of them are the same in any order. First those
-// of the low halves of bytes of codes (piece_masses).
-float index_table(int8_t *table, const float *q, uint32_t head_dim);
-static inline size_t index_table_bytes(uint32_t head_dim)
+// Writes what channels of the turned q with these codes, half a byte of them, add to a score, as a
+// multiple of half the step that is returned: whole numbers, so that sums of them are the same in
+// any order. First those of the low halves of bytes (piece_masses).
+float index_table(const struct index_shape *shape, int8_t *table, const float *q);
+static inline size_t index_table_bytes(const struct index_shape *shape)
 {
-    return mass_rows((head_dim + 7) / 8) * 16;
+    return mass_rows(index_key_bytes(shape)) * 16;
 }
 // Of the turned mean of V: where in a summary its codes lie, and what they are multiplied with.
 uint64_t index_value_at(const struct index_shape *shape);
@@ -86,8 +91,8 @@ static inline float index_value_scale(const uint8_t *summary)
 // Where in a summary the mean of keys lies, and channels that it has.
 uint64_t index_middle_at(const struct index_shape *shape);
 uint32_t index_middle_dim(const struct index_shape *shape);
-// The channels of a summary's key, turned, are all as far from 0. The sum of the squares of that
-// over its keys.
+// The sum of the squares of half a step over the keys of a summary: of one bit, as far as all
+// channels are from 0.
 static inline float index_key_squares(const uint8_t *summary, uint32_t keys)
 {
     const float scale = kernel_f16_to_f32(le_get16(summary)) * (0.5f / 255);

@@ -240,6 +240,7 @@ static int make_plan(inst_engine *e, const struct inst_options *o, struct inst_m
         .piece_keys = o->pages_keys,
         .piece_heads = o->pages_heads,
         .piece_look = o->pages_look,
+        .piece_bits = o->pages_bits,
         .kv_type = kv_type_named(o->kv_type),
         .request_bytes = (uint32_t)min_u64(o->request_cost, UINT32_MAX),
         .rounds_x = rounds_x(e->gguf),

@@ -437,6 +437,7 @@ int engine_plan(struct engine_plan *plan, const struct model_config *config,
         .piece_keys = input->piece_keys,
         .piece_heads = input->piece_heads,
         .piece_look = input->piece_look,
+        .piece_bits = input->piece_bits,
         .kv_type = input->kv_type,
     };
     if (input->method == METHOD_PAGES && !input->piece_heads)

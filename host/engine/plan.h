@@ -74,6 +74,7 @@ struct plan_input {
     uint32_t piece_keys;             // the same
     uint32_t piece_heads;            // the same
     uint32_t piece_look;             // 0: all keys
+    uint32_t piece_bits;             // 0: the drive chooses
     uint32_t kv_type;                // enum kv_type
     uint32_t request_bytes;          // of the drives; 0: measured
     bool rounds_x;                   // some weights take x rounded

@@ -417,6 +417,7 @@ static void compare(const struct rig *rig, const struct setting *set, const stru
                                              .keys = keys_of(set),
                                              .local = knobs->local,
                                              .likely = true,
+                                             .bits = 1,
                                              .scale = knobs->scale != 0
                                                           ? (double)knobs->scale
                                                           : (double)(1 / sqrtf((float)dim)),

@@ -91,6 +91,7 @@ static void compare(const struct scene *s, uint32_t layer, uint64_t pos,
                                   .mass = (double)knobs->mass,
                                   .no_rest = knobs->no_rest,
                                   .likely = c->piece_look != 0,
+                                  .bits = c->piece_bits ? c->piece_bits : 1,
                                   .q = q,
                                   .k = k,
                                   .v = v};
@@ -109,9 +110,10 @@ static void test_reference(void **state)
     (void)state;
     static const enum scene_kind kinds[] = {SCENE_CLUSTERED, SCENE_RANDOM, SCENE_STEPS};
     static const struct {
-        uint32_t piece, keys, heads, look;
-    } shapes[] = {{16, 0, 1, 0}, {16, 5, 1, 0},      {32, 10, 2, 0}, {64, 0, 1, 0},
-                  {16, 0, 2, 0}, {16, 0, 1, 1 << 20}}; // the last: keys rounded as they are
+        uint32_t piece, keys, heads, bits, look;
+    } shapes[] = {{16, 0, 1, 0, 0}, {16, 5, 1, 1, 0},      {32, 10, 2, 0, 0},
+                  {64, 0, 1, 0, 0}, {16, 0, 1, 2, 0},      {32, 9, 2, 2, 0},
+                  {16, 0, 2, 0, 0}, {16, 0, 1, 0, 1 << 20}}; // the last: keys rounded as they are
     static const struct scene_knobs knobs[] = {
         {.pages = true},
         {.pages = true, .ratio = 0.25f, .local = 100, .audit = true, .no_rest = true},
@@ -132,6 +134,7 @@ static void test_reference(void **state)
             o.config.piece_keys = shapes[shape].keys;
             o.config.piece_heads = shapes[shape].heads;
             o.config.piece_look = shapes[shape].look;
+            o.config.piece_bits = shapes[shape].bits;
             rig_open(&rig, &o);
             scene_write(&rig, &s, 1, 0, 800, 333);
             for (uint64_t pos = 800; pos < 808; pos++)
@@ -154,7 +157,7 @@ static void test_reference(void **state)
         scene_result_free(&r);
         scene_free(&s);
     }
-    assert_int_equal(all.heads, 3 * (4 * KV_HEADS + 2) * 8 * LAYERS);
+    assert_int_equal(all.heads, 3 * (5 * KV_HEADS + 3) * 8 * LAYERS);
 }
 
 // ---- bits --------------------------------------------------------------------------------------
@@ -171,6 +174,8 @@ static void test_bits_together(void **state)
     (void)state;
     struct pages_bits bits = {.options = base, .knobs = {.pages = true, .ratio = 0.25f}};
     bits.options.config.piece_heads = 2;
+    pages_same_bits(&bits);
+    bits.options.config.piece_bits = 2;
     pages_same_bits(&bits);
 }
 

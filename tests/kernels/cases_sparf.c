@@ -70,9 +70,9 @@ static uint64_t softmax(const struct kernels *k, uint64_t *state, size_t n, int 
 static uint64_t masses(const struct kernels *k, uint64_t *state, size_t keys, size_t bytes,
                        size_t n_q, int kind)
 {
-    enum { BYTES = MASS_HEADER + 64 * (2 + KERNEL_HEAD_DIM_MAX / 8), QUERIES_MAX = 8, STRIDE = 19 };
+    enum { BYTES = MASS_HEADER + 64 * (2 + MASS_BYTES), QUERIES_MAX = 8, STRIDE = 19 };
     static uint8_t summary[MASS_SLICES][BYTES];
-    static int8_t tables[QUERIES_MAX * (KERNEL_HEAD_DIM_MAX / 4) * 16];
+    static int8_t tables[QUERIES_MAX * MASS_BYTES * 2 * 16];
     static _Alignas(64) uint8_t scratch[MASS_SCRATCH];
     float factors[QUERIES_MAX], tops[2 * QUERIES_MAX], out[QUERIES_MAX * STRIDE];
     float bias[QUERIES_MAX * MASS_SLICES];
@@ -125,7 +125,7 @@ static uint64_t masses(const struct kernels *k, uint64_t *state, size_t keys, si
 static uint64_t nearest(const struct kernels *k, uint64_t *state, size_t slices, size_t means,
                         size_t bytes)
 {
-    enum { SLICES = 5, MEANS = 70, ROWS = KERNEL_HEAD_DIM_MAX / 4 };
+    enum { SLICES = 5, MEANS = 70, ROWS = MASS_BYTES * 2 };
     static uint8_t codes[SLICES * ROWS / 2 * 16];
     static int8_t tables[MEANS * ROWS * 16];
     static _Alignas(64) uint8_t scratch[MASS_SCRATCH];
@@ -203,7 +203,7 @@ void cases_sparf(const struct kernels *k, case_fn *emit, void *arg)
         }
     }
     for (size_t keys = 1; keys <= 64; keys += keys < 34 ? 1 : 6) {
-        for (size_t bytes = 1; bytes <= KERNEL_HEAD_DIM_MAX / 8; bytes += bytes < 9 ? 1 : bytes) {
+        for (size_t bytes = 1; bytes <= MASS_BYTES; bytes += bytes < 9 ? 1 : bytes) {
             int kind = (int)((keys + bytes) % 8);
             size_t nq = 1 + keys * bytes % 8;
             snprintf(name, sizeof name, "piece_masses kind %d: %zu %zu %zu", kind, keys, bytes, nq);

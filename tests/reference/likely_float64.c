@@ -161,7 +161,7 @@ static double weigh_always(struct head *h, const struct pages_query *q, double *
             continue;
         const struct pages_summary *s = summary(h, i);
         for (uint32_t key = 0; key < h->p.keys; key++) {
-            const double score = pages_score(&h->p, q, s->key[key], NULL);
+            const double score = pages_score(&h->p, q, s->key[key], s->size[key], NULL);
             most = fmax(most, score);
             if (mass)
                 mass[i] += s->count[key] * exp(score - max);
@@ -174,7 +174,7 @@ static double key_score(const struct head *h, const struct pages_query *q,
                         const struct likely_block *b, uint32_t key)
 {
     const double *x = b->key + (size_t)key * h->p.head_dim;
-    return x[0] != 0 ? pages_score(&h->p, q, x, NULL) : 0;
+    return x[0] != 0 ? pages_score(&h->p, q, x, fabs(x[0]), NULL) : 0;
 }
 
 static void weigh_keys(const struct head *h, const struct pages_query *q, const struct cluster *c,

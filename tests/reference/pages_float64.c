@@ -26,6 +26,12 @@ static void turn(double *x, uint32_t dim)
     }
 }
 
+// What is kept as fp16.
+static double as_f16(double x)
+{
+    return (double)(_Float16)x;
+}
+
 static double distance(const double *a, const double *b, uint32_t dim)
 {
     double sum = 0;
@@ -117,7 +123,7 @@ static void find_middle(const struct pages_problem *p, struct pages_summary *s)
         double far = 0;
         for (uint32_t d = at; d < end; d++)
             far = fabs(s->middle[d]) > fabs(far) ? s->middle[d] : far;
-        const double step = (double)(_Float16)(far / -8);
+        const double step = as_f16(far / -8);
         for (uint32_t d = at; d < end; d++)
             s->middle[d] =
                 step != 0 ? step * fmin(7, fmax(-8, floor(s->middle[d] / step + 0.5))) : 0;
@@ -147,13 +153,18 @@ void pages_summarise(const struct pages_problem *p, uint32_t piece, struct pages
     if (!p->likely)
         find_middle(p, s);
     for (uint32_t i = 0; i < p->keys; i++) {
-        steps[i] = 2 * key_size(s->key[i], dim);
+        steps[i] = p->bits == 1 ? 2 * key_size(s->key[i], dim)
+                                : sqrt(pages_dot(s->key[i], s->key[i], dim) / dim);
         most = fmax(most, steps[i]);
     }
-    for (uint32_t i = 0; i < p->keys; i++) {
+    most = as_f16(most);
+    for (uint32_t i = 0; i < p->keys;
+         i++) { // its own step rounds it, what is kept of that is its size
         double step = most > 0 ? most * floor(steps[i] / most * 255 + 0.5) / 255 : 0;
         for (uint32_t d = 0; d < dim; d++)
-            s->key[i][d] = round_channel(s->key[i][d], step, 1);
+            s->key[i][d] =
+                steps[i] > 0 ? step / steps[i] * round_channel(s->key[i][d], steps[i], p->bits) : 0;
+        s->size[i] = p->bits == 1 ? step / 2 : step;
     }
     average(s->value, p->v + (size_t)piece * n * dim, n, dim, NULL, 0);
     turn(s->value, dim);
@@ -161,8 +172,9 @@ void pages_summarise(const struct pages_problem *p, uint32_t piece, struct pages
         size += 2 * fabs(s->value[d]) / dim;
         square += s->value[d] * s->value[d] / dim;
     }
+    size = as_f16(bits == 1 ? size : sqrt(square));
     for (uint32_t d = 0; d < dim; d++)
-        s->value[d] = round_channel(s->value[d], bits == 1 ? size : sqrt(square), bits);
+        s->value[d] = round_channel(s->value[d], size, bits);
     turn(s->value, dim);
 }
 
@@ -180,11 +192,11 @@ void pages_ask(const struct pages_problem *p, uint32_t g, struct pages_query *q)
     memcpy(q->turned, p->q + g * dim, dim * sizeof(double));
     turn(q->turned, dim);
     q->most = 0;
-    for (uint32_t d = 0; d < dim; d += 4) {
-        double four = 0;
-        for (uint32_t c = d; c < d + 4 && c < dim; c++)
-            four += fabs(q->turned[c]);
-        q->most = fmax(q->most, four);
+    for (uint32_t d = 0; d < dim; d += 4 / p->bits) {
+        double some = 0;
+        for (uint32_t c = d; c < d + 4 / p->bits && c < dim; c++)
+            some += fabs(q->turned[c]) * (p->bits == 1 ? 1 : 1.5);
+        q->most = fmax(q->most, some);
     }
 }
 
@@ -193,42 +205,44 @@ static double capped(const struct pages_problem *p, double score)
     return p->softcap > 0 ? p->softcap * tanh(score / p->softcap) : score;
 }
 
-// Score of a rounded key: channels in fours, what each of the 16 signs of four adds rounded to
-// 1/31 of the largest such sum.
+// Score of a rounded key: channels in fours, or of two bits in twos; what each of the 16 codes of
+// them adds rounded to 1/31 of the largest such sum.
 double pages_score(const struct pages_problem *p, const struct pages_query *q, const double *key,
-                   const double *middle)
+                   double size, const double *middle)
 {
     const double common = middle ? pages_dot(q->turned, middle, p->head_dim) : 0;
+    const uint32_t each = 4 / p->bits;
     double sum = 0;
-    for (uint32_t d = 0; d < p->head_dim && q->most > 0; d += 4) {
-        double four = 0;
-        for (uint32_t c = d; c < d + 4 && c < p->head_dim; c++)
-            four += key[c] < 0 ? -q->turned[c] : q->turned[c];
-        sum += rint(four / q->most * 31);
+    for (uint32_t d = 0; d < p->head_dim && q->most > 0 && size > 0; d += each) {
+        double some = 0;
+        for (uint32_t c = d; c < d + each && c < p->head_dim; c++)
+            some += key[c] / size * q->turned[c];
+        sum += rint(some / q->most * 31);
     }
-    return capped(p, p->scale * (fabs(key[0]) * sum * q->most / 31 + common));
+    return capped(p, p->scale * (size * sum * q->most / 31 + common));
 }
 
 static double of_summary(const struct pages_problem *p, const struct pages_query *q,
                          const struct pages_summary *s, uint32_t key)
 {
-    return pages_score(p, q, s->key[key], s->middle);
+    return pages_score(p, q, s->key[key], s->size[key], s->middle);
 }
 
 // Scores of keys of which only signs are known are off by so much, for channels that are normal: of
 // a key x with deviation 1, rounded to a = m sqrt(2 / pi) with its signs, (x - a sign x)^2 is 1 - 2
-// a sqrt(2 / pi) + a^2. Of up to 64 pieces at equal distances.
+// a sqrt(2 / pi) + a^2; of one that is rounded to -1.5 to 1.5 it is 0.11885. Of up to 64 pieces at
+// equal distances.
 double pages_deviation(const struct pages_problem *p, const struct pages_summary *summaries,
                        uint32_t pieces, uint32_t g)
 {
     const double *q = p->q + g * p->head_dim;
     uint32_t every = pieces / 64 + 1, n = 0;
     const double pi = acos(-1), mean = sqrt(2 / pi), a = 0.625 * mean + 0.375 / mean;
-    const double lost = (1 - 2 * a * mean + a * a) / (a * a);
+    const double lost = p->bits == 1 ? (1 - 2 * a * mean + a * a) / (a * a) : 0.1188535;
     double squares = 0;
     for (uint32_t i = 0; i < pieces; i += every) {
         for (uint32_t key = 0; key < p->keys; key++, n++)
-            squares += summaries[i].key[key][0] * summaries[i].key[key][0];
+            squares += summaries[i].size[key] * summaries[i].size[key];
     }
     return fabs(p->scale) * sqrt(lost * pages_dot(q, q, p->head_dim) * squares / n);
 }

@@ -11,6 +11,7 @@ enum { PAGES_KEYS = 64, PAGES_DIM = 512 }; // at most
 struct pages_summary {
     double key[PAGES_KEYS][PAGES_DIM]; // turned, less `middle`
     double middle[PAGES_DIM];
+    double size[PAGES_KEYS]; // what channels are multiples of
     double value[PAGES_DIM];
     uint32_t count[PAGES_KEYS];
 };
@@ -23,10 +24,10 @@ double pages_dot(const double *a, const double *b, uint32_t dim);
 void pages_summarise(const struct pages_problem *p, uint32_t piece, struct pages_summary *s);
 // Query g of the head.
 void pages_ask(const struct pages_problem *p, uint32_t g, struct pages_query *q);
-// Of a rounded key, turned: all of its channels are as far from 0 as the first. And of what was
-// taken from it; NULL: nothing.
+// Of a rounded key, turned, of which channels are multiples of `size`. And of what was taken from
+// it; NULL: nothing.
 double pages_score(const struct pages_problem *p, const struct pages_query *q, const double *key,
-                   const double *middle);
+                   double size, const double *middle);
 // Scores are off by so much.
 double pages_deviation(const struct pages_problem *p, const struct pages_summary *summaries,
                        uint32_t pieces, uint32_t g);
