@@ -159,8 +159,8 @@ struct engine_options {
          OPTION_U32, &(E).engine.pages_newest,                                                     \
          1,          4294967295.0,                                                                 \
          "N",        "of pages: newest tokens that are always read; default: 16 to 64"},           \
-        {"--no-rest", 0, OPTION_FLAG, &(E).engine.pages_no_rest,                                   \
-         0,           0, NULL,        "of pages: do not estimate what is not read"},               \
+        {"--rest", 0, OPTION_FLAG, &(E).engine.pages_rest,                                         \
+         0,        0, NULL,        "of pages: estimate what is not read"},                         \
         {"--audit",                                                                                \
          0,                                                                                        \
          OPTION_F32,                                                                               \

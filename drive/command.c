@@ -145,7 +145,7 @@ void table_put_header(void *table, const struct table_header *header)
     le_putf32(p + 48, header->pages_ratio);
     le_putf32(p + 52, header->pages_mass);
     le_put32(p + 56, header->pages_local);
-    le_put32(p + 60, header->pages_no_rest);
+    le_put32(p + 60, header->pages_rest);
 }
 
 int table_get_header(struct table_header *header, const void *table, size_t bytes, uint32_t count)
@@ -168,7 +168,7 @@ int table_get_header(struct table_header *header, const void *table, size_t byte
         .pages_ratio = le_getf32(p + 48),
         .pages_mass = le_getf32(p + 52),
         .pages_local = le_get32(p + 56),
-        .pages_no_rest = le_get32(p + 60),
+        .pages_rest = le_get32(p + 60),
     };
     return 0;
 }

@@ -151,7 +151,7 @@ struct table_header {
     float pages_ratio;    // at most this part; 0 = 1/8, with a pages_mass 1
     float pages_mass;     // not 0: only until this share of the softmax is predicted to be captured
     uint32_t pages_local; // so many most recent tokens are read whatever their rank; 0: by ratio
-    uint32_t pages_no_rest; // 1: what is not read counts for nothing, instead of being estimated
+    uint32_t pages_rest;  // 1: what is not read is estimated; 0: it counts for nothing
 };
 
 struct table_item {

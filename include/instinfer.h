@@ -96,7 +96,7 @@ struct inst_options {
                            // times as many; all
     uint32_t pages_bits;   // that DRAM keeps of each channel of these keys: 2 find more, not with
                            // pages_look; 1
-    bool pages_no_rest;    // what is not read counts for nothing instead of being estimated
+    bool pages_rest;       // what is not read is estimated instead of counting for nothing
     inst_flash_trace_fn *flash_trace; // NULL, or told of every flash operation
     void *flash_trace_user;
     inst_selection_trace_fn *selection_trace; // NULL, or told of all that sparf and pages choose

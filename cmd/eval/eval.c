@@ -41,7 +41,7 @@ struct eval {
     struct option_numbers contexts;
     const char *budgets, *masses, *text, *row_cache;
     uint32_t questions, each, decoded, seed, piece, keys, heads, newest, look, bits;
-    bool no_rest;
+    bool rest;
     struct output_file csv, svg;
 
     uint32_t task[EVAL_TASKS + 1], divisor[BUDGETS_MOST];
@@ -497,7 +497,7 @@ static int prepare(struct eval *v, const struct options *options)
     v->engine.engine.pages_newest = v->newest;
     v->engine.engine.pages_look = v->look;
     v->engine.engine.pages_bits = v->bits;
-    v->engine.engine.pages_no_rest = v->no_rest;
+    v->engine.engine.pages_rest = v->rest;
     // Nobody waits for an answer here: what was stopped for a while, as a whole, just goes on.
     v->engine.engine.drive_timeout_ms = UINT32_MAX;
     if (!code)
@@ -617,8 +617,8 @@ int command_eval(int argc, char **argv)
          "all"},
         {"--newest", 0, OPTION_U32, &v.newest, 1, UINT32_MAX, "N",
          "of pages: newest tokens that are always read; default: a part of the budget"},
-        {"--no-rest", 0, OPTION_FLAG, &v.no_rest, 0, 0, NULL,
-         "of pages: what is not read counts for nothing"},
+        {"--rest", 0, OPTION_FLAG, &v.rest, 0, 0, NULL,
+         "of pages: what is not read is estimated; default: it counts for nothing"},
     };
     const struct options options = {
         "eval", NULL, "Compares attention methods: how right answers are, by the bytes read.", rows,

@@ -8,8 +8,8 @@
 //            those with any of the `pages_local` newest tokens, and the tokens without a summary
 //            are chosen whatever their rank
 //   tokens   exact attention over every token of what was chosen: that of sparf
-//   finish   what was not read takes part by its predicted weight, as far as that is to be trusted,
-//            and its mean V
+//   finish   where ATTEND wants it, what was not read takes part by its predicted weight, as far as
+//            that is to be trusted, and its mean V
 //
 // Heads that choose together are on one drive, so that a drive array, which divides heads, chooses
 // as one drive does. The choice depends on q, the K and V of the sequence and its length
@@ -409,7 +409,8 @@ static void choose(const struct pages_view *p, uint8_t *scratch)
     for (uint32_t i = 0; i < v->group; i++)
         v->u->predicted[v->head * v->group + i] = (float)held(p, i, doubt[i]);
     pages_choose_tokens(p);
-    estimate_rest(p, (struct pages_scratch *)scratch);
+    if (v->job->header.pages_rest)
+        estimate_rest(p, (struct pages_scratch *)scratch);
 }
 
 // ---- finish ------------------------------------------------------------------------------------
@@ -444,7 +445,7 @@ static void finish(const struct pages_view *p)
         v->u->predicted[query] = share;
         v->u->captured[query] = v->u->audit && v->u->tokens ? sparf_audited(v, i) : share;
         *captured = v->u->captured[query];
-        const bool none = job->header.pages_no_rest || v->u->all || v->u->clusters;
+        const bool none = !job->header.pages_rest || v->u->all || v->u->clusters;
         const float part = none ? 0 : rest_share(p, i, chosen);
         if (part > 0) {
             rest->sum *= part;
@@ -513,10 +514,9 @@ static int pages_check(struct method_state *s, struct table_header *h,
         return status;
     // Written so that NaN is refused.
     if (!(h->pages_ratio >= 0 && h->pages_ratio <= 1 && h->pages_mass >= 0 && h->pages_mass < 1) ||
-        h->pages_no_rest > 1 || h->audit > 1)
-        return inst_fail(msg, INST_EINVAL,
-                         "ATTEND: pages: ratio %g, mass %g, without the rest %u, audit %u",
-                         (double)h->pages_ratio, (double)h->pages_mass, h->pages_no_rest, h->audit);
+        h->pages_rest > 1 || h->audit > 1)
+        return inst_fail(msg, INST_EINVAL, "ATTEND: pages: ratio %g, mass %g, rest %u, audit %u",
+                         (double)h->pages_ratio, (double)h->pages_mass, h->pages_rest, h->audit);
     if (h->pages_ratio == 0 && h->pages_mass == 0)
         h->pages_ratio = 0.125f;
     return 0;

@@ -158,7 +158,7 @@ static int choose_attention(inst_engine *e, const struct inst_options *o, struct
         .pages_ratio = (float)o->pages_ratio,
         .pages_mass = fminf((float)o->pages_mass, nextafterf(1, 0)),
         .pages_local = o->pages_newest,
-        .pages_no_rest = o->pages_no_rest,
+        .pages_rest = o->pages_rest,
     };
     return 0;
 }

@@ -338,7 +338,7 @@ class Cli(unittest.TestCase):
         _, line, s = ask()
         self.assertTrue(line.endswith("; attention exact"), line)
         self.assertNotIn("kl_mean", s)
-        sparse = ("--attention", "pages", "--ratio", "1/8", "--piece", 16, "--newest", 16, "--no-rest")
+        sparse = ("--attention", "pages", "--ratio", "1/8", "--piece", 16, "--newest", 16)
         text, line, s = ask(*sparse)
         self.assertRegex(line, r"; captured mass 0\.\d+, worst head 0\.\d+ \(predicted\)$")
         self.assertLess(s["predicted_worst"], s["predicted_mean"])

@@ -511,7 +511,7 @@ static void draw_method(struct run *run, const struct space_config *c, struct ta
         h->pages_ratio = c->piece_look && below(chance, 4) ? 0.03f : (float)below(chance, 9) / 8;
         h->pages_mass = one_in(chance, 3) ? 0.7f : 0;
         h->pages_local = 1 + below(chance, 40);
-        h->pages_no_rest = one_in(chance, 4);
+        h->pages_rest = one_in(chance, 2);
         h->audit = one_in(chance, 4);
     }
     if (h->method != METHOD_SPARF)

@@ -178,7 +178,7 @@ int scene_attend(struct rig *rig, const struct scene *s, uint32_t layer, uint32_
         header.pages_ratio = knobs->ratio;
         header.pages_mass = knobs->mass;
         header.pages_local = knobs->local;
-        header.pages_no_rest = knobs->no_rest;
+        header.pages_rest = !knobs->no_rest;
         header.audit = knobs->audit;
     } else if (!knobs->dense) {
         header.sparf_channels = knobs->channels;

@@ -139,7 +139,7 @@ static void run_record(struct target *t, const uint8_t *record, const uint8_t *p
                                                 .pages_ratio = (float)(record[12] % 18) / 16,
                                                 .pages_mass = (float)(record[13] % 17) / 16,
                                                 .pages_local = record[14] % 40,
-                                                .pages_no_rest = record[15] % 2});
+                                                .pages_rest = record[15] % 2});
         for (uint32_t i = 0; i < 3 && (i + 1) * 10 <= payload_bytes; i++) {
             const uint8_t *p = payload + i * 10;
             table_put_item(table, i,

@@ -55,7 +55,6 @@ static struct inst_options poor(const char *attention, double audit)
                                  .pages_piece = 16,
                                  .pages_newest = 16,
                                  .pages_ratio = 0.1,
-                                 .pages_no_rest = true,
                                  .group = 16,
                                  .audit = audit};
 }
