@@ -29,7 +29,10 @@ static void turn(double *x, uint32_t dim)
 // What is kept as fp16.
 static double as_f16(double x)
 {
-    return (double)(_Float16)x;
+    int exponent;
+    frexp(x, &exponent); // 11 digits, or what there are of the least ones
+    const double unit = ldexp(1, (exponent < -13 ? -13 : exponent) - 11);
+    return rint(x / unit) * unit;
 }
 
 static double distance(const double *a, const double *b, uint32_t dim)
