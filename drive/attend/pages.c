@@ -356,16 +356,16 @@ static void add_rest(const struct pages_view *p, uint32_t first, uint32_t n_q, u
 static void estimate_rest(const struct pages_view *p, struct pages_scratch *own)
 {
     const struct sparf_view *v = &p->v;
-    const uint64_t last = index_bytes(&p->shape) - 1;
+    const uint64_t from = index_value_at(&p->shape);
     float *rest = (float *)partial_at(v->u->rest, v->head * v->group, v->dim);
     const uint8_t *summaries[2][REST_PIECES];
     for (uint32_t i = 0; i < v->group; i++)
         memset(partial_at(rest, i, v->dim)->acc, 0, v->dim * sizeof(float));
-    find_summaries(p, 0, min_u64(REST_PIECES, p->pieces), last, summaries[0]);
+    find_summaries(p, 0, min_u64(REST_PIECES, p->pieces), from, summaries[0]);
     for (uint64_t piece = 0, word = 0; piece < p->pieces; piece += REST_PIECES, word++) {
         const uint64_t n = min_u64(REST_PIECES, p->pieces - piece);
         const uint64_t unread = ~p->bits[word] & (~0ull >> (REST_PIECES - n));
-        find_summaries(p, piece + n, min_u64(REST_PIECES, p->pieces - piece - n), last,
+        find_summaries(p, piece + n, min_u64(REST_PIECES, p->pieces - piece - n), from,
                        summaries[(word + 1) % 2]);
         for (uint32_t i = 0; i < v->group; i += QUERIES)
             add_rest(p, i, (uint32_t)min_u64(v->group - i, QUERIES), piece, unread,

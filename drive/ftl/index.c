@@ -89,9 +89,7 @@ static uint64_t value_bytes(const struct index_shape *shape)
 
 uint64_t index_bytes(const struct index_shape *shape)
 {
-    uint64_t bytes = index_key_bytes(shape);
-    uint64_t counts = shape->keys == shape->piece ? 0 : shape->keys;
-    bytes = MASS_HEADER + counts + shape->keys * (1 + bytes) + value_bytes(shape);
+    const uint64_t bytes = index_value_at(shape) + value_bytes(shape);
     return shape->middle ? (bytes + 1) / 2 * 2 + shape->middle : bytes; // at even places
 }
 
@@ -132,17 +130,24 @@ void index_turn(float *x, uint32_t head_dim)
     }
 }
 
-// What channels of q from d on add with each of the codes of half a byte: four of one bit, or two
-// of two. Returns the greatest.
-static float code_sums(const struct index_shape *shape, float sums[16], const float *q, uint32_t d)
+// Channels of q whose codes are half a byte, four of one bit or two of two, from d on.
+static void half_byte(const struct index_shape *shape, float c[4], const float *q, uint32_t d)
 {
-    const uint32_t bits = shape->key_bits, n = 4 / bits;
-    const float end = bits == 1 ? 1 : 1.5f;
-    float c[4], size[4];
-    for (uint32_t i = 0; i < 4; i++) {
-        c[i] = i < n && d + i < shape->head_dim ? q[d + i] : 0;
-        size[i] = end * fabsf(c[i]);
-    }
+    for (uint32_t i = 0; i < 4; i++)
+        c[i] = i < 4 / shape->key_bits && d + i < shape->head_dim ? q[d + i] : 0;
+}
+
+// The greatest of what they add, as code_sums has it, to the bit.
+static float greatest_sum(const struct index_shape *shape, const float c[4])
+{
+    const float end = shape->key_bits == 1 ? 1 : 1.5f;
+    return (end * fabsf(c[0]) + end * fabsf(c[1])) + (end * fabsf(c[2]) + end * fabsf(c[3]));
+}
+
+// What they add with each of these codes.
+static void code_sums(const struct index_shape *shape, float sums[16], const float c[4])
+{
+    const uint32_t bits = shape->key_bits;
     for (uint32_t code = 0; code < 16; code++) {
         if (bits == 1) {
             const float even = (code & 1 ? c[0] : -c[0]) + (code & 2 ? c[1] : -c[1]);
@@ -151,7 +156,6 @@ static float code_sums(const struct index_shape *shape, float sums[16], const fl
             sums[code] = ((float)(code & 3) - 1.5f) * c[0] + ((float)(code >> 2) - 1.5f) * c[1];
         }
     }
-    return (size[0] + size[1]) + (size[2] + size[3]); // as the sums are, to the bit
 }
 
 float index_table(const struct index_shape *shape, int8_t *table, const float *q)
@@ -159,9 +163,10 @@ float index_table(const struct index_shape *shape, int8_t *table, const float *q
     const uint32_t each = 4 / shape->key_bits, n = (shape->head_dim + each - 1) / each;
     const size_t half = mass_rows(index_key_bytes(shape)) / 2;
     const float round = 0x1.8p23f; // added, it leaves a whole number to nearest even
-    float most = 0, sums[16];
+    float most = 0, sums[16], c[4];
     for (uint32_t j = 0; j < n; j++) {
-        const float sum = code_sums(shape, sums, q, j * each);
+        half_byte(shape, c, q, j * each);
+        const float sum = greatest_sum(shape, c);
         most = sum > most ? sum : most;
     }
     memset(table, 0, index_table_bytes(shape));
@@ -170,7 +175,8 @@ float index_table(const struct index_shape *shape, int8_t *table, const float *q
     const float entry = MASS_ENTRY / most;
     for (uint32_t j = 0; j < n; j++) {
         int8_t *row = table + (j / 2 + j % 2 * half) * 16;
-        code_sums(shape, sums, q, j * each);
+        half_byte(shape, c, q, j * each);
+        code_sums(shape, sums, c);
         for (uint32_t i = 0; i < 16; i++)
             row[i] =
                 (int8_t)(fabsf(sums[i]) <= most ? sums[i] * entry + round - round : 0); // no NaN
