@@ -107,7 +107,8 @@ static struct space_config config_of(const struct attend_options *o, uint32_t pa
                                  .piece_keys = o->keys,
                                  .piece_heads = o->heads_together,
                                  .piece_look = o->look,
-                                 .piece_bits = o->bits};
+                                 .piece_bits = o->bits,
+                                 .piece_flash = o->index_flash};
 }
 
 // The texts' topics are the only thing that grows with the context besides the flash itself.

@@ -19,6 +19,7 @@ struct attend_options {
     uint32_t method, page_channels;   // of the space
     uint32_t kv_type;                 // enum kv_type
     uint32_t piece, keys, look, bits; // of the index of pages; 0: the drive's choice
+    bool index_flash;                 // it lies on flash
     uint32_t heads_together;          // 0: 1
     uint32_t group;                   // 0: NAND: K of a group fills a page; else the drive's choice
     uint32_t page_bytes, pages_per_block, dies; // NAND

@@ -33,12 +33,15 @@ static int pages_read(struct engine_options *options, bool pages, const char *co
 {
     struct inst_options *o = &options->engine;
     const char *text = options->ratio;
-    if (!pages && (text || options->mass > 0 || o->pages_piece || o->pages_keys || o->pages_heads ||
-                   o->pages_newest || o->pages_look || o->pages_bits || o->pages_rest))
+    if (!pages &&
+        (text || options->mass > 0 || o->pages_piece || o->pages_keys || o->pages_heads ||
+         o->pages_newest || o->pages_look || o->pages_bits || o->pages_rest || o->pages_flash))
         return fail(EXIT_USAGE,
-                    "%s: --ratio, --mass, --piece, --keys, --bits, --look, --heads, --newest and "
-                    "--rest need --attention pages",
+                    "%s: --ratio, --mass, --piece, --keys, --bits, --look, --heads, --newest, "
+                    "--rest and --index-on-disk need --attention pages",
                     command);
+    if (o->pages_flash && (o->pages_look || o->pages_rest))
+        return fail(EXIT_USAGE, "%s: --index-on-disk goes without --look and --rest", command);
     if (o->pages_piece & (o->pages_piece - 1))
         return fail(EXIT_USAGE, "%s: --piece: '%u' is not a power of two", command, o->pages_piece);
     if (options->mass >= 1)

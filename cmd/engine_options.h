@@ -161,6 +161,14 @@ struct engine_options {
          "N",        "of pages: newest tokens that are always read; default: 16 to 64"},           \
         {"--rest", 0, OPTION_FLAG, &(E).engine.pages_rest,                                         \
          0,        0, NULL,        "of pages: estimate what is not read"},                         \
+        {"--index-on-disk",                                                                        \
+         0,                                                                                        \
+         OPTION_FLAG,                                                                              \
+         &(E).engine.pages_flash,                                                                  \
+         0,                                                                                        \
+         0,                                                                                        \
+         NULL,                                                                                     \
+         "of pages: keys lie on the disk, not in DRAM, and reading them counts in --ratio"},       \
         {"--audit",                                                                                \
          0,                                                                                        \
          OPTION_F32,                                                                               \

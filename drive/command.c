@@ -63,7 +63,8 @@ void space_config_encode(uint8_t out[CONFIG_BYTES], const struct space_config *c
 {
     memset(out, 0, CONFIG_BYTES);
     le_put16(out, TABLE_VERSION);
-    le_put16(out + 2, (uint16_t)config->piece_bits);
+    out[2] = (uint8_t)config->piece_bits;
+    out[3] = (uint8_t)config->piece_flash;
     le_put32(out + 4, config->layers);
     le_put32(out + 8, config->kv_heads);
     le_put32(out + 12, config->head_dim);
@@ -100,7 +101,8 @@ int space_config_decode(struct space_config *config, const void *in, size_t byte
         .piece_keys = le_get32(p + 52),
         .piece_heads = le_get32(p + 56),
         .piece_look = le_get32(p + 60),
-        .piece_bits = le_get16(p + 2),
+        .piece_bits = p[2],
+        .piece_flash = p[3],
     };
     return 0;
 }

@@ -121,6 +121,9 @@ struct space_config {
     // METHOD_PAGES: bits that the index keeps of each channel of these keys, 1 or 2; with
     // piece_look 1. 0: 1.
     uint32_t piece_bits;
+    // METHOD_PAGES: 1: the index lies on flash, and DRAM holds what is not there yet. What reading
+    // it costs counts in pages_ratio; no pages_rest, no piece_look. 0: all of it lies in DRAM.
+    uint32_t piece_flash;
 };
 // KV heads that choose the same tokens, and therefore are on one drive.
 static inline uint32_t space_config_together(const struct space_config *config)
@@ -274,7 +277,8 @@ bool attend_layout(struct attend_layout *layout, uint32_t count, uint32_t q_head
 #define STAT_PAGES_MAP(X)                                                                          \
     X(pages_steps, SAME, "pages attention of one sequence in one layer")                           \
     X(pages_dense_bytes, SUM, "on flash, that dense attention would have read in these")           \
-    X(pages_read_bytes, SUM, "in pages that hold chosen tokens: read")                             \
+    X(pages_read_bytes, SUM, "in pages that hold chosen tokens, or an index on flash: read")       \
+    X(pages_index_bytes, SUM, "of these, of the index")                                            \
     X(pages_predicted, SUM, "query heads whose captured mass was predicted")                       \
     X(pages_predicted_sum, SUM, "of these, the sum of predicted captured mass, in millionths")     \
     X(pages_dram_bytes, NOW, "DRAM that pages adds: buffers, weights, index and clusters")         \

@@ -97,6 +97,8 @@ struct inst_options {
     uint32_t pages_bits;   // that DRAM keeps of each channel of these keys: 2 find more, not with
                            // pages_look; 1
     bool pages_rest;       // what is not read is estimated instead of counting for nothing
+    bool pages_flash; // these keys lie on the disk, and reading them counts in pages_ratio; not
+                      // with pages_rest and pages_look
     inst_flash_trace_fn *flash_trace; // NULL, or told of every flash operation
     void *flash_trace_user;
     inst_selection_trace_fn *selection_trace; // NULL, or told of all that sparf and pages choose

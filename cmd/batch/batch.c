@@ -194,9 +194,9 @@ static cJSON *make_head(const struct batch *b, const char *model, time_t now)
             o->page_channels) &&
         (!o->kv_type || !strcmp(o->kv_type, "f16") || add(head, "kv_type", "%s", o->kv_type)) &&
         (!o->attention || strcmp(o->attention, "pages") ||
-         add(head, "pages", "%.9g %.9g %u %u %u %u %d %u %u", o->pages_ratio, o->pages_mass,
+         add(head, "pages", "%.9g %.9g %u %u %u %u %d %u %u %d", o->pages_ratio, o->pages_mass,
              o->pages_piece, o->pages_keys, o->pages_heads, o->pages_newest, o->pages_rest,
-             o->pages_look, o->pages_bits)) &&
+             o->pages_look, o->pages_bits, o->pages_flash)) &&
         add(head, "template", "%s", b->info.chat ? b->info.chat : "") &&
         add(head, "sampling", "temp %.9g, top-k %d, top-p %.9g, min-p %.9g, repeat %.9g of %d",
             (double)s->temperature, s->top_k, (double)s->top_p, (double)s->min_p,

@@ -146,6 +146,7 @@ static void choose_method(struct bench *b, const char *method)
     o->pages_heads = pages ? b->pages.pages_heads : 0;
     o->pages_look = pages ? b->pages.pages_look : 0;
     o->pages_bits = pages ? b->pages.pages_bits : 0;
+    o->pages_flash = pages && b->pages.pages_flash;
 }
 
 static int open_turn(struct bench *b, const char *method, uint32_t batch, uint64_t depth)

@@ -429,10 +429,10 @@ static int check_options(struct bench *bench)
         return code;
     struct attend_options *o = &bench->o;
     if (!bench->pages && (bench->ratio || bench->budget || o->piece || o->keys || o->look ||
-                          o->bits || o->heads_together))
+                          o->bits || o->heads_together || o->index_flash))
         return fail(EXIT_USAGE,
-                    "bench drive: --ratio, --budget, --piece, --keys, --bits, --look and "
-                    "--heads need --method pages");
+                    "bench drive: --ratio, --budget, --piece, --keys, --bits, --look, --heads and "
+                    "--index-on-disk need --method pages");
     bench->part = 1.0 / 8;
     if (bench->ratio && !option_part(bench->ratio, &bench->part))
         return fail(EXIT_USAGE, "bench drive: --ratio: '%s' is not like 1/8", bench->ratio);
@@ -594,6 +594,8 @@ int bench_drive(int argc, char **argv)
          "all"},
         {"--heads", 0, OPTION_U32, &b.o.heads_together, 1, 4096, "N",
          "pages: neighbouring KV heads that choose the same tokens; default: 1"},
+        {"--index-on-disk", 0, OPTION_FLAG, &b.o.index_flash, 0, 0, NULL,
+         "pages: keys lie on flash, not in DRAM, and reading them counts in --ratio"},
         SPARF_OPTION_ROW(b.sparf),
         {"--steps", 'n', OPTION_U32, &b.steps, 1, 1e6, "N", "tokens decoded; default 16"},
         {"--audits", 0, OPTION_U32, &b.audits, 0, 1e6, "N",

@@ -41,7 +41,7 @@ struct eval {
     struct option_numbers contexts;
     const char *budgets, *masses, *text, *row_cache;
     uint32_t questions, each, decoded, seed, piece, keys, heads, newest, look, bits;
-    bool rest;
+    bool rest, flash;
     struct output_file csv, svg;
 
     uint32_t task[EVAL_TASKS + 1], divisor[BUDGETS_MOST];
@@ -497,6 +497,7 @@ static int prepare(struct eval *v, const struct options *options)
     v->engine.engine.pages_newest = v->newest;
     v->engine.engine.pages_look = v->look;
     v->engine.engine.pages_bits = v->bits;
+    v->engine.engine.pages_flash = v->flash;
     v->engine.engine.pages_rest = v->rest;
     // Nobody waits for an answer here: what was stopped for a while, as a whole, just goes on.
     v->engine.engine.drive_timeout_ms = UINT32_MAX;
@@ -619,6 +620,8 @@ int command_eval(int argc, char **argv)
          "of pages: newest tokens that are always read; default: a part of the budget"},
         {"--rest", 0, OPTION_FLAG, &v.rest, 0, 0, NULL,
          "of pages: what is not read is estimated; default: it counts for nothing"},
+        {"--index-on-disk", 0, OPTION_FLAG, &v.flash, 0, 0, NULL,
+         "of pages: keys lie on the disk, not in DRAM, and reading them counts in --ratio"},
     };
     const struct options options = {
         "eval", NULL, "Compares attention methods: how right answers are, by the bytes read.", rows,

@@ -16,6 +16,7 @@
 // alone. Where all is chosen nothing is estimated: that is dense attention to the bit.
 #include "drive/attend/pages.h"
 #include "drive/attend/select.h"
+#include "drive/ftl/index_rows.h"
 #include "base/checked.h"
 
 #include <math.h>
@@ -23,8 +24,6 @@
 
 // Newest tokens where ATTEND says nothing: an eighth of what may be read, but from 16 to 64.
 enum { LOCAL_LEAST = 16, LOCAL_MOST = 64, LOCAL_PART = 8 };
-// Pieces, at most, by which it is judged how far scores are off.
-enum { DOUBT_PIECES = 64 };
 #define DOUBT_MOST 80.0f // nats
 // What rounding to signs loses of the variance of a channel that is normal, by the square of the
 // size a that it is rounded to: a = m sqrt(2 / pi) deviations with m = 1 + INDEX_SHARPER (pi / 2 -
@@ -66,6 +65,8 @@ size_t pages_scratch(const struct space_config *config)
 {
     const struct index_shape shape = index_shape(config);
     size_t bytes = sizeof(struct pages_scratch) + QUERIES * index_table_bytes(&shape);
+    if (config->piece_flash)
+        bytes += index_row(config).head_bytes;
     return config->piece_look ? max_u64(bytes, clusters_scratch(config)) : bytes;
 }
 
@@ -154,10 +155,22 @@ static void weigh_middles(const struct pages_view *p, struct mass_pieces *block,
     }
 }
 
-// Weights of all pieces for n queries of the head from `first` on, relative to their block's top.
+// Weights of the pieces of a block for n queries of the head from `first` on, relative to its top.
+// own->steps: of these.
+static void weigh_block(const struct pages_view *p, uint64_t at, struct mass_pieces *block,
+                        uint32_t first, uint32_t n, const int8_t *tables, const float *factors,
+                        struct pages_scratch *own)
+{
+    if (p->shape.middle)
+        weigh_middles(p, block, n, own);
+    p->v.k->piece_masses(block, tables, factors, n, p->tops + first * p->blocks + at, p->blocks,
+                         p->weights + first * p->pieces + at * block_pieces(&p->shape), p->pieces,
+                         own->masses);
+}
+
+// The same of all pieces.
 static void weigh(const struct pages_view *p, uint32_t first, uint32_t n, uint8_t *scratch)
 {
-    const struct sparf_view *v = &p->v;
     struct pages_scratch *own = (struct pages_scratch *)scratch;
     struct mass_pieces block = pages_block(p);
     const uint64_t each = block_pieces(&p->shape);
@@ -175,11 +188,7 @@ static void weigh(const struct pages_view *p, uint32_t first, uint32_t n, uint8_
         block.n = end - piece;
         memcpy(block.summary, next, sizeof next);
         find_summaries(p, end, min_u64(each, p->pieces - end), 0, next);
-        if (p->shape.middle)
-            weigh_middles(p, &block, n, own);
-        v->k->piece_masses(&block, own->tables, factors, n, p->tops + first * p->blocks + at,
-                           p->blocks, p->weights + first * p->pieces + piece, p->pieces,
-                           own->masses);
+        weigh_block(p, at, &block, first, n, own->tables, factors, own);
     }
 }
 
@@ -208,16 +217,24 @@ static uint64_t affordable(const struct pages_view *p, double tokens)
     return pieces <= 0 ? 0 : pieces >= (double)p->pieces ? p->pieces : (uint64_t)pieces;
 }
 
+// Of how many pieces one is a sample.
+static uint64_t sample_every(const struct pages_view *p)
+{
+    return p->pieces / PAGES_SAMPLES + 1;
+}
+
 // By how much scores are off, in nats, for each query of the head: of a turned key codes and a step
 // 2 a are kept, so that of the variance of a score, `lose` (scale |q| a)^2 is lost.
 void pages_doubts(const struct pages_view *p, float *out)
 {
     const struct sparf_view *v = &p->v;
-    uint64_t every = p->pieces / DOUBT_PIECES + 1, n = 0;
+    uint64_t every = sample_every(p), n = 0;
     const float lose = p->shape.key_bits == 1 ? SIGNS_LOSE : STEPS_LOSE;
+    const float *known = v->s->size.rows ? v->u->queries.squares + v->head * PAGES_SAMPLES : NULL;
     float squares = 0;
     for (uint64_t piece = 0; piece < p->pieces; piece += every) {
-        squares += index_key_squares(pages_run_at(p, piece).summary, p->shape.keys);
+        squares +=
+            known ? *known++ : index_key_squares(pages_run_at(p, piece).summary, p->shape.keys);
         n += p->shape.keys;
     }
     for (uint32_t i = 0; i < v->group; i++) {
@@ -280,8 +297,11 @@ struct pages_budget pages_budget(const struct pages_view *p)
 {
     const struct table_header *h = &p->v.job->header;
     uint64_t tokens = p->v.u->tokens, free_end = tokens - min_u64(p->v.u->local, tokens);
+    const struct space_config *config = &p->v.s->space->config;
     double ratio = h->pages_ratio != 0 ? (double)h->pages_ratio : 1;
-    double part = part_of_tokens(&p->v.s->space->config, ratio);
+    if (p->v.s->size.rows && h->pages_ratio != 0) // what is read of the index, but half is left
+        ratio -= fmin(index_row_share(config), ratio / 2);
+    double part = part_of_tokens(config, ratio);
     struct pages_budget b = {.local = p->pieces - min_u64(p->pieces, free_end / p->tokens)};
     b.least = min_u64(p->pieces, b.local + 1);
     b.most = max_u64(b.least, affordable(p, part * (double)tokens));
@@ -386,7 +406,7 @@ static void predict(const struct pages_view *p, uint8_t *scratch)
     const uint64_t each = block_pieces(&p->shape);
     float *max = v->u->alpha + v->head * v->group;
     memset(p->total, 0, p->pieces * sizeof *p->total);
-    for (uint32_t i = 0; i < v->group; i += QUERIES)
+    for (uint32_t i = 0; i < v->group && !v->s->size.rows; i += QUERIES) // else that is done
         weigh(p, i, v->group - i < QUERIES ? v->group - i : QUERIES, scratch);
     for (uint32_t i = 0; i < v->group; i++) {
         float *weights = p->weights + i * p->pieces, *tops = p->tops + i * p->blocks;
@@ -411,6 +431,131 @@ static void choose(const struct pages_view *p, uint8_t *scratch)
     pages_choose_tokens(p);
     if (v->job->header.pages_rest)
         estimate_rest(p, (struct pages_scratch *)scratch);
+}
+
+// ---- an index on flash ------------------------------------------------------------------------
+
+// What weighing needs of the head's queries.
+static void prepare_queries(const struct pages_view *p, struct pages_scratch *own)
+{
+    const struct sparf_view *v = &p->v;
+    const struct pages_queries *queries = &v->u->queries;
+    const uint64_t table = v->s->size.table, middle = v->s->size.middle;
+    for (uint32_t i = 0; i < v->group; i++) {
+        const uint64_t query = v->head * v->group + i;
+        queries->factors[query] = pages_query(p, i, queries->tables + query * table, own->q);
+        if (middle)
+            in_steps(p, queries->steps + query * middle, own->q, queries->factors[query]);
+    }
+}
+
+// Weighs n pieces from `piece` on, the first of a run, whose summaries lie side by side.
+static void weigh_run(const struct pages_view *p, uint64_t piece, uint64_t n,
+                      const uint8_t *summaries, struct pages_scratch *own)
+{
+    const struct sparf_view *v = &p->v;
+    const struct pages_queries *queries = &v->u->queries;
+    const uint64_t each = block_pieces(&p->shape), bytes = index_bytes(&p->shape);
+    const uint64_t every = sample_every(p), table = v->s->size.table, middle = v->s->size.middle;
+    struct mass_pieces block = pages_block(p);
+    for (uint64_t i = div_round_up(piece, every) * every; i < piece + n; i += every)
+        queries->squares[v->head * PAGES_SAMPLES + i / every] =
+            index_key_squares(summaries + (i - piece) * bytes, p->shape.keys);
+    for (uint32_t first = 0; first < v->group; first += QUERIES) {
+        const uint32_t n_q = v->group - first < QUERIES ? v->group - first : QUERIES;
+        const uint64_t query = v->head * v->group + first;
+        memcpy(own->steps, queries->steps + query * middle, n_q * middle * sizeof *own->steps);
+        for (uint64_t at = 0; at < n; at += each) {
+            block.n = min_u64(each, n - at);
+            for (uint64_t i = 0; i < block.n; i++)
+                block.summary[i] = summaries + (at + i) * bytes;
+            weigh_block(p, (piece + at) / each, &block, first, n_q, queries->tables + query * table,
+                        queries->factors + query, own);
+        }
+    }
+}
+
+// Those runs that DRAM has.
+static void weigh_held(const struct pages_view *p, struct pages_scratch *own)
+{
+    const struct space *space = p->v.s->space;
+    const uint64_t each = index_row(&space->config).pieces;
+    const uint32_t head = p->v.unit->head_first + p->v.head;
+    for (uint64_t run = 0; run * each < p->pieces; run++) {
+        const struct index_part part = index_rows_part(space, &p->v.u->index, run, head);
+        if (part.summaries && !part.first)
+            weigh_run(p, run * each, min_u64(each, p->pieces - run * each), part.summaries, own);
+    }
+}
+
+// And one of which the row was read: its last pieces may be held.
+static void weigh_row(const struct pages_view *p, const struct piece *piece,
+                      struct pages_scratch *own)
+{
+    const struct space *space = p->v.s->space;
+    const struct index_row row = index_row(&space->config);
+    const uint64_t run = piece->rows[0].index, first = run * row.pieces;
+    const uint64_t n = min_u64(row.pieces, p->pieces - first);
+    const uint32_t head = p->v.unit->head_first + p->v.head;
+    const struct index_part part = index_rows_part(space, &p->v.u->index, run, head);
+    const uint64_t read = (part.summaries ? min_u64(part.first, n) : n) * row.summary_bytes;
+    uint8_t *copy = (uint8_t *)own->tables + QUERIES * p->v.s->size.table;
+    piece_copy(space, piece, 0, index_row_at(&row, head), read, copy);
+    if (part.summaries)
+        memcpy(copy + read, part.summaries + read, n * row.summary_bytes - read);
+    weigh_run(p, first, n, copy, own);
+}
+
+// The next run that is not in DRAM. `cursor` is its number.
+static struct piece *index_piece_of(struct unit *unit)
+{
+    const struct method_state *s = unit->state;
+    const struct sparf_unit *u = unit->own;
+    const struct space *space = s->space;
+    const struct index_row row = index_row(&space->config);
+    const uint64_t pieces = pieces_of(&space->config, u->tokens), tokens = row.tokens / row.pieces;
+    const uint64_t page = space->flash->geometry.page_bytes;
+    const uint64_t from = index_row_at(&row, unit->head_first);
+    const uint64_t end = from + unit->n_heads / row.together * row.set_bytes;
+    for (; unit->cursor * row.pieces < pieces; unit->cursor++) {
+        const uint64_t first = unit->cursor * row.pieces, n = min_u64(row.pieces, pieces - first);
+        const struct index_part part = index_rows_part(space, &u->index, unit->cursor, 0);
+        if (part.summaries && !part.first)
+            continue;
+        struct piece *piece = sparf_piece(unit, PIECE_INDEX, first * tokens, (first + n) * tokens);
+        if (!piece)
+            return NULL;
+        piece_add_pages(piece, (uint32_t)unit->cursor++, (uint32_t)(from / page),
+                        (uint32_t)(div_round_up(end, page) - from / page));
+        const uint64_t read = (part.summaries ? min_u64(part.first, n) : n) * row.summary_bytes;
+        for (uint32_t i = 0; i < unit->n_heads; i++)
+            piece_want(space, piece, 0, index_row_at(&row, unit->head_first + i), read, false);
+        return piece;
+    }
+    return NULL;
+}
+
+static struct piece *pages_want(struct unit *unit)
+{
+    if (unit->phase != SPARF_RANK)
+        return sparf_want(unit);
+    struct piece *piece = index_piece_of(unit);
+    const struct sparf_unit *u = unit->own;
+    const struct space_config *config = &unit->state->space->config;
+    unit->wanted = unit->cursor * index_row(config).pieces >= pieces_of(config, u->tokens);
+    return piece;
+}
+
+static void pages_compute(const struct unit_task *task, uint8_t *scratch)
+{
+    if (task->piece->kind != PIECE_INDEX) {
+        sparf_compute(task, scratch);
+        return;
+    }
+    for (uint32_t head = task->head; head < task->head + task->heads; head++) {
+        const struct pages_view p = pages_view_of(task->unit, head);
+        weigh_row(&p, task->piece, (struct pages_scratch *)scratch);
+    }
 }
 
 // ---- finish ------------------------------------------------------------------------------------
@@ -476,8 +621,12 @@ static void pages_think(const struct unit_task *task, uint8_t *scratch)
     for (uint32_t head = task->head; head < task->head + task->heads; head++) {
         const struct pages_view p = pages_view_of(task->unit, head);
         const bool together = p.set_end - p.set > 1, likely = p.v.u->clusters != NULL;
-        if (phase == SPARF_PREPARE)
+        if (phase == SPARF_PREPARE && p.v.s->size.rows) {
+            prepare_queries(&p, (struct pages_scratch *)scratch);
+            weigh_held(&p, (struct pages_scratch *)scratch);
+        } else if (phase == SPARF_PREPARE) {
             make_clusters(&p, scratch);
+        }
         if (phase == SPARF_RANK || (phase == SPARF_SELECT && !together)) {
             if (likely)
                 likely_predict(&p, scratch);
@@ -497,9 +646,9 @@ static void pages_think(const struct unit_task *task, uint8_t *scratch)
 static void pages_work(const struct unit *unit, const struct piece *piece, struct engine_work *work)
 {
     const struct sparf_unit *u = unit->own;
-    if (piece)
+    if (piece && piece->kind != PIECE_INDEX)
         sparf_work_tokens(unit, piece, work);
-    else if (unit->phase == SPARF_SELECT)
+    else if (!piece && unit->phase == SPARF_SELECT)
         work->ranked += unit->n_heads *
                         (u->clusters ? u->look : pieces_of(&unit->state->space->config, u->tokens));
 }
@@ -517,6 +666,9 @@ static int pages_check(struct method_state *s, struct table_header *h,
         h->pages_rest > 1 || h->audit > 1)
         return inst_fail(msg, INST_EINVAL, "ATTEND: pages: ratio %g, mass %g, rest %u, audit %u",
                          (double)h->pages_ratio, (double)h->pages_mass, h->pages_rest, h->audit);
+    if (h->pages_rest && s->size.rows)
+        return inst_fail(msg, INST_ENOTSUP,
+                         "ATTEND: pages: the index on flash knows nothing of the rest");
     if (h->pages_ratio == 0 && h->pages_mass == 0)
         h->pages_ratio = 0.125f;
     return 0;
@@ -593,7 +745,7 @@ static bool pages_begin(struct unit *unit)
         partial_clear(partial_at(u->rest, i, dim));
     if (u->all)
         return true;
-    unit->phase = make ? SPARF_PREPARE : first_phase(unit);
+    unit->phase = make || s->size.rows ? SPARF_PREPARE : first_phase(unit);
     unit->kind = UNIT_THINKS;
     return true;
 }
@@ -602,6 +754,17 @@ static void pages_advance(struct unit *unit)
 {
     struct method_state *s = unit->state;
     const struct sparf_unit *u = unit->own;
+    if (s->size.rows && unit->phase == SPARF_PREPARE) { // now it reads
+        unit->phase = SPARF_RANK;
+        unit->kind = UNIT_READS;
+        unit->cursor = 0;
+        return;
+    }
+    if (s->size.rows && unit->phase == SPARF_RANK && unit->kind == UNIT_READS) { // now it thinks
+        unit->phase = first_phase(unit);
+        unit->kind = UNIT_THINKS;
+        return;
+    }
     if (unit->phase == SPARF_PREPARE) {
         end_clusters(unit, CLUSTERS_MADE);
         unit->phase = first_phase(unit);
@@ -642,7 +805,8 @@ static void pages_stats(const struct method_state *s, struct drive_stats *stats)
     const struct walk *walk = s->space->walk;
     stats->pages_steps += s->steps;
     stats->pages_dense_bytes += s->dense_pages * page;
-    stats->pages_read_bytes += s->token_pages * page;
+    stats->pages_read_bytes += (s->token_pages + s->index_pages) * page;
+    stats->pages_index_bytes += s->index_pages * page;
     stats->pages_predicted += s->predicted;
     stats->pages_predicted_sum += s->predicted_sum;
     stats->pages_dram_bytes += s->bytes;
@@ -662,8 +826,8 @@ const struct method method_pages = {
     .check_item = sparf_check_item,
     .bundle = sparf_bundle,
     .begin = pages_begin,
-    .want = sparf_want,
-    .compute = sparf_compute,
+    .want = pages_want,
+    .compute = pages_compute,
     .computed = sparf_computed,
     .folds = sparf_folds,
     .fold = sparf_fold,

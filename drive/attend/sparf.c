@@ -4,7 +4,7 @@
 #include "drive/attend/sparf.h"
 #include "base/checked.h"
 #include "drive/attend/select.h"
-#include "drive/ftl/index.h"
+#include "drive/ftl/index_rows.h"
 
 #include <string.h>
 
@@ -46,6 +46,10 @@ static uint64_t carve(struct sparf_unit *u, uint8_t *memory, const struct sparf_
     CARVE(gaps, heads);
     CARVE(captured, queries);
     CARVE(predicted, s->rest ? queries : 0);
+    CARVE(queries.tables, s->rows ? queries * s->table : 0);
+    CARVE(queries.steps, s->rows ? queries * s->middle : 0);
+    CARVE(queries.factors, s->rows ? queries : 0);
+    CARVE(queries.squares, s->rows ? heads * PAGES_SAMPLES : 0);
 #undef CARVE
     return at;
 }
@@ -83,6 +87,12 @@ static int sparf_size(struct sparf_size *s, const struct flash_geometry *g,
                          name_of(c), (unsigned long long)c->max_tokens, c->q_heads);
     s->rest = c->method == METHOD_PAGES;
     s->held = s->rest ? index_hold_bytes(c) : 0;
+    s->rows = s->rest && c->piece_flash;
+    if (s->rows) {
+        const struct index_shape shape = index_shape(c);
+        s->table = (uint32_t)index_table_bytes(&shape);
+        s->middle = index_middle_dim(&shape);
+    }
     s->head_floats = s->rest ? pages_floats(c, s->tokens, s->group) : (s->group + 1ull) * s->tokens;
     s->scratch = s->rest ? max_u64(sparf_scratch(dim), pages_scratch(c)) : sparf_scratch(dim);
     uint64_t units = div_round_up(c->kv_heads, s->bundle) * max_u64(c->max_sequences, 1);
@@ -98,6 +108,10 @@ static int sparf_size(struct sparf_size *s, const struct flash_geometry *g,
     s->piece_rows = (uint32_t)max_u64(rows, s->bundle);
     s->piece_pages = (uint32_t)max_u64(rows * row_pages,
                                        (uint64_t)s->bundle * streams[STREAM_CHANNELS].row_pages);
+    if (s->rows)
+        s->piece_pages = (uint32_t)max_u64(
+            s->piece_pages,
+            div_round_up(s->bundle / together * index_row(c).set_bytes, g->page_bytes) + 1);
     struct sparf_unit unit;
     s->unit_bytes = carve(&unit, NULL, s, dim);
     // With an audit's beside it.
@@ -348,14 +362,15 @@ static bool sparf_begin(struct unit *unit)
 
 // ---- pieces ------------------------------------------------------------------------------------
 
-static struct piece *new_piece(struct unit *unit, enum sparf_piece kind, uint64_t first,
-                               uint64_t end)
+struct piece *sparf_piece(struct unit *unit, enum sparf_piece kind, uint64_t first, uint64_t end)
 {
     struct piece *piece = piece_get(&unit->state->pieces);
     if (!piece)
         return NULL;
     piece->kind = kind;
-    piece->stream = kind == PIECE_CHANNELS ? STREAM_CHANNELS : STREAM_KV;
+    piece->stream = kind == PIECE_CHANNELS ? STREAM_CHANNELS
+                    : kind == PIECE_INDEX  ? STREAM_INDEX
+                                           : STREAM_KV;
     piece->first = first;
     piece->tokens = (uint32_t)(end - first);
     return piece;
@@ -433,7 +448,7 @@ static struct piece *rank_piece(struct method_state *s, struct unit *unit)
     if (unit->cursor % cover == 0 && unit->cursor + cover <= u->tokens &&
         all_heads_built(s, unit, layer, group)) {
         end = unit->cursor + cover;
-        piece = new_piece(unit, PIECE_CHANNELS, unit->cursor, end);
+        piece = sparf_piece(unit, PIECE_CHANNELS, unit->cursor, end);
         for (uint32_t i = 0; piece && i < unit->n_heads; i++) {
             piece_add_pages(piece,
                             (uint32_t)(group * space->config.kv_heads + unit->head_first + i), 0,
@@ -444,7 +459,7 @@ static struct piece *rank_piece(struct method_state *s, struct unit *unit)
         }
     } else {
         end = min_u64(u->tokens, (unit->cursor / length + 1) * length);
-        piece = new_piece(unit, PIECE_TAIL, unit->cursor, end);
+        piece = sparf_piece(unit, PIECE_TAIL, unit->cursor, end);
         if (piece)
             add_rows(s, unit, piece);
         for (uint32_t i = 0; piece && i < unit->n_heads; i++)
@@ -462,7 +477,7 @@ static struct piece *mean_piece(struct method_state *s, struct unit *unit)
     if (u->means_waiting)
         return NULL;
     uint64_t end = min_u64(u->mean_end, (u->mean_at / length + 1) * length);
-    struct piece *piece = new_piece(unit, PIECE_MEAN, u->mean_at, end);
+    struct piece *piece = sparf_piece(unit, PIECE_MEAN, u->mean_at, end);
     if (!piece)
         return NULL;
     u->mean_at = end;
@@ -506,7 +521,7 @@ static struct piece *token_piece(struct method_state *s, struct unit *unit)
             n = select_count(u->chosen + i * words, unit->cursor, end);
         if (!n)
             continue;
-        struct piece *piece = new_piece(unit, PIECE_TOKENS, unit->cursor, end);
+        struct piece *piece = sparf_piece(unit, PIECE_TOKENS, unit->cursor, end);
         if (!piece)
             return NULL;
         unit->cursor = end;
@@ -587,6 +602,9 @@ void sparf_computed(struct unit *unit, const struct piece *piece)
     case PIECE_MEAN:
         s->mean_bytes += bytes;
         u->means_waiting--;
+        break;
+    case PIECE_INDEX:
+        s->index_pages += piece->read_pages;
         break;
     case PIECE_TOKENS:
         s->token_pages += piece->read_pages;

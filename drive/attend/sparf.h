@@ -27,6 +27,19 @@ enum sparf_piece {
     PIECE_TAIL,     // scores from token-indexed K
     PIECE_MEAN,     // V of tokens that the sums of V lack
     PIECE_TOKENS,   // attention over chosen tokens
+    PIECE_INDEX,    // pages: what a run of pieces holds, by its row of the index
+};
+
+// Pieces, at most, by which it is judged how far scores are off.
+enum { PAGES_SAMPLES = 64 };
+
+// What weighing pieces needs of each query, where that is done row by row.
+struct pages_queries {
+    int8_t *tables; // [queries][table]
+    float *steps;   // [queries][middle], as products with the mean of keys take them
+    float *factors; // [queries]
+    float
+        *squares; // [heads][samples] of sizes of keys: by these it is judged how far scores are off
 };
 
 // Arrays over heads are indexed from the unit's first, arrays over queries are [heads][group].
@@ -37,11 +50,12 @@ struct sparf_unit {
     bool all, audit;           // all: k == S
     uint64_t tokens, k, local; // S
     uint64_t mean_at, mean_end;
-    struct map index;          // pages: what the unit chooses from
-    struct clusters *clusters; // pages: of these keys; NULL: all of them are looked at
-    uint64_t look;             // pages: keys that are looked at for a query
-    uint64_t redo;             // rank again from this token on; UINT64_MAX: no need
-    uint32_t means_waiting;    // pieces that add to the same sums: one at a time
+    struct map index;             // pages: what the unit chooses from
+    struct clusters *clusters;    // pages: of these keys; NULL: all of them are looked at
+    uint64_t look;                // pages: keys that are looked at for a query
+    struct pages_queries queries; // pages with an index on flash
+    uint64_t redo;                // rank again from this token on; UINT64_MAX: no need
+    uint32_t means_waiting;       // pieces that add to the same sums: one at a time
     // [heads][size.head_floats]. sparf: [group + 1][size.tokens], exponentials, then their weighted
     // sum; pages: see pages.c
     float *scores;
@@ -69,6 +83,8 @@ struct sparf_size {
     size_t scratch;          // of each worker
     bool rest;               // there are estimates
     uint64_t held;           // bytes of a unit's part of the index, pages only
+    bool rows;               // pages: the index lies on flash
+    uint32_t table, middle;  // then: bytes of a query's table, channels of the mean of keys
     uint32_t units;          // under way
     uint32_t pieces;         // under way, of all units
     uint32_t span;           // tokens of one, at most
@@ -88,8 +104,8 @@ struct method_state {
     float *partials; // [pieces][2: chosen, audit][tiles][bundle][group]
     // Of STAT
     uint64_t steps, dense_pages, channel_pages, channel_kept_bytes, token_pages, token_kept_bytes,
-        tail_bytes, mean_bytes, audit_pages, audits, captured_sum, captured_worst, predicted,
-        predicted_sum;
+        tail_bytes, mean_bytes, audit_pages, index_pages, audits, captured_sum, captured_worst,
+        predicted, predicted_sum;
 };
 
 // Where channel c begins in a channel row.
@@ -148,6 +164,8 @@ int sparf_check_heads(const struct method_state *s, const struct table_header *h
 int sparf_check_item(const struct method_state *s, const struct table_item *item,
                      struct inst_msg *msg);
 uint32_t sparf_bundle(const struct method_state *s);
+// A piece of that kind of the unit; NULL: all are in use.
+struct piece *sparf_piece(struct unit *unit, enum sparf_piece kind, uint64_t first, uint64_t end);
 struct piece *sparf_want(struct unit *unit);
 void sparf_computed(struct unit *unit, const struct piece *piece);
 bool sparf_folds(const struct piece *piece);

@@ -281,6 +281,8 @@ void sparf_compute(const struct unit_task *task, uint8_t *scratch)
         case PIECE_TOKENS:
             attend_piece(&v, task->piece, scratch);
             break;
+        case PIECE_INDEX:
+            break; // pages.c
         }
     }
 }

@@ -81,12 +81,13 @@ static bool runnable_jobs(const struct drive *drive)
     return job != NULL;
 }
 
-// DRAM is still on its way back without anybody's doing: maps that are swept, frames of the flash.
+// DRAM is still on its way back without anybody's doing: maps that are swept, frames of the flash,
+// what derived streams bring there.
 static bool room_to_come(const struct drive *drive)
 {
     bool swept = true;
     for (const struct space *space = drive->spaces; space; space = space->next)
-        swept &= space_swept(space);
+        swept &= space_swept(space) && !streams_working(space);
     return !swept || flash_busy(drive);
 }
 

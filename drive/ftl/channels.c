@@ -284,38 +284,14 @@ static struct row *edit_entry(struct space *space, struct layer_state *layer, ui
 static bool program_row(struct space *space, struct layer_state *layer, uint64_t group,
                         uint32_t head, struct frame **pages)
 {
-    struct channels *c = channels_of(space);
-    struct sequence *sequence = layer->sequence;
     const struct stream *stream = &space->streams[STREAM_CHANNELS];
-    struct frontier *frontier = &sequence->lifetime->frontiers[STREAM_CHANNELS];
-    struct place place;
-    bool wait;
     struct row *row = edit_entry(space, layer, group, head);
-    int status = row ? 0 : INST_ENOMEM;
-    if (!status && !frames_can_program(space->frames, 0, stream->row_pages))
-        status = INST_ENORESOURCE;
-    if (!status)
-        status = segments_reserve(space->segments, frontier, 1, &wait);
-    if (!status) {
-        status = segments_place(space->segments, frontier, &place, NULL);
-        if (status)
-            segments_unreserve(space->segments, frontier, 1);
-    }
-    if (status) {
-        for (uint32_t page = 0; page < stream->row_pages; page++)
-            frames_give(space->frames, pages[page]);
+    for (uint32_t page = 0; !row && page < stream->row_pages; page++)
+        frames_give(space->frames, pages[page]);
+    if (!row || row_program(space, layer, STREAM_CHANNELS, index_of(space, group, head), row,
+                            pages) != DONE)
         return false;
-    }
-    row->place = place;
-    row->seq = sequence->id;
-    row->epoch = sequence->epoch;
-    struct page_identity identity;
-    stream_identity(space, row, (uint32_t)(layer - sequence->layers), STREAM_CHANNELS,
-                    index_of(space, group, head), &identity);
-    for (uint32_t page = 0; page < stream->row_pages; page++, identity.page++)
-        frames_program(space->frames, pages[page], place, page, &identity, &row->sums[page]);
-    c->program_bytes += stream->row_bytes;
-    space->stream_bytes += stream->data_bytes;
+    channels_of(space)->program_bytes += stream->row_bytes;
     return true;
 }
 

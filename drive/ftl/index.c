@@ -3,6 +3,7 @@
 #include "base/checked.h"
 #include "base/le.h"
 #include "drive/ftl/clusters.h"
+#include "drive/ftl/index_rows.h"
 
 #include <math.h>
 #include <string.h>
@@ -76,7 +77,9 @@ struct index_shape index_shape(const struct space_config *config)
         .keys = config->piece_keys ? config->piece_keys : piece,
         .head_dim = config->head_dim,
         .key_bits = config->piece_bits ? config->piece_bits : 1,
-        .value_bits = piece > INDEX_PIECE_MIN ? 2 : 1,
+        .value_bits = config->piece_flash       ? 0
+                      : piece > INDEX_PIECE_MIN ? 2
+                                                : 1,
         .look = config->piece_look,
         .middle = config->piece_look ? 0 : blocks * MIDDLE_BYTES,
     };
@@ -84,7 +87,7 @@ struct index_shape index_shape(const struct space_config *config)
 
 static uint64_t value_bytes(const struct index_shape *shape)
 {
-    return div_round_up(shape->head_dim, 8 / shape->value_bits);
+    return div_round_up((uint64_t)shape->head_dim * shape->value_bits, 8);
 }
 
 uint64_t index_bytes(const struct index_shape *shape)
@@ -96,6 +99,8 @@ uint64_t index_bytes(const struct index_shape *shape)
 int index_hold(const struct space *space, const struct layer_state *layer, uint64_t pieces,
                struct map *held)
 {
+    if (space->config.piece_flash)
+        return index_rows_hold(space, layer, pieces, held);
     struct index *index = index_of(space);
     return map_fork(&index->kind, &state_of(layer)->entries, held,
                     div_round_up(pieces, index->block), NULL);
@@ -103,6 +108,10 @@ int index_hold(const struct space *space, const struct layer_state *layer, uint6
 
 void index_let_go(const struct space *space, struct map *held)
 {
+    if (space->config.piece_flash) {
+        index_rows_let_go(space, held);
+        return;
+    }
     map_truncate(&index_of(space)->kind, held, 0);
 }
 
@@ -394,18 +403,20 @@ static void round_value(const struct index_shape *shape, uint8_t *summary, float
     round_to(summary + index_value_at(shape), value, dim, bits, step);
 }
 
-// Makes a summary of a piece's tokens, rows of head_dim; scratch: as many floats, and as many for
-// keys.
-static void summarise(const struct index_shape *shape, uint8_t *summary, const uint16_t *k,
-                      const uint16_t *v, float *scratch)
+void index_summarise(const struct index_shape *shape, uint8_t *summary, const uint16_t *k,
+                     const uint16_t *v, float *scratch)
 {
     const struct kernels *kernels = kernels_best();
     uint32_t n = shape->piece, dim = shape->head_dim;
     float *x = scratch, *keys = scratch + (size_t)n * dim;
     uint8_t which[INDEX_PIECE_MAX] = {0}, *counts = summary + MASS_HEADER + shape->keys;
-    kernels->f16_to_f32(x, v, (size_t)n * dim);
-    mean(keys, x, n, dim, which, 0);
-    round_value(shape, summary, keys);
+    if (shape->value_bits) {
+        kernels->f16_to_f32(x, v, (size_t)n * dim);
+        mean(keys, x, n, dim, which, 0);
+        round_value(shape, summary, keys);
+    } else {
+        le_put16(summary + 2, 0);
+    }
     kernels->f16_to_f32(x, k, (size_t)n * dim);
     if (shape->keys == n) {
         memcpy(keys, x, (size_t)n * dim * sizeof *keys);
@@ -447,6 +458,8 @@ static void index_kind(struct map_kind *kind, const struct space_config *c, stru
 
 uint64_t index_hold_bytes(const struct space_config *c)
 {
+    if (c->piece_flash)
+        return index_rows_hold_bytes(c);
     struct map_kind kind;
     index_kind(&kind, c, NULL);
     return map_bytes(&kind, 1) + 4096;
@@ -485,6 +498,9 @@ static int index_layout(struct stream *stream, const struct flash_geometry *g,
                          "CONFIG: %u bits a channel of keys, must be 1 or, where all keys are "
                          "looked at, 2",
                          c->piece_bits);
+    if (c->piece_flash > 1)
+        return inst_fail(msg, INST_EINVAL, "CONFIG: an index in place %u, must be 0 or 1",
+                         c->piece_flash);
     stream->slot_bytes = index_bytes(&shape);
     return 0;
 }
@@ -581,8 +597,8 @@ static void index_layer_close(struct space *space, struct layer_state *layer)
     budget_free(space->budget, state_of(layer));
 }
 
-static struct row *index_row(const struct space *space, const struct layer_state *layer,
-                             uint64_t index)
+static struct row *index_no_row(const struct space *space, const struct layer_state *layer,
+                                uint64_t index)
 {
     (void)space, (void)layer, (void)index;
     return NULL; // it has none
@@ -616,7 +632,7 @@ static void index_append(struct space *space, struct layer_state *layer, uint32_
         const uint64_t at = head * own->block + p % own->block;
         uint8_t *entry = map_at(&own->kind, &state_of(layer)->entries, p / own->block); // reserved
         slot_get(&kv->slot, slot, p * own->piece % kv->row_tokens, own->piece, own->k, own->v);
-        summarise(&own->shape, entry + at * own->bytes, own->k, own->v, own->scratch);
+        index_summarise(&own->shape, entry + at * own->bytes, own->k, own->v, own->scratch);
     }
 }
 
@@ -726,7 +742,7 @@ const struct stream_ops stream_index = {
     .close = index_close,
     .layer_open = index_layer_open,
     .layer_close = index_layer_close,
-    .row = index_row,
+    .row = index_no_row,
     .reserve = index_reserve,
     .append = index_append,
     .appended = index_appended,

@@ -4,7 +4,8 @@
 // lies in DRAM alone, is made from the group buffer when a piece's last token arrives, and is a
 // pure function of the piece's K and V: so forks share it by reference, truncation cuts it, and
 // nothing ever has to be read back for it. Some pieces' share an entry of the map, head by head.
-// The tokens of a piece that is not complete have no summary.
+// The tokens of a piece that is not complete have no summary. Where the index lies on flash
+// (`piece_flash` of CONFIG) summaries are the same, less V: ftl/index_rows.h.
 //
 // A summary holds keys, their mean and the mean of V. Where there are as many keys as tokens they
 // are the tokens' own, else typical ones, each the mean of the tokens nearest to it (k-means from
@@ -38,9 +39,10 @@ enum {
 
 // What a summary is like, in a space of this configuration.
 struct index_shape {
-    uint32_t piece, keys, head_dim, key_bits, value_bits;
-    uint32_t look;   // piece_look of CONFIG
-    uint32_t middle; // bytes of the mean of keys; 0: there is none
+    uint32_t piece, keys, head_dim, key_bits;
+    uint32_t value_bits; // 0: nothing is kept of V
+    uint32_t look;       // piece_look of CONFIG
+    uint32_t middle;     // bytes of the mean of keys; 0: there is none
 };
 struct index_shape index_shape(const struct space_config *config);
 
@@ -71,6 +73,11 @@ struct index_run index_held(const struct space *space, const struct map *held, u
 
 // What is kept of the clusters of a layer's keys (ftl/clusters.h).
 struct clusters_layer *index_clusters(const struct layer_state *layer);
+
+// Makes a summary of a piece's tokens, rows of head_dim; scratch: as many floats, and as many for
+// keys.
+void index_summarise(const struct index_shape *shape, uint8_t *summary, const uint16_t *k,
+                     const uint16_t *v, float *scratch);
 
 // x[head_dim] times the Hadamard matrix, which is its own inverse.
 void index_turn(float *x, uint32_t head_dim);

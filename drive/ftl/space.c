@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "drive/ftl/index.h"
+#include "drive/ftl/index_rows.h"
 #include "drive/ftl/piece.h"
 #include "base/checked.h"
 
@@ -57,9 +57,9 @@ int stream_layouts(struct stream streams[STREAM_MAX], struct space_config *confi
     for (uint32_t i = 1; i < STREAM_MAX && !status; i++) {
         if (!(derived >> i & 1))
             continue;
-        streams[i].ops = ops[i];
-        ops[i]->choose(config, geometry);
-        status = ops[i]->layout(&streams[i], geometry, config, msg);
+        streams[i].ops = i == STREAM_INDEX && config->piece_flash ? &stream_index_rows : ops[i];
+        streams[i].ops->choose(config, geometry);
+        status = streams[i].ops->layout(&streams[i], geometry, config, msg);
     }
     return status;
 }
@@ -436,6 +436,37 @@ void row_drop(struct space *space, uint32_t stream, struct row *row)
     if (row_placed(row) && segments_unref(space->segments, row->place))
         frames_forget_row(space->frames, row->place, space->streams[stream].row_pages);
     row->place.segment = PLACE_NONE;
+}
+
+enum progress row_program(struct space *space, struct layer_state *layer, uint32_t stream,
+                          uint64_t index, struct row *row, struct frame **pages)
+{
+    struct sequence *sequence = layer->sequence;
+    const struct stream *own = &space->streams[stream];
+    struct frontier *frontier = &sequence->lifetime->frontiers[stream];
+    struct page_identity identity;
+    struct place place;
+    bool wait = !frames_can_program(space->frames, 0, own->row_pages);
+    int status = wait ? INST_ENORESOURCE : segments_reserve(space->segments, frontier, 1, &wait);
+    if (!status) {
+        status = segments_place(space->segments, frontier, &place, NULL);
+        wait = status == INST_ENOMEM && segments_working(space->segments);
+        if (status)
+            segments_unreserve(space->segments, frontier, 1);
+    }
+    if (status) {
+        for (uint32_t page = 0; page < own->row_pages; page++)
+            frames_give(space->frames, pages[page]);
+        return wait ? WAIT : FAILED;
+    }
+    row->place = place;
+    row->seq = sequence->id;
+    row->epoch = sequence->epoch;
+    stream_identity(space, row, (uint32_t)(layer - sequence->layers), stream, index, &identity);
+    for (uint32_t page = 0; page < own->row_pages; page++, identity.page++)
+        frames_program(space->frames, pages[page], place, page, &identity, &row->sums[page]);
+    space->stream_bytes += own->data_bytes;
+    return DONE;
 }
 
 static struct map_kind *kv_maps(struct space *space)

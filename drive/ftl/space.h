@@ -251,6 +251,10 @@ bool row_maps_bytes(const struct stream *stream, uint32_t layers, uint64_t seque
 // Gives up references that nobody needs any more, a slice of them; true when there are more.
 bool space_sweep(struct space *space, uint64_t work);
 bool space_swept(const struct space *space);
+// Gives a row of a derived stream, whose pages are all there, a place and programs it. WAIT,
+// FAILED: nothing can be programmed now, there is no room for it; the pages are free again.
+enum progress row_program(struct space *space, struct layer_state *layer, uint32_t stream,
+                          uint64_t index, struct row *row, struct frame **pages);
 // Gives up the reference of an entry, for all maps that share it.
 void row_drop(struct space *space, uint32_t stream, struct row *row);
 static inline bool row_placed(const struct row *row)

@@ -140,6 +140,9 @@ static int choose_attention(inst_engine *e, const struct inst_options *o, struct
         return inst_fail(msg, INST_EINVAL,
                          "pages with a ratio of %g and a mass of %g: must be 0 to 1, a mass less",
                          o->pages_ratio, o->pages_mass);
+    if (o->pages_flash && (o->pages_look || o->pages_rest))
+        return inst_fail(msg, INST_EINVAL,
+                         "an index on the disk goes without pages_look and pages_rest");
     if (o->sparf_channels > c->head_dim)
         return inst_fail(msg, INST_EINVAL, "sparf with %u channels: a head of this model has %u",
                          o->sparf_channels, c->head_dim);
@@ -241,6 +244,7 @@ static int make_plan(inst_engine *e, const struct inst_options *o, struct inst_m
         .piece_heads = o->pages_heads,
         .piece_look = o->pages_look,
         .piece_bits = o->pages_bits,
+        .piece_flash = o->pages_flash,
         .kv_type = kv_type_named(o->kv_type),
         .request_bytes = (uint32_t)min_u64(o->request_cost, UINT32_MAX),
         .rounds_x = rounds_x(e->gguf),

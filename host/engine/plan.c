@@ -438,6 +438,7 @@ int engine_plan(struct engine_plan *plan, const struct model_config *config,
         .piece_heads = input->piece_heads,
         .piece_look = input->piece_look,
         .piece_bits = input->piece_bits,
+        .piece_flash = input->piece_flash,
         .kv_type = input->kv_type,
     };
     if (input->method == METHOD_PAGES && !input->piece_heads)

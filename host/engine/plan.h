@@ -75,11 +75,12 @@ struct plan_input {
     uint32_t piece_heads;            // the same
     uint32_t piece_look;             // 0: all keys
     uint32_t piece_bits;             // 0: the drive chooses
-    uint32_t kv_type;                // enum kv_type
-    uint32_t request_bytes;          // of the drives; 0: measured
-    bool rounds_x;                   // some weights take x rounded
-    bool host_attention;             // decode rows attend on the host, as prompts do
-    bool apart;                      // the memory of what computes is not the host's
+    bool piece_flash;
+    uint32_t kv_type;       // enum kv_type
+    uint32_t request_bytes; // of the drives; 0: measured
+    bool rounds_x;          // some weights take x rounded
+    bool host_attention;    // decode rows attend on the host, as prompts do
+    bool apart;             // the memory of what computes is not the host's
 };
 
 // One drive of the plan.

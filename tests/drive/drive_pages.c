@@ -63,6 +63,16 @@ static void tell_apart(const struct pages_answer *a, const struct scene_result *
         t->error = fmax(t->error, error);
 }
 
+// Of the bytes of K and V, what an index on flash has in rows of 256 tokens: docs/pages.md.
+static double index_share(const struct space_config *c)
+{
+    const uint32_t keys = c->piece_keys ? c->piece_keys : c->piece_tokens;
+    const uint32_t counts = keys < c->piece_tokens ? keys : 0, bits = c->piece_bits == 2 ? 2 : 1;
+    const uint32_t bytes = 4 + keys + counts + keys * DIM * bits / 8, heads = c->piece_heads;
+    const double set = (bytes + bytes % 2 + 18.0 * DIM / 32) * 256 / c->piece_tokens * heads;
+    return ceil(set / 4096) * 4096 / (4.0 * DIM * 256 * heads);
+}
+
 static void compare(const struct scene *s, uint32_t layer, uint64_t pos,
                     const struct space_config *c, const struct scene_knobs *knobs,
                     const struct scene_result *r, struct tally *t)
@@ -97,6 +107,8 @@ static void compare(const struct scene *s, uint32_t layer, uint64_t pos,
                                   .v = v};
         if (!p.local) // an eighth of what may be read
             p.local = (uint32_t)fmax(16, fmin(64, floor(p.ratio * n / 8)));
+        if (c->piece_flash && (knobs->ratio != 0 || knobs->mass == 0))
+            p.ratio = fmax(p.ratio / 2, p.ratio - index_share(c));
         struct pages_answer a = {.token = token, .out = out, .captured = captured};
         pages_solve(&p, &a);
         tell_apart(&a, r, head, heads, knobs->audit, t);
@@ -110,10 +122,11 @@ static void test_reference(void **state)
     (void)state;
     static const enum scene_kind kinds[] = {SCENE_CLUSTERED, SCENE_RANDOM, SCENE_STEPS};
     static const struct {
-        uint32_t piece, keys, heads, bits, look;
-    } shapes[] = {{16, 0, 1, 0, 0}, {16, 5, 1, 1, 0},      {32, 10, 2, 0, 0},
-                  {64, 0, 1, 0, 0}, {16, 0, 1, 2, 0},      {32, 9, 2, 2, 0},
-                  {16, 0, 2, 0, 0}, {16, 0, 1, 0, 1 << 20}}; // the last: keys rounded as they are
+        uint32_t piece, keys, heads, bits, look, flash;
+    } shapes[] = {{16, 0, 1, 0, 0, 0}, {16, 5, 1, 1, 0, 0},       {32, 10, 2, 0, 0, 0},
+                  {64, 0, 1, 0, 0, 0}, {16, 0, 1, 2, 0, 0},       {32, 9, 2, 2, 0, 0},
+                  {16, 0, 2, 0, 0, 0}, {16, 0, 1, 0, 1 << 20, 0}, // keys rounded as they are
+                  {16, 0, 1, 0, 0, 1}, {16, 5, 2, 2, 0, 1}};
     static const struct scene_knobs knobs[] = {
         {.pages = true},
         {.pages = true, .ratio = 0.25f, .local = 100, .audit = true, .no_rest = true},
@@ -135,13 +148,15 @@ static void test_reference(void **state)
             o.config.piece_heads = shapes[shape].heads;
             o.config.piece_look = shapes[shape].look;
             o.config.piece_bits = shapes[shape].bits;
+            o.config.piece_flash = shapes[shape].flash;
             rig_open(&rig, &o);
             scene_write(&rig, &s, 1, 0, 800, 333);
             for (uint64_t pos = 800; pos < 808; pos++)
                 for (uint32_t l = 0; l < LAYERS; l++) {
-                    const struct scene_knobs *now = &knobs[pos % 4];
-                    assert_int_equal(scene_attend(&rig, &s, l, 1, pos, true, now, &r), 0);
-                    compare(&s, l, pos, &o.config, now, &r, &t);
+                    struct scene_knobs now = knobs[pos % 4];
+                    now.no_rest |= shapes[shape].flash;
+                    assert_int_equal(scene_attend(&rig, &s, l, 1, pos, true, &now, &r), 0);
+                    compare(&s, l, pos, &o.config, &now, &r, &t);
                 }
             // Keys of small whole numbers tie everywhere: which token is farthest is a matter of
             // rounding there, if that matters.
@@ -157,7 +172,7 @@ static void test_reference(void **state)
         scene_result_free(&r);
         scene_free(&s);
     }
-    assert_int_equal(all.heads, 3 * (5 * KV_HEADS + 3) * 8 * LAYERS);
+    assert_int_equal(all.heads, 3 * (6 * KV_HEADS + 4) * 8 * LAYERS);
 }
 
 // ---- bits --------------------------------------------------------------------------------------
@@ -177,6 +192,28 @@ static void test_bits_together(void **state)
     pages_same_bits(&bits);
     bits.options.config.piece_bits = 2;
     pages_same_bits(&bits);
+}
+
+// An index on flash: the bits of one in DRAM where as many tokens are chosen.
+static void test_bits_flash(void **state)
+{
+    (void)state;
+    const struct scene_knobs knobs = {.pages = true, .ratio = 0.25f, .local = 40, .no_rest = true};
+    struct pages_bits flash = {.options = base, .knobs = knobs}, dram = flash;
+    flash.options.config.piece_tokens = dram.options.config.piece_tokens = 16;
+    for (uint32_t bits = 1; bits <= 2; bits++) {
+        flash.options.config.piece_bits = dram.options.config.piece_bits = bits;
+        flash.options.config.piece_heads = dram.options.config.piece_heads = bits;
+        flash.options.config.piece_flash = 1;
+        dram.knobs.ratio = (float)(0.25 - index_share(&flash.options.config));
+        struct scene s = scene_of(SCENE_CLUSTERED);
+        assert_true(pages_run(&flash, &s, PAGES_AT_ONCE) == pages_run(&dram, &s, PAGES_AT_ONCE));
+        scene_free(&s);
+        pages_same_bits(&flash);
+        flash.busy = true;
+        pages_same_bits(&flash);
+        flash.busy = false;
+    }
 }
 
 // K and V in blocks: the bits of a space that holds the same numbers as fp16, whose index therefore
@@ -251,7 +288,7 @@ static void test_dense(void **state)
 
 // ---- bytes -------------------------------------------------------------------------------------
 
-static void bytes_of(struct scene *s, uint32_t type, uint32_t group, uint32_t piece)
+static void bytes_of(struct scene *s, uint32_t type, uint32_t group, uint32_t piece, bool flash)
 {
     struct rig rig;
     struct rig_options o = base;
@@ -261,11 +298,15 @@ static void bytes_of(struct scene *s, uint32_t type, uint32_t group, uint32_t pi
     o.config.group_tokens = group;
     o.config.piece_tokens = piece;
     o.config.kv_type = type;
+    o.config.piece_flash = flash;
+    o.config.piece_heads = 1;
     rig_open(&rig, &o);
     scene_write(&rig, s, 1, 0, 1600, 0);
+    assert_int_equal(rig_call(&rig, &(struct command){.opcode = OP_FLUSH}, NULL, NULL, NULL), 0);
     // The first piece and the newest tokens alone are more than 1/16 where pieces have 64 tokens.
     for (int divisor = 4; divisor <= (type != KV_F16 && group >= 64 ? 8 : 16); divisor *= 2) {
-        const struct scene_knobs knobs = {.pages = true, .ratio = 1 / (float)divisor};
+        const struct scene_knobs knobs = {
+            .pages = true, .ratio = 1 / (float)divisor, .no_rest = flash};
         rig_stats(&rig, &before);
         for (uint32_t l = 0; l < LAYERS; l++)
             assert_int_equal(scene_attend(&rig, s, l, 1, 1599, false, &knobs, &r), 0);
@@ -273,13 +314,20 @@ static void bytes_of(struct scene *s, uint32_t type, uint32_t group, uint32_t pi
         double read = (double)(after.flash_read_bytes - before.flash_read_bytes);
         double whole = (double)(after.pages_dense_bytes - before.pages_dense_bytes);
         assert_true(read > 0 && whole > 0);
-        if (read > 1.1 * whole / divisor || (divisor < 16 && read < 0.5 * whole / divisor))
+        // An index on flash is read as a whole, and half of the ratio is left to it.
+        const double most =
+            flash ? fmax(1.0 / divisor, index_share(&o.config) + 0.5 / divisor) : 1.0 / divisor;
+        if (read > 1.1 * whole * most || (divisor < 16 && read < 0.5 * whole / divisor))
             fail_msg("%s, groups of %u, 1/%d: %.3f of dense", kv_type_name(type), group, divisor,
                      read / whole);
         double predicted = 1e-6 * (double)(after.pages_predicted_sum - before.pages_predicted_sum) /
                            (double)(after.pages_predicted - before.pages_predicted);
         assert_int_equal(after.pages_predicted - before.pages_predicted, LAYERS * Q_HEADS);
         assert_true(predicted > 0 && predicted <= 1);
+        // The rows of an index: 1,536 of 1,600 tokens, of both heads.
+        const uint64_t index = after.pages_index_bytes - before.pages_index_bytes;
+        const double rows = flash ? index_share(&o.config) * 1536 * KV_HEADS * 4 * DIM * LAYERS : 0;
+        assert_true((double)index == rows);
         // An audit reads the others, too, and they are told apart.
         const uint64_t told = after.pages_read_bytes - before.pages_read_bytes;
         struct scene_knobs audited = knobs;
@@ -300,13 +348,15 @@ static void test_bytes(void **state)
 {
     (void)state;
     struct scene s = scene_of(SCENE_CLUSTERED);
-    bytes_of(&s, KV_F16, 16, 0);
+    bytes_of(&s, KV_F16, 16, 0, false);
+    bytes_of(&s, KV_F16, 16, 16, true);
+    bytes_of(&s, KV_F16, 64, 32, true);
     for (uint32_t group = 32; group <= 256; group *= 2)
-        bytes_of(&s, KV_F16, group, 32);
-    bytes_of(&s, KV_Q8, 32, 0);
+        bytes_of(&s, KV_F16, group, 32, false);
+    bytes_of(&s, KV_Q8, 32, 0, false);
     for (uint32_t group = 64; group <= 256; group *= 4)
-        bytes_of(&s, KV_Q8, group, 64);
-    bytes_of(&s, KV_Q4, 64, 0);
+        bytes_of(&s, KV_Q8, group, 64, false);
+    bytes_of(&s, KV_Q4, 64, 0, false);
     scene_free(&s);
 }
 
@@ -371,7 +421,26 @@ static void test_refused(void **state)
         assert_non_null(strstr(rig.text, "pages"));
     }
     rig_close(&rig);
+    struct rig_options on_flash = base;
+    const struct scene_knobs rest = {.pages = true}; // with the rest
+    on_flash.config.piece_flash = 1;
+    rig_open(&rig, &on_flash);
+    scene_write(&rig, &s, 1, 0, 200, 0);
+    assert_int_equal(scene_attend(&rig, &s, 0, 1, 200, true, &rest, &r), INST_ENOTSUP);
+    assert_non_null(strstr(rig.text, "knows nothing of the rest"));
+    rig_close(&rig);
+    c.piece_flash = 1;
+    c.piece_look = 100;
+    assert_int_equal(drive_plan(&plan, &g, &c, 0, &msg), INST_EINVAL);
+    assert_non_null(strstr(msg.text, "no piece_look"));
+    c.piece_look = 0;
+    c.piece_flash = 2;
+    msg = (struct inst_msg){0};
+    assert_int_equal(drive_plan(&plan, &g, &c, 0, &msg), INST_EINVAL);
+    assert_non_null(strstr(msg.text, "an index in place 2"));
+    c.piece_flash = 0;
     c.piece_tokens = 48;
+    msg = (struct inst_msg){0};
     assert_int_equal(drive_plan(&plan, &g, &c, 0, &msg), INST_EINVAL);
     assert_non_null(strstr(msg.text, "pieces of 48 tokens"));
     c.piece_tokens = 16;
@@ -404,6 +473,17 @@ static void test_refused(void **state)
         least[i] = plan.min_dram_bytes;
     }
     assert_true(least[1] - least[0] > (uint64_t)LAYERS * KV_HEADS * (1 << 15) * 300);
+    // On flash what grows with the length is maps, of K and V above all: 1/400 of K and V.
+    uint64_t flash[2];
+    c.piece_flash = 1;
+    c.piece_tokens = 0;
+    for (int i = 0; i < 2; i++) {
+        c.max_tokens = i ? 1 << 20 : 1 << 10;
+        assert_int_equal(drive_plan(&plan, &g, &c, 0, &msg), 0);
+        flash[i] = plan.min_dram_bytes;
+    }
+    print_message("DRAM for 1M tokens: %.1f MB, %.1f MB with the index on flash\n",
+                  1e-6 * (double)(least[1] - least[0]), 1e-6 * (double)(flash[1] - flash[0]));
     scene_result_free(&r);
     scene_free(&s);
 }
@@ -412,9 +492,10 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_reference),     cmocka_unit_test(test_bits),
-        cmocka_unit_test(test_bits_together), cmocka_unit_test(test_blocks),
-        cmocka_unit_test(test_dense),         cmocka_unit_test(test_bytes),
-        cmocka_unit_test(test_captures),      cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_bits_together), cmocka_unit_test(test_bits_flash),
+        cmocka_unit_test(test_blocks),        cmocka_unit_test(test_dense),
+        cmocka_unit_test(test_bytes),         cmocka_unit_test(test_captures),
+        cmocka_unit_test(test_refused),
     };
     if (THREAD_SANITIZER)
         cmocka_set_test_filter("test_bits");

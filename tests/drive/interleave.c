@@ -37,8 +37,10 @@ static void print_counts(const struct interleave_counts *c, uint64_t first, doub
            first, first + c->runs - 1, c->commands, c->interleavings, c->operations,
            c->flash_faults, seconds, (double)c->commands / seconds);
     printf("checked: %" PRIu64 " READs, %" PRIu64 " items of ATTEND, %" PRIu64
-           " of them for equal bits, %" PRIu64 " commands alone\n",
-           c->reads_checked, c->attends_checked, c->shadows_checked, c->quiet_checks);
+           " of them for equal bits, %" PRIu64 " commands alone; %" PRIu64
+           " KiB of an index read\n",
+           c->reads_checked, c->attends_checked, c->shadows_checked, c->quiet_checks,
+           c->index_bytes / 1024);
     for (int i = 0; i < FAULTS; i++) {
         if (c->forgiven[i])
             printf("known fault: %s, %" PRIu64 " times\n", known_faults[i].name, c->forgiven[i]);

@@ -2,6 +2,7 @@
 // What a run is made of: its shape, and one command after the other. Most commands are right, as
 // far as can be said before those on their way have had their effect; some are wrong on purpose.
 #include "base/checked.h"
+#include "drive/ftl/index_rows.h"
 #include "interleave_run.h"
 #include "kernels/kv.h"
 
@@ -33,6 +34,9 @@ void draw_config(struct run *run, struct space_config *c)
         c->piece_bits = c->piece_look ? 0 : c->head_dim / 8 % 2 + 1;
         c->piece_keys = c->kv_heads % 2 ? 0 : 6;
         c->piece_heads = below(chance, 2) ? c->kv_heads : 1;
+        c->piece_flash = !c->piece_look && below(chance, 2);
+        if (c->piece_flash) // rows of its index are 256 tokens
+            c->max_tokens = MODEL_TOKENS;
     }
     if (c->method != METHOD_SPARF) {
         c->kv_type = below(chance, KV_TYPES);
@@ -51,6 +55,13 @@ static uint32_t widest_row(const struct run *run, const struct space_config *c)
     uint64_t token = c->kv_heads * kv_token_bytes(c->kv_type, c->head_dim);
     uint64_t kv = div_round_up(c->group_tokens * token, page);
     uint64_t channels = c->page_channels ? div_round_up(c->head_dim, c->page_channels) : 0;
+    if (c->piece_flash) {
+        struct stream index;
+        const struct flash_geometry any = {
+            .page_bytes = (uint32_t)page, .pages_per_block = 65535, .blocks = 1, .dies = 1};
+        stream_index_rows.layout(&index, &any, c, NULL);
+        kv = max_u64(kv, index.row_pages);
+    }
     return (uint32_t)max_u64(kv, channels);
 }
 
@@ -396,7 +407,9 @@ static bool draw_write(struct run *run)
         return true;
     uint32_t space = draw_space(run);
     const struct space_config *c = &run->spaces[space].config;
-    uint32_t group = c->group_tokens, n_items = one_in(chance, 4) ? 2 + below(chance, 2) : 1;
+    // Where they are to fill rows of an index they are longer.
+    uint32_t group = c->piece_flash ? 128 : c->group_tokens;
+    uint32_t n_items = one_in(chance, 4) ? 2 + below(chance, 2) : 1;
     f->command.space = space;
     f->header.head_count = c->kv_heads;
     if (c->kv_heads > 1 && one_in(chance, 4)) { // some heads
@@ -511,7 +524,7 @@ static void draw_method(struct run *run, const struct space_config *c, struct ta
         h->pages_ratio = c->piece_look && below(chance, 4) ? 0.03f : (float)below(chance, 9) / 8;
         h->pages_mass = one_in(chance, 3) ? 0.7f : 0;
         h->pages_local = 1 + below(chance, 40);
-        h->pages_rest = one_in(chance, 2);
+        h->pages_rest = !c->piece_flash && one_in(chance, 2);
         h->audit = one_in(chance, 4);
     }
     if (h->method != METHOD_SPARF)

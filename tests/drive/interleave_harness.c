@@ -404,6 +404,7 @@ static bool nothing_left(struct run *run)
                      (unsigned long long)stats.checksum_errors);
     if (!check(run))
         return false;
+    run->counts->index_bytes += stats.pages_index_bytes;
     for (uint32_t space = 0; space < run->n_spaces; space++) {
         if (!send_remove(run, space))
             return !run->failed;

@@ -118,6 +118,7 @@ struct interleave_counts {
     uint64_t interleavings; // commands that met others, or operations of the flash, in flight
     uint64_t steps, operations, flash_faults;
     uint64_t reads_checked, attends_checked, shadows_checked, quiet_checks;
+    uint64_t index_bytes;      // of an index on flash, read
     uint64_t forgiven[FAULTS]; // runs that known faults ended, or excused
 };
 

@@ -58,6 +58,7 @@ static void open_target(struct target *t, uint8_t shape)
                                   .piece_heads = shape & 32 ? 2 : 0,
                                   .piece_look = shape & 2 ? 3 : 0,
                                   .piece_bits = shape & 2 ? 0 : shape >> 5 & 3u,
+                                  .piece_flash = (shape & 3) == 1,
                                   .kv_type = shape & 72 ? shape % 3u : KV_F16,
                                   // Channel rows of 256, 64, 32 or 16 tokens.
                                   .page_channels = 1u << "\0\2\3\4"[shape >> 4 & 3]};
@@ -84,7 +85,8 @@ static void put_config(uint8_t *data, const uint8_t *p)
                                                      .piece_keys = p[4] / 4 % 9 * 4,
                                                      .piece_heads = p[4] / 36 % 4,
                                                      .piece_look = p[5] / 40 * 77u,
-                                                     .piece_bits = p[6] / 20 % 4});
+                                                     .piece_bits = p[6] / 20 % 4,
+                                                     .piece_flash = p[6] / 80});
 }
 
 // K, V and queries: the payload over and over, numbers of all kinds.
