@@ -7,7 +7,7 @@
 enum {
     COVER_MIN = 256, // tokens of a row
     COVER_MAX = 1024,
-    COVER_SHARE = 8, // but no more than this part of the context
+    COVER_SHARE = 4, // but no more than this part of the context
     BLOCKS_MORE = 8, // beside one for each layer: rows on their way to flash
     PROGRAM_TRIES = 4,
     LEAF_BLOCKS = 16,
@@ -61,23 +61,25 @@ static struct rows_layer *state_of(const struct layer_state *layer)
 
 // ---- sizes -------------------------------------------------------------------------------------
 
-// Whole blocks of what is weighed together, and whole token groups.
-static uint64_t tokens_of(const struct space_config *c, const struct index_shape *shape)
+// Whole blocks of what is weighed together: as many as come to `most` tokens, of COVER_MIN at
+// least.
+static uint32_t cover(const struct index_shape *shape, uint64_t most)
 {
     const uint64_t weighed = MASS_SLICES / div_round_up(shape->keys, KERNEL_LANES);
-    const uint64_t most = min_u64(COVER_MAX, c->max_tokens / COVER_SHARE);
     uint64_t tokens = weighed * shape->piece;
-    while (tokens % c->group_tokens || tokens < COVER_MIN || 2 * tokens <= most)
+    while (tokens < COVER_MIN || 2 * tokens <= most)
         tokens *= 2;
-    return tokens;
+    return (uint32_t)tokens;
 }
 
-struct index_row index_row(const struct space_config *c)
+static struct index_row row_of(const struct space_config *c, uint64_t most)
 {
     const struct index_shape shape = index_shape(c);
-    struct index_row row = {.tokens = (uint32_t)tokens_of(c, &shape),
+    struct index_row row = {.tokens = cover(&shape, most),
                             .together = space_config_together(c),
                             .summary_bytes = index_bytes(&shape)};
+    while (row.tokens % c->group_tokens) // a token group lies in one
+        row.tokens *= 2;
     row.pieces = row.tokens / shape.piece;
     row.head_bytes = row.pieces * row.summary_bytes;
     row.set_bytes = div_round_up(row.together * row.head_bytes, INDEX_PAGE) * INDEX_PAGE;
@@ -85,11 +87,18 @@ struct index_row index_row(const struct space_config *c)
     return row;
 }
 
-double index_row_share(const struct space_config *c)
+struct index_row index_row(const struct space_config *c)
 {
-    const struct index_row row = index_row(c);
+    return row_of(c, min_u64(COVER_MAX, c->max_tokens / COVER_SHARE));
+}
+
+double index_row_share(const struct space_config *config)
+{
+    struct space_config c = *config;
+    c.group_tokens = 1;
+    const struct index_row row = row_of(&c, COVER_MAX);
     return (double)row.set_bytes /
-           ((double)row.together * row.tokens * (double)kv_token_bytes(c->kv_type, c->head_dim));
+           ((double)row.together * row.tokens * (double)kv_token_bytes(c.kv_type, c.head_dim));
 }
 
 static int rows_layout(struct stream *stream, const struct flash_geometry *g,

@@ -26,7 +26,8 @@ static inline uint64_t index_row_at(const struct index_row *row, uint32_t head)
 {
     return head / row->together * row->set_bytes + head % row->together * row->head_bytes;
 }
-// The part of the bytes of K and V that reading all rows takes.
+// The part of the bytes of K and V that reading all rows takes, of 1,024 tokens each: whatever the
+// rows of this space are, since choices hang on it.
 double index_row_share(const struct space_config *config);
 
 int index_rows_hold(const struct space *space, const struct layer_state *layer, uint64_t pieces,

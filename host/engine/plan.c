@@ -373,13 +373,16 @@ static int refuse(struct engine_plan *p, const struct plan_input *in, struct ins
     p->needed = others + min_u64(text_most, others / (TEXT_SHARE - 1) + 1);
     return inst_fail(msg, INST_ENOMEM,
                      "--memory %s is too small for this model at context %llu: at least %s needed "
-                     "(tables %s, buffers %s, sessions and text %s, drive %s, fixed %s)",
+                     "(tables %s, buffers %s, sessions and text %s, drive %s, fixed %s)%s",
                      size_text(in->memory, have), (unsigned long long)in->context,
                      // Rounded up, so that the number said is one that works.
                      size_text(p->needed + p->needed / 16, need), size_text(in->tables, tables),
                      size_text(p->buffers + p->array, buffers),
                      size_text(p->sessions + p->text, text), size_text(p->drive, drive),
-                     size_text(p->fixed, fixed));
+                     size_text(p->fixed, fixed),
+                     in->method == METHOD_PAGES && !in->piece_flash
+                         ? "; with --index-on-disk the drive needs less"
+                         : "");
 }
 
 // Chunks from the best to the least, with a fixed number of threads: first the largest whose

@@ -73,10 +73,11 @@ static void the_same_bits_everywhere(void **state)
     struct inst_stats stats;
     struct inst_options o = {
         .attention = "pages", .pages_ratio = 0.25, .pages_piece = 16, .pages_newest = 20};
-    enum { RATIO, MASS, LOOK, KINDS };
+    enum { RATIO, MASS, FLASH, LOOK, KINDS };
     for (int kind = RATIO; kind < KINDS; kind++) {
         o.pages_mass = kind == MASS ? 0.8 : 0;
         o.pages_look = kind == LOOK ? 12 : 0;
+        o.pages_flash = kind == FLASH;
         o.pages_ratio = kind == LOOK ? 0.06 : 0.25;
         uint64_t expected = decode(&o, ram, 1, &stats);
         for (size_t drives = 2; drives <= 4; drives *= 2)
@@ -101,7 +102,7 @@ static void the_same_bits_everywhere(void **state)
     assert_true(decode(&o, ram, 1, &stats) != without);
 }
 
-static void batch_of(uint32_t look)
+static void batch_of(uint32_t look, bool flash)
 {
     enum { SESSIONS = 4, ROUNDS = 6 };
     static const size_t lengths[SESSIONS] = {1, 70, 200, 333};
@@ -110,6 +111,7 @@ static void batch_of(uint32_t look)
                              .pages_piece = 16,
                              .pages_newest = 16,
                              .pages_look = look,
+                             .pages_flash = flash,
                              .pages_ratio = look ? 0.06 : 0,
                              .max_sessions = SESSIONS,
                              .threads = 2};
@@ -141,16 +143,22 @@ static void batch_of(uint32_t look)
 static void batch_equals_alone(void **state)
 {
     (void)state;
-    batch_of(0);
-    batch_of(10);
+    batch_of(0, false);
+    batch_of(10, false);
+    batch_of(0, true);
 }
 
 static void wrong_knobs_are_refused(void **state)
 {
     (void)state;
-    const struct inst_options wrong[] = {{.pages_ratio = 1.5}, {.pages_ratio = -1},
-                                         {.pages_mass = 1},    {.pages_piece = 48},
-                                         {.pages_heads = 5},   {.pages_piece = 64, .group = 32}};
+    const struct inst_options wrong[] = {{.pages_ratio = 1.5},
+                                         {.pages_ratio = -1},
+                                         {.pages_mass = 1},
+                                         {.pages_piece = 48},
+                                         {.pages_heads = 5},
+                                         {.pages_piece = 64, .group = 32},
+                                         {.pages_flash = true, .pages_look = 5},
+                                         {.pages_flash = true, .pages_rest = true}};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         struct inst_options o = wrong[i];
         struct inst_msg msg = {0};
@@ -162,6 +170,7 @@ static void wrong_knobs_are_refused(void **state)
         assert_int_equal(engine_open_on(&e, &o, NULL, &msg), INST_EINVAL);
         assert_non_null(strstr(msg.text, i < 3    ? "pages with a ratio"
                                          : i == 4 ? "do not choose together by 5"
+                                         : i > 5  ? "an index on the disk goes without"
                                                   : "pieces of"));
         inst_engine_close(e);
     }
