@@ -133,6 +133,7 @@ static struct piece *want(struct unit *u)
     uint64_t row_tokens = config->group_tokens, length = span_tokens(config);
     uint64_t end = min_u64(u->cursor / length * length + length, u->job->items[u->item].end);
     piece->stream = STREAM_KV;
+    piece->use = USE_SCAN;
     piece->first = u->cursor;
     piece->tokens = (uint32_t)(end - u->cursor);
     for (uint64_t group = u->cursor / row_tokens; group * row_tokens < end; group++)

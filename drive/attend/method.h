@@ -60,7 +60,7 @@ struct method {
     uint32_t id; // of ATTEND and CONFIG: enum attend_method, or a new number
     const char *name;
     uint32_t streams;   // derived streams that its spaces keep: bits 1 << id
-    enum frame_use use; // of what it reads
+    enum frame_use use; // of what it reads of K and V; want says it of each piece
 
     // Level 0 is the least that works, METHOD_LEVELS - 1 as much as is of use.
     int (*plan)(struct method_plan *plan, const struct flash_geometry *geometry,

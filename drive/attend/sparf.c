@@ -371,6 +371,8 @@ struct piece *sparf_piece(struct unit *unit, enum sparf_piece kind, uint64_t fir
     piece->stream = kind == PIECE_CHANNELS ? STREAM_CHANNELS
                     : kind == PIECE_INDEX  ? STREAM_INDEX
                                            : STREAM_KV;
+    // All rows of an index are read in a cycle: they are not to drive out what is chosen.
+    piece->use = kind == PIECE_INDEX ? USE_SCAN : USE_CHOICE;
     piece->first = first;
     piece->tokens = (uint32_t)(end - first);
     return piece;

@@ -283,7 +283,6 @@ static struct piece *next_piece(struct unit *u)
     piece = u->job->method->want(u);
     if (!piece)
         return NULL;
-    piece->use = u->job->method->use;
     *u->last = piece;
     u->last = &piece->next;
     piece->next = NULL;

@@ -121,6 +121,7 @@ static struct piece *mean_want(struct unit *unit)
     uint64_t length = span_tokens(&space->config), stop = unit->job->items[unit->item].end;
     uint64_t end = min_u64(stop, unit->cursor / length * length + length);
     piece->stream = STREAM_KV;
+    piece->use = USE_CHOICE;
     piece->first = unit->cursor;
     piece->tokens = (uint32_t)(end - unit->cursor);
     for (uint64_t group = unit->cursor / kv->row_tokens; group * kv->row_tokens < end; group++) {
