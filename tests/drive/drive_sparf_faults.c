@@ -2,8 +2,9 @@
 // Methods that choose, on flash that fails: one fault at every operation of a run in turn. A read
 // that fails costs the one item that wanted it, which succeeds when it is asked for again; a
 // program that fails costs the sequence whose K and V it was, and nothing where it was SparF's
-// channel copy. All else gives the bits of a run without faults, so whatever a fault met, an index
-// of pages is that of K and V. The argument is the method: sparf or pages.
+// channel copy, or a row of the index of pages. All else gives the bits of a run without faults, so
+// whatever a fault met, an index of pages is that of K and V. The argument is the method: sparf,
+// pages, or index, which is pages with its index on flash.
 #include "sparf_scene.h"
 #include "tests/more.h"
 
@@ -14,6 +15,7 @@
 enum { DIM = 64, Q_HEADS = 4, LAYERS = 2, PROMPT = 505, SEQUENCES = 3, ANSWERS_MAX = 96 };
 
 static uint32_t method = METHOD_SPARF;
+static bool index_on_flash; // of pages
 
 struct run {
     struct rig rig;
@@ -86,6 +88,7 @@ static uint64_t play(struct run *run, const struct scene *s, const struct flash_
                    .group_tokens = 32,
                    .method = method,
                    .page_channels = method == METHOD_SPARF ? 8 : 0,
+                   .piece_flash = index_on_flash,
                    .max_tokens = s->tokens,
                    .max_sequences = SEQUENCES},
         .q_heads = Q_HEADS,
@@ -113,7 +116,7 @@ static uint64_t play(struct run *run, const struct scene *s, const struct flash_
             knobs = (struct scene_knobs){.pages = true,
                                          .ratio = 0.1f + 0.05f * (float)i,
                                          .local = 16,
-                                         .no_rest = i % 3 == 2,
+                                         .no_rest = i % 3 == 2 || index_on_flash,
                                          .audit = i % 4 == 1};
         attend(run, 1, PROMPT + i, &knobs);
         if (i % 3 == 0)
@@ -238,8 +241,9 @@ static void test_storm(void **state)
 
 int main(int argc, char **argv)
 {
-    if (argc > 1 && !strcmp(argv[1], "pages"))
+    if (argc > 1)
         method = METHOD_PAGES;
+    index_on_flash = argc > 1 && !strcmp(argv[1], "index");
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_reads),
         cmocka_unit_test(test_programs),
