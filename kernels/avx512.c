@@ -16,7 +16,7 @@ enum {
     VN = 16,
     // Blocking, in accumulators of 32 registers.
     TILE_NR = 6,
-    TILE_MIN_ROWS = 24, // of x, for types that are not in blocks
+    TILE_MIN_ROWS = 28, // of x, for Q8_0; other types not in blocks are taken wide however many
     K_JR = 4,           // rows of a K type that share x
     K_NR = 6,           // of a panel of words
     BLOCK_JR = 4,       // rows of a block type that share x
@@ -30,6 +30,8 @@ enum {
 #define TILE_MR       4
 #define K_MR          4
 #define DIRECT_JR(mr) ((mr) == 1 ? 8 : 4)
+// Rows of x from which on each weight is converted once for eight of them (body_wide.h).
+#define WIDE_ROWS 5
 // Vectors of columns that nq <= 4 queries share: accumulators enough for the latency of fma.
 #define FEW_VECTORS(nq) ((nq) == 1 ? 8 : 4)
 
@@ -48,6 +50,12 @@ OP vn vn_load(const void *p)
 OP void vn_store(float *p, vn v)
 {
     _mm512_storeu_ps(p, v);
+}
+// It stays in a register: products would each load it again.
+OP vn vn_keep(vn a)
+{
+    __asm__("" : "+v"(a));
+    return a;
 }
 OP vn vn_fma(vn a, vn b, vn c)
 {

@@ -342,6 +342,11 @@ DIRECT_TYPE(F16)
 DIRECT_TYPE(BF16)
 DIRECT_TYPE(Q8_0)
 
+static unsigned direct_type(uint32_t type)
+{
+    return type == TENSOR_F32 ? 0 : type == TENSOR_F16 ? 1 : type == TENSOR_BF16 ? 2 : 3;
+}
+
 // Few rows of x: every weight is read once per four rows and never stored as fp32.
 static void direct_product(const struct weight *w, uint64_t first, uint64_t count, const float *x,
                            size_t x_stride, size_t n_rows, float *out, size_t out_stride,
@@ -349,10 +354,7 @@ static void direct_product(const struct weight *w, uint64_t first, uint64_t coun
 {
     static direct_fn *const table[4][4] = {DIRECT_NAMES(F32), DIRECT_NAMES(F16), DIRECT_NAMES(BF16),
                                            DIRECT_NAMES(Q8_0)};
-    unsigned t = w->type == TENSOR_F32    ? 0
-                 : w->type == TENSOR_F16  ? 1
-                 : w->type == TENSOR_BF16 ? 2
-                                          : 3;
+    const unsigned t = direct_type(w->type);
     for (size_t i = 0; i < n_rows; i += 4) {
         size_t mr = n_rows - i < 4 ? n_rows - i : 4;
         table[t][mr - 1](w, first, count, x + i * x_stride, x_stride, out + i * out_stride,
@@ -361,6 +363,9 @@ static void direct_product(const struct weight *w, uint64_t first, uint64_t coun
 }
 
 #include "kernels/body_tiles.h"
+#ifdef WIDE_ROWS
+#include "kernels/body_wide.h"
+#endif
 #include "kernels/body_k.h"
 
 static void set_matmul(const struct weight *w, uint64_t first, uint64_t count, const float *x,
@@ -371,6 +376,12 @@ static void set_matmul(const struct weight *w, uint64_t first, uint64_t count, c
         return;
     }
     const struct block_functions *block = block_functions(w->type);
+#ifdef WIDE_ROWS
+    if (!block && n_rows >= WIDE_ROWS && (n_rows < TILE_MIN_ROWS || w->type != TENSOR_Q8_0)) {
+        wide_product(w, first, count, x, x_stride, n_rows, out, out_stride, scratch);
+        return;
+    }
+#endif
     if (n_rows >= (block ? TILE_MIN_BLOCK_ROWS : TILE_MIN_ROWS))
         tile_products(w, first, count, x, x_stride, n_rows, out, out_stride, scratch);
     else if (!block)

@@ -293,6 +293,7 @@ static void run_matmul(struct runner *r)
                                      TENSOR_IQ4_NL, TENSOR_Q2_K, TENSOR_Q3_K, TENSOR_Q4_K,
                                      TENSOR_Q5_K,   TENSOR_Q6_K};
     static const size_t rows[] = {1, 2, 3, 4, 6, 9, 24, 25, 26, 37};
+    static const size_t some[] = {5, 7, 8, 11, 14, 16};
     for (size_t t = 0; t < sizeof types / sizeof types[0]; t++) {
         size_t step = tensor_type_info(types[t])->block_elements;
         size_t many = step == 1 ? 67 : step == 32 ? 201 : 1300;
@@ -302,6 +303,8 @@ static void run_matmul(struct runner *r)
             for (size_t outputs = 1; outputs < 20; outputs += 3)
                 run_weights(r, types[t], step == 1 ? 70 : step * (step == 32 ? 3 : 1), outputs,
                             rows[i], 0);
+        for (size_t i = 0; i < sizeof some / sizeof some[0]; i++)
+            run_weights(r, types[t], 2048 + step * (step == 1 ? 19 : 1), 90 + i * 7, some[i], 0);
         // Several pieces, blocks of rows and of outputs; rows of more than half the scratch, and
         // beyond it.
         run_weights(r, types[t], step == 1 ? 300 : step == 32 ? 288 : 512, 150, 37, 0);
