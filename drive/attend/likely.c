@@ -6,8 +6,8 @@
 //   coarse   the means of all coarse clusters are scored by each query; the best are opened until
 //            they hold SPREAD times as many keys as are to be looked at
 //   fine     the same of the clusters in these, until they hold as many keys
-//   keys     the keys of these are scored by their codes, and make the mass of their pieces; a
-//            piece that none of them is of is not chosen
+//   keys     the keys of these are scored by the mean of their piece and their codes, and make the
+//            mass of their pieces; a piece that none of them is of is not chosen
 //
 // A cluster's score is that of its mean and some deviations of its keys'. The first piece, the
 // newest ones and what lies behind the last whole block of clusters are weighed as in pages.c,
@@ -26,6 +26,7 @@ enum {
     LOOK_PART = 8,  // and no more than this part of all
     SPREAD = 8,     // times as many keys lie in the coarse clusters that are opened
     DEVIATIONS = 3, // of its keys by which a cluster may be better than its mean
+    MIDDLES = 64,   // means of pieces that are scored together
 };
 #define WEIGHT_LEAST 0x1p-24f // of a key, relative to a query's greatest
 
@@ -51,16 +52,20 @@ struct likely {
     uint64_t *seen; // bits of pieces that have a slot
     uint32_t *n;    // [2]: slots of the head, of those the ones that are weighed whatever is likely
     uint32_t *slot; // [pieces]
-    uint32_t *piece; // [slots]
-    float *total;    // [slots]: the sum of normalised weights
-    uint32_t *named; // [slots]: pieces in ascending order,
-    float *ranked;   // and their totals
-    float *weights;  // [slots][group], relative to a query's greatest score
-    float *left;     // [group]: the same of what is not looked at
-    float *tops;     // [group][blocks] of pieces that are always weighed
-    float *turned;   // [group][stride]: queries, times the scale
-    float *means;    // [group][coarse]: scores
-    float *score;    // [looked]
+    uint32_t *piece;         // [slots]
+    float *total;            // [slots]: the sum of normalised weights
+    uint32_t *named;         // [slots]: pieces in ascending order,
+    float *ranked;           // and their totals
+    float *weights;          // [slots][group], relative to a query's greatest score
+    float *left;             // [group]: the same of what is not looked at
+    float *tops;             // [group][blocks] of pieces that are always weighed
+    float *turned;           // [group][stride]: queries, times the scale
+    float *means;            // [group][coarse]: scores
+    float *score;            // [looked]
+    float *common;           // [queries][pieces]: what means of pieces score, by slot,
+    uint64_t known;          // of so many of them,
+    uint32_t first, queries; // for the queries that look together
+    uint8_t *middles;        // [MIDDLES]: some of these means
     struct likely_clusters coarse, fine;
     uint64_t stride; // of turned
 };
@@ -86,7 +91,7 @@ static uint64_t carve(struct likely *l, const struct index_shape *shape, uint64_
     const uint64_t fine = clusters_fine_most(shape, pieces);
     uint64_t at = 0;
     l->coarse.n = l->fine.n = 0;
-    l->stride = div_round_up(shape->head_dim, 16) * 16;
+    l->stride = index_middle_dim(shape);
 #define CARVE(field, number) l->field = budget_carve(memory, &at, (number) * sizeof *l->field)
     CARVE(bits, pieces / 64 + 1);
     CARVE(seen, pieces / 64 + 1);
@@ -102,6 +107,8 @@ static uint64_t carve(struct likely *l, const struct index_shape *shape, uint64_
     CARVE(turned, l->stride * group);
     CARVE(means, coarse * group);
     CARVE(score, looked);
+    CARVE(common, pieces * min_u64(group, QUERIES));
+    CARVE(middles, MIDDLES * (uint64_t)shape->middle);
 #define CARVE_CLUSTERS(field, number)                                                              \
     CARVE(field.heap.keys, number);                                                                \
     CARVE(field.rank, number);                                                                     \
@@ -229,6 +236,7 @@ static void weigh_always(const struct pages_view *p, const struct likely *l, uin
         block.n = min_u64(each, l->n[1] - at);
         for (uint64_t i = 0; i < block.n; i++)
             block.summary[i] = pages_run_at(p, l->piece[at + i]).summary;
+        pages_weigh_middles(p, &block, n, own);
         p->v.k->piece_masses(&block, own->tables, factors, n,
                              l->tops + first * p->blocks + at / each, p->blocks, masses[0],
                              MASS_SLICES, own->masses);
@@ -240,9 +248,52 @@ static void weigh_always(const struct pages_view *p, const struct likely *l, uin
         p->v.k->scale(l->tops + i * p->blocks, LN2, div_round_up(l->n[1], each));
 }
 
+// What the means of their keys score for the queries that look together, for all slots there are.
+static void know_middles(const struct pages_view *p, struct likely *l, struct pages_scratch *own)
+{
+    enum { BLOCK = 18 }; // bytes of a row of Q4_0, for 32 channels
+    const uint32_t bytes = p->shape.middle;
+    const uint64_t at = index_middle_at(&p->shape);
+    for (uint64_t n; l->known < l->n[0]; l->known += n) {
+        const uint8_t *from[MIDDLES];
+        uint8_t *row = l->middles;
+        n = min_u64(l->n[0] - l->known, MIDDLES);
+        for (uint64_t i = 0; i < n; i++) { // all of them on their way at once
+            from[i] = pages_run_at(p, l->piece[l->known + i]).summary + at;
+            __builtin_prefetch(from[i]);
+            __builtin_prefetch(from[i] + bytes - 1);
+        }
+        for (uint64_t i = 0; i < n; i++)
+            for (uint32_t b = 0; b < bytes; b += BLOCK, row += BLOCK)
+                memcpy(row, from[i] + b, BLOCK);
+        const struct weight rows = {.data = l->middles,
+                                    .rows = n,
+                                    .cols = l->stride,
+                                    .row_bytes = bytes,
+                                    .type = TENSOR_Q4_0};
+        p->v.k->matmul(&rows, 0, n, l->turned + l->first * l->stride, l->stride, l->queries,
+                       l->common + l->known, p->pieces, own->kernels);
+    }
+}
+
+// Adds what the means of their pieces score to the scores of n keys. Several of a piece often lie
+// side by side.
+static void add_middles(const struct pages_view *p, struct likely *l, uint32_t query, uint64_t base,
+                        const uint16_t *piece, uint32_t n, float *scores, struct pages_scratch *own)
+{
+    const float *common = l->common + (query - l->first) * p->pieces;
+    uint32_t slot[CLUSTER_KEYS_MOST];
+    for (uint32_t i = 0; i < n; i++)
+        slot[i] = i && piece[i] == piece[i - 1] ? slot[i - 1] : slot_of(p, l, base + piece[i]);
+    know_middles(p, l, own);
+    for (uint32_t i = 0; i < n; i++)
+        scores[i] += common[slot[i]];
+}
+
 // Scores of the keys of a cluster that is opened. Returns how many these are.
-static uint64_t look_at(const struct pages_view *p, uint32_t block, uint32_t cluster,
-                        const int8_t *table, float factor, float *out, struct pages_scratch *own)
+static uint64_t look_at(const struct pages_view *p, struct likely *l, uint32_t block,
+                        uint32_t cluster, uint32_t query, const int8_t *table, float factor,
+                        float *out, struct pages_scratch *own)
 {
     enum { LANES = KERNEL_LANES };
     const struct clusters_head *h = head_of(p, block);
@@ -253,10 +304,15 @@ static uint64_t look_at(const struct pages_view *p, uint32_t block, uint32_t clu
     slices.n = 0;
     slices.keys = LANES;
     slices.counted = 0;
+    slices.softcap = 0;
     for (uint32_t s = first / LANES; s * LANES < end; s++)
         slices.summary[slices.n++] = h->slices + s * bytes;
     p->v.k->piece_scores(&slices, table, factor, scores, own->masses);
     memcpy(out, scores + first % LANES, (end - first) * sizeof *out);
+    add_middles(p, l, query, p->v.u->clusters->block[block]->first, h->piece + first, end - first,
+                out, own);
+    if (p->v.job->header.softcap != 0)
+        p->v.k->softcap(out, p->v.job->header.softcap, end - first);
     return end - first;
 }
 
@@ -292,7 +348,7 @@ static void score_means(const struct pages_view *p, uint32_t block, uint64_t fir
                                  .cols = p->v.dim,
                                  .row_bytes = 2ull * p->v.dim,
                                  .type = TENSOR_F16};
-    p->v.k->matmul(&means, first, n, q, div_round_up(p->v.dim, 16) * 16, queries, out, out_stride,
+    p->v.k->matmul(&means, first, n, q, index_middle_dim(&p->shape), queries, out, out_stride,
                    own->kernels);
 }
 
@@ -377,7 +433,8 @@ static void weigh_query(const struct pages_view *p, struct likely *l, uint32_t q
     open_coarse(p, l, coarse, fine, query, length, own);
     while (fine->heap.n && n < v->u->look) {
         const uint64_t best = take_best(&fine->heap);
-        n += look_at(p, fine->block[best], fine->cluster[best], table, factor, l->score + n, own);
+        n += look_at(p, l, fine->block[best], fine->cluster[best], query, table, factor,
+                     l->score + n, own);
     }
     float max = fmaxf(v->k->max(tops, blocks), v->k->max(coarse->nats, coarse->n));
     max = fine->n ? fmaxf(max, v->k->max(fine->nats, fine->n)) : max;
@@ -440,9 +497,13 @@ void likely_predict(const struct pages_view *p, uint8_t *scratch)
     for (uint32_t first = 0; first < v->group; first += QUERIES) {
         const uint32_t n = (uint32_t)min_u64(v->group - first, QUERIES);
         uint64_t at = 0;
+        l.first = first;
+        l.queries = n;
+        l.known = 0;
         for (uint32_t i = 0; i < n; i++) {
             float *q = l.turned + (first + i) * l.stride;
             factors[i] = pages_query(p, first + i, own->tables + i * table_bytes, own->q);
+            pages_in_steps(p, own->steps + i * l.stride, own->q, factors[i]);
             memset(q, 0, l.stride * sizeof *q);
             for (uint32_t d = 0; factors[i] > 0 && d < v->dim; d++) // as in its table
                 q[d] = isfinite(own->q[d]) ? own->q[d] * scale : 0;
@@ -463,8 +524,8 @@ void likely_predict(const struct pages_view *p, uint8_t *scratch)
 
 // ---- choice ------------------------------------------------------------------------------------
 
-// The pieces of all heads that choose together get slots of the first one of these; n of them.
-static uint64_t join(const struct pages_view *p, const struct likely *l)
+// The pieces of all heads that choose together get slots of the first one of these.
+static void join(const struct pages_view *p, const struct likely *l)
 {
     uint64_t n = l->n[0];
     for (uint32_t head = p->set + 1; head < p->set_end; head++) {
@@ -480,7 +541,6 @@ static uint64_t join(const struct pages_view *p, const struct likely *l)
             l->total[l->slot[piece]] += more.total[i];
         }
     }
-    return n;
 }
 
 // The share of each query's mass that the chosen pieces hold, predicted with caution.
@@ -501,27 +561,32 @@ static void promise(const struct pages_view *p, const struct likely *l)
     }
 }
 
-// In the order of pieces, so that of equal ones the lower is chosen, whatever was met with first.
-static void rank_pieces(const struct pages_view *p, const struct likely *l)
+// Those that have mass, in the order of pieces, so that of equal ones the lower is chosen, whatever
+// was met with first. Returns how many these are.
+static uint64_t rank_pieces(const struct pages_view *p, const struct likely *l)
 {
     uint64_t n = 0;
     for (uint64_t i = 0; i < p->pieces; i += 64)
-        for (uint64_t bits = l->seen[i / 64]; bits; bits &= bits - 1, n++) {
+        for (uint64_t bits = l->seen[i / 64]; bits; bits &= bits - 1) {
             const uint64_t piece = i + (uint64_t)__builtin_ctzll(bits);
+            const float total = l->total[l->slot[piece]];
             l->named[n] = (uint32_t)piece;
-            l->ranked[n] = l->total[l->slot[piece]];
+            l->ranked[n] = total;
+            n += total != 0;
         }
+    return n;
 }
 
 void likely_choose(const struct pages_view *p)
 {
     const struct likely l = likely_of(p);
     const struct pages_budget budget = pages_budget(p);
-    const uint64_t n = join(p, &l), words = p->pieces / 64 + 1;
+    const uint64_t words = p->pieces / 64 + 1;
+    join(p, &l);
     l.total[0] = INFINITY; // the first piece, and the newest ones
     for (uint64_t piece = p->pieces - budget.local; piece < p->pieces; piece++)
         l.total[l.slot[piece]] = INFINITY;
-    rank_pieces(p, &l);
+    const uint64_t n = rank_pieces(p, &l);
     select_tokens(l.ranked, n, min_u64(n, budget.most), 0, l.seen);
     memset(p->bits, 0, words * sizeof *p->bits);
     for (uint64_t i = 0; i < n; i++)

@@ -123,8 +123,7 @@ static void find_summaries(const struct pages_view *p, uint64_t piece, uint64_t 
     }
 }
 
-// A turned query as products with the mean of keys take it: in what is one to its table and factor.
-static void in_steps(const struct pages_view *p, float *out, const float *q, float factor)
+void pages_in_steps(const struct pages_view *p, float *out, const float *q, float factor)
 {
     const float step = factor > 0 ? fabsf(p->v.job->header.scale) / factor : 0;
     memset(out, 0, index_middle_dim(&p->shape) * sizeof *out);
@@ -134,9 +133,8 @@ static void in_steps(const struct pages_view *p, float *out, const float *q, flo
     }
 }
 
-// What the mean of keys adds to the scores of each piece of a block.
-static void weigh_middles(const struct pages_view *p, struct mass_pieces *block, uint32_t n,
-                          struct pages_scratch *own)
+void pages_weigh_middles(const struct pages_view *p, struct mass_pieces *block, uint32_t n,
+                         struct pages_scratch *own)
 {
     const uint64_t bytes = index_bytes(&p->shape);
     const uint32_t dim = index_middle_dim(&p->shape);
@@ -161,8 +159,7 @@ static void weigh_block(const struct pages_view *p, uint64_t at, struct mass_pie
                         uint32_t first, uint32_t n, const int8_t *tables, const float *factors,
                         struct pages_scratch *own)
 {
-    if (p->shape.middle)
-        weigh_middles(p, block, n, own);
+    pages_weigh_middles(p, block, n, own);
     p->v.k->piece_masses(block, tables, factors, n, p->tops + first * p->blocks + at, p->blocks,
                          p->weights + first * p->pieces + at * block_pieces(&p->shape), p->pieces,
                          own->masses);
@@ -179,8 +176,7 @@ static void weigh(const struct pages_view *p, uint32_t first, uint32_t n, uint8_
     for (uint32_t i = 0; i < n; i++) {
         factors[i] =
             pages_query(p, first + i, own->tables + i * index_table_bytes(&p->shape), own->q);
-        if (p->shape.middle)
-            in_steps(p, own->steps + i * index_middle_dim(&p->shape), own->q, factors[i]);
+        pages_in_steps(p, own->steps + i * index_middle_dim(&p->shape), own->q, factors[i]);
     }
     find_summaries(p, 0, min_u64(each, p->pieces), 0, next);
     for (uint64_t at = 0; at < p->blocks; at++) {
@@ -445,7 +441,7 @@ static void prepare_queries(const struct pages_view *p, struct pages_scratch *ow
         const uint64_t query = v->head * v->group + i;
         queries->factors[query] = pages_query(p, i, queries->tables + query * table, own->q);
         if (middle)
-            in_steps(p, queries->steps + query * middle, own->q, queries->factors[query]);
+            pages_in_steps(p, queries->steps + query * middle, own->q, queries->factors[query]);
     }
 }
 

@@ -60,6 +60,13 @@ static inline struct mass_pieces pages_block(const struct pages_view *p)
 // The factor of a query's scores, as piece_masses takes it, its table, and it, turned.
 float pages_query(const struct pages_view *p, uint32_t query, int8_t *table, float *q);
 
+// A turned query as products with the mean of keys take it: in what is one to its table and factor.
+void pages_in_steps(const struct pages_view *p, float *out, const float *q, float factor);
+// What the mean of keys adds to the scores of each piece of a block: own->bias. own->steps: of n
+// queries.
+void pages_weigh_middles(const struct pages_view *p, struct mass_pieces *block, uint32_t n,
+                         struct pages_scratch *own);
+
 // How many pieces are chosen: `local` newest ones and the first, whatever is predicted of them, and
 // `most` with these.
 struct pages_budget {

@@ -20,6 +20,7 @@ enum {
     ROUNDS = 4,         // of finding centres
     SLICE = KERNEL_LANES,
 };
+#define MEAN_MOST 65504.0f // of fp16
 
 // ---- sizes -------------------------------------------------------------------------------------
 
@@ -89,7 +90,7 @@ bool clusters_least(const struct index_shape *shape, uint64_t pieces)
 
 uint64_t clusters_slice_bytes(const struct index_shape *shape)
 {
-    return MASS_HEADER + SLICE * (1 + (shape->head_dim + 7ull) / 8);
+    return MASS_HEADER + SLICE * (1ull + index_key_bytes(shape));
 }
 
 static bool counted(const struct index_shape *shape)
@@ -141,15 +142,22 @@ uint64_t clusters_bytes(const struct space_config *c, uint64_t tokens)
                           blocks * (sizeof h + OVERHEAD + 8 * 64));
 }
 
-// What one head's keys take while they are put together. Codes are of `row` bytes.
+// What one head's keys take while they are put together. A key is what summaries have: the mean of
+// its piece, and codes of the rest, times a size. It is compared by its signs: what they are of is
+// the key less the mean of those among which it is compared, since what all of these share tells
+// nothing. Their codes are of `row` bytes.
 struct work {
-    struct index_shape shape;
+    struct index_shape shape, signs;
     uint64_t keys;
-    uint32_t dim;
-    size_t row, rows; // of a query's table, see mass_rows
-    uint8_t *code;    // [keys][row]
-    float *size;      // [keys]: what codes are multiplied with
-    uint8_t *packed;  // codes of some keys, as nearest_means takes them
+    uint32_t dim, middle_dim;
+    float *middle;    // [pieces][middle_dim]: means of pieces
+    size_t rest_row;  // bytes of
+    uint8_t *rest;    // [keys][rest_row], codes of the rest,
+    float *size;      // [keys], which are multiplied with this
+    float *square;    // [keys]: mean square of a channel of a key
+    size_t row, rows; // of a centre's table, see mass_rows
+    uint8_t *code;    // [keys][row], signs
+    uint8_t *packed;  // of some keys, as nearest_means takes them
     uint16_t *which;  // the centre that each of these is nearest to
     uint32_t *pick;   // which keys these are
     uint32_t *sorted; // the same, or their places, by centre
@@ -158,6 +166,8 @@ struct work {
     float *step, *length;
     uint32_t *first; // [centres + 1]: where those of a centre begin
     float *sum;      // [dim]
+    float *base;     // [dim]: what signs are taken about
+    float *key;      // [middle_dim]
 };
 
 static uint64_t carve_work(const struct index_shape *shape, struct work *w, uint64_t keys,
@@ -169,11 +179,18 @@ static uint64_t carve_work(const struct index_shape *shape, struct work *w, uint
     w->keys = keys;
     w->shape = *shape;
     w->dim = shape->head_dim;
-    w->row = index_key_bytes(shape);
+    w->middle_dim = index_middle_dim(shape);
+    w->signs = *shape;
+    w->signs.key_bits = 1;
+    w->rest_row = index_key_bytes(shape);
+    w->row = index_key_bytes(&w->signs);
     w->rows = mass_rows(w->row);
 #define CARVE(field, number) w->field = budget_carve(memory, &at, (number) * sizeof *w->field)
-    CARVE(code, keys * w->row);
+    CARVE(middle, keys / shape->keys * w->middle_dim);
+    CARVE(rest, keys * w->rest_row);
     CARVE(size, keys);
+    CARVE(square, keys);
+    CARVE(code, keys * w->row);
     CARVE(packed, padded * w->rows / 2);
     CARVE(which, padded);
     CARVE(pick, keys);
@@ -184,6 +201,8 @@ static uint64_t carve_work(const struct index_shape *shape, struct work *w, uint
     CARVE(length, centres);
     CARVE(first, centres + 1);
     CARVE(sum, shape->head_dim);
+    CARVE(base, shape->head_dim);
+    CARVE(key, w->middle_dim);
 #undef CARVE
     return at;
 }
@@ -206,24 +225,89 @@ size_t clusters_scratch(const struct space_config *c)
 
 // ---- finding clusters --------------------------------------------------------------------------
 
-static void take_codes(const struct space *space, const struct map *held, uint64_t first,
-                       uint64_t pieces, uint32_t head, const struct index_shape *shape,
-                       struct work *w)
+static void take_summary(struct work *w, uint64_t piece, const uint8_t *summary)
 {
-    const uint64_t bytes = index_bytes(shape);
-    uint64_t key = 0;
-    for (uint64_t p = 0; p < pieces;) {
-        struct index_run run = index_held(space, held, first + p, head);
-        for (run.n = min_u64(run.n, pieces - p); run.n; run.n--, p++, run.summary += bytes) {
-            const uint8_t *factors = run.summary + MASS_HEADER;
-            const uint8_t *codes = factors + shape->keys * (counted(shape) ? 2u : 1u);
-            float scale = kernel_f16_to_f32(le_get16(run.summary)) * (1.0f / 255);
-            scale = isfinite(scale) ? scale : 0;
-            for (uint32_t i = 0; i < shape->keys; i++, key++) {
-                w->size[key] = scale * (float)factors[i];
-                for (size_t j = 0; j < w->row; j++)
-                    w->code[key * w->row + j] = codes[j * shape->keys + i];
-            }
+    const struct index_shape *shape = &w->shape;
+    const uint8_t *factors = summary + MASS_HEADER;
+    const uint8_t *codes = factors + shape->keys * (counted(shape) ? 2u : 1u);
+    const struct weight row = {.data = summary + index_middle_at(shape),
+                               .rows = 1,
+                               .cols = w->middle_dim,
+                               .row_bytes = shape->middle,
+                               .type = TENSOR_Q4_0};
+    float scale = kernel_f16_to_f32(le_get16(summary)) * (1.0f / 255);
+    scale = isfinite(scale) ? scale : 0;
+    kernels_best()->weight_row(&row, 0, w->middle + piece * w->middle_dim);
+    for (uint32_t i = 0; i < shape->keys; i++) {
+        const uint64_t key = piece * shape->keys + i;
+        w->size[key] = scale * (float)factors[i];
+        for (size_t j = 0; j < w->rest_row; j++)
+            w->rest[key * w->rest_row + j] = codes[j * shape->keys + i];
+    }
+}
+
+static void take_keys(const struct space *space, const struct map *held,
+                      const struct clusters_block *block, uint32_t head, struct work *w)
+{
+    const uint64_t bytes = index_bytes(&w->shape);
+    for (uint64_t p = 0; p < block->pieces;) {
+        struct index_run run = index_held(space, held, block->first + p, head);
+        for (run.n = min_u64(run.n, block->pieces - p); run.n; run.n--, p++, run.summary += bytes)
+            take_summary(w, p, run.summary);
+    }
+}
+
+static const float *middle_of(const struct work *w, uint32_t key)
+{
+    return w->middle + key / w->shape.keys * (uint64_t)w->middle_dim;
+}
+
+// w->key = a key.
+static void rebuild(struct work *w, uint32_t key)
+{
+    const uint8_t *codes = w->rest + key * w->rest_row;
+    memcpy(w->key, middle_of(w, key), w->dim * sizeof *w->key);
+    kernels_best()->code_axpy(&codes, 1, w->shape.key_bits, w->dim, &w->size[key], 1, 1, w->key,
+                              w->dim);
+}
+
+// w->sum = the mean of n keys. Several of a piece often lie side by side.
+static void mean_of(struct work *w, const uint32_t *keys, uint64_t n)
+{
+    enum { AT_A_TIME = 64 };
+    const struct kernels *kernels = kernels_best();
+    const uint8_t *codes[AT_A_TIME];
+    float size[AT_A_TIME];
+    memset(w->sum, 0, w->dim * sizeof *w->sum);
+    for (uint64_t i = 0, same; i < n; i += same) {
+        const float *middle = middle_of(w, keys[i]);
+        for (same = 1; i + same < n && middle_of(w, keys[i + same]) == middle;)
+            same++;
+        kernels->axpy(w->sum, (float)same, middle, w->dim);
+    }
+    for (uint64_t some, done = 0; done < n; done += some) {
+        some = min_u64(n - done, AT_A_TIME);
+        for (uint64_t i = 0; i < some; i++) {
+            codes[i] = w->rest + keys[done + i] * w->rest_row;
+            size[i] = w->size[keys[done + i]];
+        }
+        kernels->code_axpy(codes, some, w->shape.key_bits, w->dim, size, AT_A_TIME, 1, w->sum,
+                           w->dim);
+    }
+    kernels->scale(w->sum, 1 / (float)n, w->dim);
+}
+
+// Signs of n keys less w->base.
+static void take_signs(struct work *w, const uint32_t *keys, uint64_t n)
+{
+    for (uint64_t i = 0; i < n; i++) {
+        uint8_t *code = w->code + keys[i] * w->row;
+        rebuild(w, keys[i]);
+        for (uint32_t d = 0; d < w->dim; d += 8) {
+            uint8_t byte = 0;
+            for (uint32_t bit = 0; bit < 8 && d + bit < w->dim; bit++)
+                byte |= (uint8_t)((w->key[d + bit] > w->base[d + bit]) << bit);
+            code[d / 8] = byte;
         }
     }
 }
@@ -261,10 +345,8 @@ static void assign(struct work *w, uint64_t n, uint32_t centres, uint32_t *order
     first[0] = 0;
 }
 
-// sum[dim] = the codes of n keys, each times its size (sized false: 1). Of `at` keys[at[i]] is
-// meant; NULL: keys[i].
-static void add_codes(const struct work *w, bool sized, const uint32_t *keys, const uint32_t *at,
-                      uint64_t n)
+// sum[dim] = the signs of keys pick[at[n]].
+static void add_signs(const struct work *w, const uint32_t *at, uint64_t n)
 {
     enum { AT_A_TIME = 64 };
     const uint8_t *codes[AT_A_TIME];
@@ -273,21 +355,20 @@ static void add_codes(const struct work *w, bool sized, const uint32_t *keys, co
     for (uint64_t some, done = 0; done < n; done += some) {
         some = min_u64(n - done, AT_A_TIME);
         for (uint64_t i = 0; i < some; i++) {
-            const uint32_t key = keys[at ? at[done + i] : done + i];
-            codes[i] = w->code + key * w->row;
-            weight[i] = sized ? w->size[key] : 1;
+            codes[i] = w->code + w->pick[at[done + i]] * w->row;
+            weight[i] = 1;
         }
         kernels_best()->code_axpy(codes, some, 1, w->dim, weight, AT_A_TIME, 1, w->sum, w->dim);
     }
 }
 
-// The mean of n codes becomes a centre.
+// The mean of n signs becomes a centre.
 static void set_centre(struct work *w, uint32_t c, const uint32_t *at, uint64_t n)
 {
     const struct kernels *kernels = kernels_best();
-    add_codes(w, false, w->pick, at, n);
+    add_signs(w, at, n);
     kernels->scale(w->sum, 1 / (float)n, w->dim);
-    w->step[c] = index_table(&w->shape, w->tables + c * w->rows * 16, w->sum);
+    w->step[c] = index_table(&w->signs, w->tables + c * w->rows * 16, w->sum);
     w->length[c] = kernels->dot(w->sum, w->sum, w->dim);
 }
 
@@ -316,7 +397,7 @@ static void find_centres(struct work *w, const uint32_t *keys, uint64_t n, uint3
 }
 
 // Puts the keys of a coarse cluster, n from `keys` on, in the order of its fine ones, and writes
-// where these end, counted from `at` on. Returns how many there are.
+// where these end, counted from `at` on. Returns how many there are. w->base: its mean.
 static uint32_t divide(struct work *w, uint32_t *keys, uint64_t n, uint32_t at, uint32_t *ends)
 {
     const uint32_t each = cluster_keys(w->keys);
@@ -324,6 +405,7 @@ static uint32_t divide(struct work *w, uint32_t *keys, uint64_t n, uint32_t at, 
     uint32_t found = 0;
     if (!n)
         return 0;
+    take_signs(w, keys, n);
     find_centres(w, keys, n, centres, (uint64_t)centres * SAMPLE_FINE);
     pack(w, keys, n);
     assign(w, n, centres, w->sorted);
@@ -340,20 +422,26 @@ static uint32_t divide(struct work *w, uint32_t *keys, uint64_t n, uint32_t at, 
 
 // ---- writing them down -------------------------------------------------------------------------
 
-static void put_mean(const struct work *w, uint64_t first, uint64_t end, uint16_t *mean,
-                     float *spread)
+// Leaves the mean in w->sum.
+static void put_mean(struct work *w, uint64_t first, uint64_t end, uint16_t *mean, float *spread)
 {
     const struct kernels *kernels = kernels_best();
     const uint32_t dim = w->dim;
-    float squares = 0;
-    add_codes(w, true, w->order + first, NULL, end - first);
-    for (uint64_t i = first; i < end; i++) // a channel is half its key's size
-        squares += w->size[w->order[i]] * w->size[w->order[i]] * 0.25f;
-    const float n = end > first ? (float)(end - first) : 1;
-    kernels->scale(w->sum, 1 / n, dim);
-    squares = squares / n - kernels->dot(w->sum, w->sum, dim) / (float)dim;
-    *spread = squares > 0 ? sqrtf(squares) : 0;
-    kernels->f32_to_f16(mean, w->sum, dim);
+    double squares = 0;
+    if (first == end) {
+        memset(mean, 0, dim * sizeof *mean);
+        *spread = 0;
+        return;
+    }
+    mean_of(w, w->order + first, end - first);
+    for (uint64_t i = first; i < end; i++)
+        squares += (double)w->square[w->order[i]];
+    squares /= (double)(end - first);
+    squares -= (double)(kernels->dot(w->sum, w->sum, dim) / (float)dim);
+    *spread = squares > 0 ? (float)sqrt(squares) : 0;
+    for (uint32_t d = 0; d < dim; d++)
+        w->key[d] = fminf(fmaxf(w->sum[d], -MEAN_MOST), MEAN_MOST);
+    kernels->f32_to_f16(mean, w->key, dim);
 }
 
 static void put_slices(const struct index_shape *shape, const struct work *w, uint8_t *slices)
@@ -370,10 +458,10 @@ static void put_slices(const struct index_shape *shape, const struct work *w, ui
         le_put16(slices, scale);
         for (uint64_t i = 0; i < n; i++) { // piece_scores has lane i of key `at`
             const uint64_t key = w->order[first + i], at = i < SLICE / 2 ? 2 * i : 2 * i - 15;
-            const uint8_t *code = w->code + key * w->row;
+            const uint8_t *code = w->rest + key * w->rest_row;
             const float factor = step > 0 ? w->size[key] / step + 0.5f : 0;
             factors[at] = factor >= 255 ? 255 : (uint8_t)factor;
-            for (size_t j = 0; j < w->row; j++)
+            for (size_t j = 0; j < w->rest_row; j++)
                 codes[j * SLICE + at] = code[j];
         }
         slices += clusters_slice_bytes(shape);
@@ -403,7 +491,15 @@ void clusters_make(const struct space *space, const struct map *held,
     uint32_t ends[COARSE_MOST];
     struct work w;
     carve_work(&shape, &w, block->pieces * shape.keys, memory);
-    take_codes(space, held, block->first, block->pieces, head, &shape, &w);
+    take_keys(space, held, block, head, &w);
+    for (uint64_t i = 0; i < w.keys; i++) {
+        w.pick[i] = w.order[i] = (uint32_t)i;
+        rebuild(&w, (uint32_t)i);
+        w.square[i] = kernels_best()->dot(w.key, w.key, dim) / (float)dim;
+    }
+    mean_of(&w, w.order, w.keys);
+    memcpy(w.base, w.sum, dim * sizeof *w.base);
+    take_signs(&w, w.order, w.keys);
     find_centres(&w, NULL, w.keys, coarse, (uint64_t)coarse * SAMPLE_COARSE);
     for (uint64_t i = 0; i < w.keys; i++)
         w.pick[i] = (uint32_t)i;
@@ -411,14 +507,14 @@ void clusters_make(const struct space *space, const struct map *held,
     assign(&w, w.keys, coarse, w.order);
     memcpy(ends, w.first + 1, coarse * sizeof *ends);
     h->fine_first[0] = h->key_first[0] = 0;
-    for (uint32_t c = 0, at = 0; c < coarse; at = ends[c++])
-        h->fine_first[c + 1] = h->fine_first[c] + divide(&w, w.order + at, ends[c] - at, at,
-                                                         h->key_first + 1 + h->fine_first[c]);
-    h->fine = h->fine_first[coarse];
     for (uint32_t c = 0, at = 0; c < coarse; at = ends[c++]) {
         put_mean(&w, at, ends[c], h->mean + (uint64_t)c * dim, h->spread + c);
+        memcpy(w.base, w.sum, dim * sizeof *w.base);
         h->keys[c] = ends[c] - at;
+        h->fine_first[c + 1] = h->fine_first[c] + divide(&w, w.order + at, ends[c] - at, at,
+                                                         h->key_first + 1 + h->fine_first[c]);
     }
+    h->fine = h->fine_first[coarse];
     for (uint32_t f = 0; f < h->fine; f++)
         put_mean(&w, h->key_first[f], h->key_first[f + 1], h->mean + (uint64_t)(coarse + f) * dim,
                  h->spread + coarse + f);

@@ -4,7 +4,7 @@
 // few blocks, most of them in the first. A block's keys, as their summaries (ftl/index.h) have
 // them, are put together by likeness, wherever they lie: into coarse clusters, and these into
 // clusters of up to some 64 keys, of which mean and spread are kept, the codes of their keys side
-// by side, and the pieces that these are of.
+// by side, and the pieces that these are of: the means that go with the codes are in the summaries.
 //
 // Which blocks there are is said by the number of complete pieces alone, and a block is a pure
 // function of its summaries, made when it is first asked for and not changed after that: so it

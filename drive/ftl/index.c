@@ -81,7 +81,7 @@ struct index_shape index_shape(const struct space_config *config)
                       : piece > INDEX_PIECE_MIN ? 2
                                                 : 1,
         .look = config->piece_look,
-        .middle = config->piece_look ? 0 : blocks * MIDDLE_BYTES,
+        .middle = blocks * MIDDLE_BYTES,
     };
 }
 
@@ -93,7 +93,7 @@ static uint64_t value_bytes(const struct index_shape *shape)
 uint64_t index_bytes(const struct index_shape *shape)
 {
     const uint64_t bytes = index_value_at(shape) + value_bytes(shape);
-    return shape->middle ? (bytes + 1) / 2 * 2 + shape->middle : bytes; // at even places
+    return (bytes + 1) / 2 * 2 + shape->middle; // at even places
 }
 
 int index_hold(const struct space *space, const struct layer_state *layer, uint64_t pieces,
@@ -428,8 +428,7 @@ void index_summarise(const struct index_shape *shape, uint8_t *summary, const ui
     }
     for (uint32_t i = 0; i < shape->keys; i++)
         index_turn(keys + i * dim, dim);
-    if (shape->middle)
-        round_middle(shape, summary, keys);
+    round_middle(shape, summary, keys);
     round_keys(shape, summary, keys);
 }
 
@@ -493,10 +492,8 @@ static int index_layout(struct stream *stream, const struct flash_geometry *g,
     if (shape.keys > c->piece_tokens)
         return inst_fail(msg, INST_EINVAL, "CONFIG: %u keys for a piece of %u tokens", shape.keys,
                          c->piece_tokens);
-    if (c->piece_bits > 2 || (c->piece_bits == 2 && c->piece_look))
-        return inst_fail(msg, INST_EINVAL,
-                         "CONFIG: %u bits a channel of keys, must be 1 or, where all keys are "
-                         "looked at, 2",
+    if (c->piece_bits > 2)
+        return inst_fail(msg, INST_EINVAL, "CONFIG: %u bits a channel of keys, must be 1 or 2",
                          c->piece_bits);
     if (c->piece_flash > 1)
         return inst_fail(msg, INST_EINVAL, "CONFIG: an index in place %u, must be 0 or 1",

@@ -16,8 +16,7 @@
 //   codes of keys [bytes][keys], the first channel in the lowest bits of the first byte; of V;
 //   the mean of keys, a row of TENSOR_Q4_0, zeros behind head_dim
 // A turned key is scale * factor / 255 * (code - half of the largest code) in each channel, and the
-// mean; V scale * that. Where keys are put together by likeness (ftl/clusters.h) they
-// are rounded as they are, and there is no mean. Why so: docs/decisions/0016-pages.md.
+// mean; V scale * that. Why so: docs/decisions/0016-pages.md.
 #ifndef INST_DRIVE_FTL_INDEX_H
 #define INST_DRIVE_FTL_INDEX_H
 
@@ -42,7 +41,7 @@ struct index_shape {
     uint32_t piece, keys, head_dim, key_bits;
     uint32_t value_bits; // 0: nothing is kept of V
     uint32_t look;       // piece_look of CONFIG
-    uint32_t middle;     // bytes of the mean of keys; 0: there is none
+    uint32_t middle;     // bytes of the mean of keys
 };
 struct index_shape index_shape(const struct space_config *config);
 

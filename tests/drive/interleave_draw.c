@@ -31,7 +31,7 @@ void draw_config(struct run *run, struct space_config *c)
         c->method = METHOD_PAGES;
         c->piece_tokens = 16; // of short sequences: several
         c->piece_look = below(chance, 3) * below(chance, 12);
-        c->piece_bits = c->piece_look ? 0 : c->head_dim / 8 % 2 + 1;
+        c->piece_bits = c->head_dim / 8 % 2 + 1;
         c->piece_keys = c->kv_heads % 2 ? 0 : 6;
         c->piece_heads = below(chance, 2) ? c->kv_heads : 1;
         c->piece_flash = !c->piece_look && below(chance, 2);

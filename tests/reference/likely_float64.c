@@ -161,7 +161,7 @@ static double weigh_always(struct head *h, const struct pages_query *q, double *
             continue;
         const struct pages_summary *s = summary(h, i);
         for (uint32_t key = 0; key < h->p.keys; key++) {
-            const double score = pages_score(&h->p, q, s->key[key], s->size[key], NULL);
+            const double score = pages_score(&h->p, q, s->key[key], s->size[key], s->middle);
             most = fmax(most, score);
             if (mass)
                 mass[i] += s->count[key] * exp(score - max);
@@ -170,14 +170,15 @@ static double weigh_always(struct head *h, const struct pages_query *q, double *
     return most;
 }
 
-static double key_score(const struct head *h, const struct pages_query *q,
-                        const struct likely_block *b, uint32_t key)
+static double key_score(struct head *h, const struct pages_query *q, const struct likely_block *b,
+                        uint32_t key)
 {
     const double *x = b->key + (size_t)key * h->p.head_dim;
-    return x[0] != 0 ? pages_score(&h->p, q, x, fabs(x[0]), NULL) : 0;
+    const double size = h->p.bits == 1 ? b->size[key] / 2 : b->size[key];
+    return pages_score(&h->p, q, x, size, summary(h, b->first + b->piece[key])->middle);
 }
 
-static void weigh_keys(const struct head *h, const struct pages_query *q, const struct cluster *c,
+static void weigh_keys(struct head *h, const struct pages_query *q, const struct cluster *c,
                        double *mass, double max)
 {
     const struct likely_block *b = &h->block[c->block];

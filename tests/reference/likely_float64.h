@@ -11,7 +11,8 @@ struct likely_block {
     uint32_t first, pieces, coarse, fine, keys;
     const double *mean, *spread;            // [coarse + fine][head_dim], turned; [coarse + fine]
     const uint32_t *fine_first, *key_first; // [coarse + 1], [fine + 1]
-    const double *key;                      // [keys][head_dim], turned and rounded
+    const double *key;                      // [keys][head_dim], turned, less the mean of the piece
+    const double *size;                     // [keys]: of 2 bits, a step, and of 1 that of 0 to 1
     const uint32_t *piece, *count;          // [keys]; pieces are counted from `first`
 };
 

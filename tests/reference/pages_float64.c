@@ -153,8 +153,7 @@ void pages_summarise(const struct pages_problem *p, uint32_t piece, struct pages
     memset(s->middle, 0, sizeof s->middle);
     for (uint32_t i = 0; i < p->keys; i++)
         turn(s->key[i], dim);
-    if (!p->likely)
-        find_middle(p, s);
+    find_middle(p, s);
     for (uint32_t i = 0; i < p->keys; i++) {
         steps[i] = p->bits == 1 ? 2 * key_size(s->key[i], dim)
                                 : sqrt(pages_dot(s->key[i], s->key[i], dim) / dim);
@@ -213,7 +212,7 @@ static double capped(const struct pages_problem *p, double score)
 double pages_score(const struct pages_problem *p, const struct pages_query *q, const double *key,
                    double size, const double *middle)
 {
-    const double common = middle ? pages_dot(q->turned, middle, p->head_dim) : 0;
+    const double common = pages_dot(q->turned, middle, p->head_dim);
     const uint32_t each = 4 / p->bits;
     double sum = 0;
     for (uint32_t d = 0; d < p->head_dim && q->most > 0 && size > 0; d += each) {

@@ -12,7 +12,6 @@ struct pages_problem {
     double scale, ratio, mass; // mass 0: the ratio alone
     double softcap;            // 0: none
     bool no_rest;
-    bool likely;             // keys are rounded as they are
     uint32_t bits;           // a channel of a key
     const double *q, *k, *v; // [heads][group][head_dim], [heads][tokens][head_dim]
 };

@@ -24,8 +24,8 @@ double pages_dot(const double *a, const double *b, uint32_t dim);
 void pages_summarise(const struct pages_problem *p, uint32_t piece, struct pages_summary *s);
 // Query g of the head.
 void pages_ask(const struct pages_problem *p, uint32_t g, struct pages_query *q);
-// Of a rounded key, turned, of which channels are multiples of `size`. And of what was taken from
-// it; NULL: nothing.
+// Of a rounded key, turned, of which channels are multiples of `size`, and of what was taken from
+// it.
 double pages_score(const struct pages_problem *p, const struct pages_query *q, const double *key,
                    double size, const double *middle);
 // Scores are off by so much.
