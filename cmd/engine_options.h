@@ -134,10 +134,15 @@ struct engine_options {
          OPTION_U32, &(E).engine.pages_keys,                                                       \
          1,          64,                                                                           \
          "N",        "of pages: keys in DRAM for each piece; default: one for each token"},        \
-        {"--bits",   0,                                                                            \
-         OPTION_U32, &(E).engine.pages_bits,                                                       \
-         1,          2,                                                                            \
-         "N",        "of pages: bits in DRAM for each channel of these keys, 1 or 2; default: 1"}, \
+        {"--bits",                                                                                 \
+         0,                                                                                        \
+         OPTION_U32,                                                                               \
+         &(E).engine.pages_bits,                                                                   \
+         1,                                                                                        \
+         2,                                                                                        \
+         "N",                                                                                      \
+         "of pages: bits for each channel of these keys, 1 or 2; default: 2, with "                \
+         "--look or --index-on-disk 1"},                                                           \
         {"--look",                                                                                 \
          0,                                                                                        \
          OPTION_U32,                                                                               \

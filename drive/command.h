@@ -118,8 +118,8 @@ struct space_config {
     // METHOD_PAGES: so many keys are weighed for each query head where a sequence has many times as
     // many: the likeliest by clusters of like keys; more where pages_ratio wants more. 0: all.
     uint32_t piece_look;
-    // METHOD_PAGES: bits that the index keeps of each channel of these keys, 1 or 2; with
-    // piece_look 1. 0: 1.
+    // METHOD_PAGES: bits that the index keeps of each channel of these keys, 1 or 2. 0: 2, with
+    // piece_look or piece_flash 1.
     uint32_t piece_bits;
     // METHOD_PAGES: 1: the index lies on flash, and DRAM holds what is not there yet. What reading
     // it costs counts in pages_ratio; no pages_rest, no piece_look. 0: all of it lies in DRAM.

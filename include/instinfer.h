@@ -94,8 +94,8 @@ struct inst_options {
     uint32_t pages_newest; // most recent tokens that are always read; 16 to 64, by the ratio
     uint32_t pages_look;   // keys that a query looks at, the likeliest, of sequences that have many
                            // times as many; all
-    uint32_t pages_bits;   // that DRAM keeps of each channel of these keys: 2 find more, not with
-                           // pages_look; 1
+    uint32_t pages_bits;   // that are kept of each channel of these keys: 1 finds less; 2, with
+                           // pages_look or pages_flash 1
     bool pages_rest;       // what is not read is estimated instead of counting for nothing
     bool pages_flash; // these keys lie on the disk, and reading them counts in pages_ratio; not
                       // with pages_rest and pages_look

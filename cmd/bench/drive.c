@@ -588,7 +588,8 @@ int bench_drive(int argc, char **argv)
         {"--keys", 0, OPTION_U32, &b.o.keys, 1, 64, "N",
          "pages: keys of a piece's summary; default: as many as tokens"},
         {"--bits", 0, OPTION_U32, &b.o.bits, 1, 2, "N",
-         "pages: bits in DRAM for each channel of these keys, 1 or 2; default: 1"},
+         "pages: bits for each channel of these keys, 1 or 2; default: 2, with --look or "
+         "--index-on-disk 1"},
         {"--look", 0, OPTION_U32, &b.o.look, 1, UINT32_MAX, "N",
          "pages: keys that a query looks at, the likeliest, where there are many more; default: "
          "all"},

@@ -612,7 +612,8 @@ int command_eval(int argc, char **argv)
         {"--heads", 0, OPTION_U32, &v.heads, 1, 4096, "N",
          "of pages: KV heads that choose the same tokens; default: for pieces of 16 KiB"},
         {"--bits", 0, OPTION_U32, &v.bits, 1, 2, "N",
-         "of pages: bits in DRAM for each channel of these keys, 1 or 2; default: 1"},
+         "of pages: bits for each channel of these keys, 1 or 2; default: 2, with --look or "
+         "--index-on-disk 1"},
         {"--look", 0, OPTION_U32, &v.look, 1, UINT32_MAX, "N",
          "of pages: keys that a query looks at, the likeliest, where there are many more; default: "
          "all"},

@@ -295,8 +295,8 @@ struct pages_budget pages_budget(const struct pages_view *p)
     uint64_t tokens = p->v.u->tokens, free_end = tokens - min_u64(p->v.u->local, tokens);
     const struct space_config *config = &p->v.s->space->config;
     double ratio = h->pages_ratio != 0 ? (double)h->pages_ratio : 1;
-    if (p->v.s->size.rows && h->pages_ratio != 0) // what is read of the index, but half is left
-        ratio -= fmin(index_row_share(config), ratio / 2);
+    if (p->v.s->size.rows && h->pages_ratio != 0) // what is read of the index; a third is left
+        ratio -= fmin(index_row_share(config), ratio * 2 / 3);
     double part = part_of_tokens(config, ratio);
     struct pages_budget b = {.local = p->pieces - min_u64(p->pieces, free_end / p->tokens)};
     b.least = min_u64(p->pieces, b.local + 1);

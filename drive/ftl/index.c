@@ -76,7 +76,9 @@ struct index_shape index_shape(const struct space_config *config)
         .piece = piece,
         .keys = config->piece_keys ? config->piece_keys : piece,
         .head_dim = config->head_dim,
-        .key_bits = config->piece_bits ? config->piece_bits : 1,
+        .key_bits = config->piece_bits                          ? config->piece_bits
+                    : config->piece_look || config->piece_flash ? 1
+                                                                : 2,
         .value_bits = config->piece_flash       ? 0
                       : piece > INDEX_PIECE_MIN ? 2
                                                 : 1,

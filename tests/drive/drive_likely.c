@@ -32,7 +32,7 @@ static struct rig_options options_of(const struct setting *s)
     o.config.piece_keys = s->keys;
     o.config.piece_heads = s->together;
     o.config.piece_look = s->look;
-    o.config.piece_bits = s->bits;
+    o.config.piece_bits = s->bits ? s->bits : 1; // of all keys it would be 2
     return o;
 }
 
