@@ -95,7 +95,7 @@ static void decode(double *x, const struct setting *s, const uint8_t *codes, uin
 {
     const uint32_t bits = bits_of(s), each = 8 / bits;
     for (uint32_t d = 0; d < s->dim; d++) {
-        const uint32_t code = codes[d / each * stride + at] >> d % each * bits;
+        const int code = codes[d / each * stride + at] >> d % each * bits;
         x[d] = bits == 1 ? (code & 1) - 0.5 : (code & 3) - 1.5;
     }
 }
