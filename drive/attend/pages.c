@@ -153,11 +153,9 @@ void pages_weigh_middles(const struct pages_view *p, struct mass_pieces *block, 
     }
 }
 
-// Weights of the pieces of a block for n queries of the head from `first` on, relative to its top.
-// own->steps: of these.
-static void weigh_block(const struct pages_view *p, uint64_t at, struct mass_pieces *block,
-                        uint32_t first, uint32_t n, const int8_t *tables, const float *factors,
-                        struct pages_scratch *own)
+void pages_weigh_block(const struct pages_view *p, uint64_t at, struct mass_pieces *block,
+                       uint32_t first, uint32_t n, const int8_t *tables, const float *factors,
+                       struct pages_scratch *own)
 {
     pages_weigh_middles(p, block, n, own);
     p->v.k->piece_masses(block, tables, factors, n, p->tops + first * p->blocks + at, p->blocks,
@@ -184,7 +182,7 @@ static void weigh(const struct pages_view *p, uint32_t first, uint32_t n, uint8_
         block.n = end - piece;
         memcpy(block.summary, next, sizeof next);
         find_summaries(p, end, min_u64(each, p->pieces - end), 0, next);
-        weigh_block(p, at, &block, first, n, own->tables, factors, own);
+        pages_weigh_block(p, at, &block, first, n, own->tables, factors, own);
     }
 }
 
@@ -213,8 +211,7 @@ static uint64_t affordable(const struct pages_view *p, double tokens)
     return pieces <= 0 ? 0 : pieces >= (double)p->pieces ? p->pieces : (uint64_t)pieces;
 }
 
-// Of how many pieces one is a sample.
-static uint64_t sample_every(const struct pages_view *p)
+uint64_t pages_sample_every(const struct pages_view *p)
 {
     return p->pieces / PAGES_SAMPLES + 1;
 }
@@ -224,7 +221,7 @@ static uint64_t sample_every(const struct pages_view *p)
 void pages_doubts(const struct pages_view *p, float *out)
 {
     const struct sparf_view *v = &p->v;
-    uint64_t every = sample_every(p), n = 0;
+    uint64_t every = pages_sample_every(p), n = 0;
     const float lose = p->shape.key_bits == 1 ? SIGNS_LOSE : STEPS_LOSE;
     const float *known = v->s->size.rows ? v->u->queries.squares + v->head * PAGES_SAMPLES : NULL;
     float squares = 0;
@@ -429,117 +426,13 @@ static void choose(const struct pages_view *p, uint8_t *scratch)
         estimate_rest(p, (struct pages_scratch *)scratch);
 }
 
-// ---- an index on flash ------------------------------------------------------------------------
-
-// What weighing needs of the head's queries.
-static void prepare_queries(const struct pages_view *p, struct pages_scratch *own)
-{
-    const struct sparf_view *v = &p->v;
-    const struct pages_queries *queries = &v->u->queries;
-    const uint64_t table = v->s->size.table, middle = v->s->size.middle;
-    for (uint32_t i = 0; i < v->group; i++) {
-        const uint64_t query = v->head * v->group + i;
-        queries->factors[query] = pages_query(p, i, queries->tables + query * table, own->q);
-        if (middle)
-            pages_in_steps(p, queries->steps + query * middle, own->q, queries->factors[query]);
-    }
-}
-
-// Weighs n pieces from `piece` on, the first of a run, whose summaries lie side by side.
-static void weigh_run(const struct pages_view *p, uint64_t piece, uint64_t n,
-                      const uint8_t *summaries, struct pages_scratch *own)
-{
-    const struct sparf_view *v = &p->v;
-    const struct pages_queries *queries = &v->u->queries;
-    const uint64_t each = block_pieces(&p->shape), bytes = index_bytes(&p->shape);
-    const uint64_t every = sample_every(p), table = v->s->size.table, middle = v->s->size.middle;
-    struct mass_pieces block = pages_block(p);
-    for (uint64_t i = div_round_up(piece, every) * every; i < piece + n; i += every)
-        queries->squares[v->head * PAGES_SAMPLES + i / every] =
-            index_key_squares(summaries + (i - piece) * bytes, p->shape.keys);
-    for (uint32_t first = 0; first < v->group; first += QUERIES) {
-        const uint32_t n_q = v->group - first < QUERIES ? v->group - first : QUERIES;
-        const uint64_t query = v->head * v->group + first;
-        memcpy(own->steps, queries->steps + query * middle, n_q * middle * sizeof *own->steps);
-        for (uint64_t at = 0; at < n; at += each) {
-            block.n = min_u64(each, n - at);
-            for (uint64_t i = 0; i < block.n; i++)
-                block.summary[i] = summaries + (at + i) * bytes;
-            weigh_block(p, (piece + at) / each, &block, first, n_q, queries->tables + query * table,
-                        queries->factors + query, own);
-        }
-    }
-}
-
-// Those runs that DRAM has.
-static void weigh_held(const struct pages_view *p, struct pages_scratch *own)
-{
-    const struct space *space = p->v.s->space;
-    const uint64_t each = index_row(&space->config).pieces;
-    const uint32_t head = p->v.unit->head_first + p->v.head;
-    for (uint64_t run = 0; run * each < p->pieces; run++) {
-        const struct index_part part = index_rows_part(space, &p->v.u->index, run, head);
-        if (part.summaries && !part.first)
-            weigh_run(p, run * each, min_u64(each, p->pieces - run * each), part.summaries, own);
-    }
-}
-
-// And one of which the row was read: its last pieces may be held.
-static void weigh_row(const struct pages_view *p, const struct piece *piece,
-                      struct pages_scratch *own)
-{
-    const struct space *space = p->v.s->space;
-    const struct index_row row = index_row(&space->config);
-    const uint64_t run = piece->rows[0].index, first = run * row.pieces;
-    const uint64_t n = min_u64(row.pieces, p->pieces - first);
-    const uint32_t head = p->v.unit->head_first + p->v.head;
-    const struct index_part part = index_rows_part(space, &p->v.u->index, run, head);
-    const uint64_t read = (part.summaries ? min_u64(part.first, n) : n) * row.summary_bytes;
-    uint8_t *copy = (uint8_t *)own->tables + QUERIES * p->v.s->size.table;
-    piece_copy(space, piece, 0, index_row_at(&row, head), read, copy);
-    if (part.summaries)
-        memcpy(copy + read, part.summaries + read, n * row.summary_bytes - read);
-    weigh_run(p, first, n, copy, own);
-}
-
-// The next run that is not in DRAM. `cursor` is its number.
-static struct piece *index_piece_of(struct unit *unit)
-{
-    const struct method_state *s = unit->state;
-    const struct sparf_unit *u = unit->own;
-    const struct space *space = s->space;
-    const struct index_row row = index_row(&space->config);
-    const uint64_t pieces = pieces_of(&space->config, u->tokens), tokens = row.tokens / row.pieces;
-    const uint64_t page = space->flash->geometry.page_bytes;
-    const uint64_t from = index_row_at(&row, unit->head_first);
-    const uint64_t end = from + unit->n_heads / row.together * row.set_bytes;
-    for (; unit->cursor * row.pieces < pieces; unit->cursor++) {
-        const uint64_t first = unit->cursor * row.pieces, n = min_u64(row.pieces, pieces - first);
-        const struct index_part part = index_rows_part(space, &u->index, unit->cursor, 0);
-        if (part.summaries && !part.first)
-            continue;
-        struct piece *piece = sparf_piece(unit, PIECE_INDEX, first * tokens, (first + n) * tokens);
-        if (!piece)
-            return NULL;
-        piece_add_pages(piece, (uint32_t)unit->cursor++, (uint32_t)(from / page),
-                        (uint32_t)(div_round_up(end, page) - from / page));
-        const uint64_t read = (part.summaries ? min_u64(part.first, n) : n) * row.summary_bytes;
-        for (uint32_t i = 0; i < unit->n_heads; i++)
-            piece_want(space, piece, 0, index_row_at(&row, unit->head_first + i), read, false);
-        return piece;
-    }
-    return NULL;
-}
+// ---- pieces -------------------------------------------------------------------------------------
 
 static struct piece *pages_want(struct unit *unit)
 {
     if (unit->phase != SPARF_RANK)
         return sparf_want(unit);
-    struct piece *piece = index_piece_of(unit);
-    const struct sparf_unit *u = unit->own;
-    const struct space_config *config = &unit->state->space->config;
-    unit->wanted = unit->cursor * index_row(config).pieces >= pieces_of(config, u->tokens);
-    return piece;
+    return rows_want(unit);
 }
 
 static void pages_compute(const struct unit_task *task, uint8_t *scratch)
@@ -550,7 +443,7 @@ static void pages_compute(const struct unit_task *task, uint8_t *scratch)
     }
     for (uint32_t head = task->head; head < task->head + task->heads; head++) {
         const struct pages_view p = pages_view_of(task->unit, head);
-        weigh_row(&p, task->piece, (struct pages_scratch *)scratch);
+        rows_weigh(&p, task->piece, (struct pages_scratch *)scratch);
     }
 }
 
@@ -618,8 +511,7 @@ static void pages_think(const struct unit_task *task, uint8_t *scratch)
         const struct pages_view p = pages_view_of(task->unit, head);
         const bool together = p.set_end - p.set > 1, likely = p.v.u->clusters != NULL;
         if (phase == SPARF_PREPARE && p.v.s->size.rows) {
-            prepare_queries(&p, (struct pages_scratch *)scratch);
-            weigh_held(&p, (struct pages_scratch *)scratch);
+            rows_prepare(&p, (struct pages_scratch *)scratch);
         } else if (phase == SPARF_PREPARE) {
             make_clusters(&p, scratch);
         }

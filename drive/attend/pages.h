@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What pages.c, which chooses pieces by the predicted masses of all of them, and likely.c, which
-// predicts those of the likeliest keys alone, have in common. Nobody else includes this.
+// What pages.c, which chooses pieces by the predicted masses of all of them, rows.c, which weighs
+// them by an index on flash, and likely.c, which predicts those of the likeliest keys alone, have
+// in common. Nobody else includes this.
 #ifndef INST_DRIVE_ATTEND_PAGES_H
 #define INST_DRIVE_ATTEND_PAGES_H
 
@@ -67,6 +68,14 @@ void pages_in_steps(const struct pages_view *p, float *out, const float *q, floa
 void pages_weigh_middles(const struct pages_view *p, struct mass_pieces *block, uint32_t n,
                          struct pages_scratch *own);
 
+// Weights of the pieces of a block for n queries of the head from `first` on, relative to its top.
+// own->steps: of these.
+void pages_weigh_block(const struct pages_view *p, uint64_t at, struct mass_pieces *block,
+                       uint32_t first, uint32_t n, const int8_t *tables, const float *factors,
+                       struct pages_scratch *own);
+// Of how many pieces one is a sample, by which it is judged how far scores are off.
+uint64_t pages_sample_every(const struct pages_view *p);
+
 // How many pieces are chosen: `local` newest ones and the first, whatever is predicted of them, and
 // `most` with these.
 struct pages_budget {
@@ -77,6 +86,15 @@ struct pages_budget pages_budget(const struct pages_view *p);
 void pages_choose_tokens(const struct pages_view *p);
 // By how much scores are off, in nats, for each query of the head.
 void pages_doubts(const struct pages_view *p, float *out);
+
+// ---- an index on flash -------------------------------------------------------------------------
+
+// What weighing needs of the queries of a head; and weighs what DRAM has of the index.
+void rows_prepare(const struct pages_view *p, struct pages_scratch *own);
+// The next row of the index that the unit reads; sets unit->wanted.
+struct piece *rows_want(struct unit *unit);
+// Weighs the pieces of that row for a head.
+void rows_weigh(const struct pages_view *p, const struct piece *piece, struct pages_scratch *own);
 
 // ---- the likeliest keys alone ------------------------------------------------------------------
 
