@@ -98,7 +98,7 @@ struct space_config {
     uint64_t max_tokens;    // per sequence, for planning
     uint32_t q_heads;       // of an ATTEND, for planning; 0: 8 per KV head
     // enum attend_method: what the space must be able to serve besides dense attention.
-    // METHOD_SPARF adds the channel-indexed copy of K, METHOD_PAGES a ranking index in DRAM.
+    // METHOD_SPARF adds the channel-indexed copy of K, METHOD_PAGES a ranking index.
     uint32_t method;
     // METHOD_SPARF: channels of K that share a page, power of two, 1 to 16; a page then covers
     // page_bytes / (2 * page_channels) tokens. 0: the drive chooses.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The ranking index of METHOD_PAGES: for every complete run of `piece_tokens` tokens (an index
 // piece) and KV head a summary from which attention to them is predicted without reading them. It
-// lies in DRAM alone, is made from the group buffer when a piece's last token arrives, and is a
+// lies in DRAM, is made from the group buffer when a piece's last token arrives, and is a
 // pure function of the piece's K and V: so forks share it by reference, truncation cuts it, and
 // nothing ever has to be read back for it. Some pieces' share an entry of the map, head by head.
 // The tokens of a piece that is not complete have no summary. Where the index lies on flash

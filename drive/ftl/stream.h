@@ -13,7 +13,7 @@
 enum {
     STREAM_KV = 0,
     STREAM_CHANNELS = 1, // K by channel: channels.h
-    STREAM_INDEX = 2,    // ranking index, in DRAM alone: index.h
+    STREAM_INDEX = 2,    // ranking index, in DRAM or on flash: index.h, index_rows.h
     STREAM_MAX = 3,
 };
 

@@ -75,6 +75,8 @@ class BenchBatch(unittest.TestCase):
             (["--flexgen-arg", "x"], "needs --flexgen"),
             (["--method", "nonsense", "--kv", "ram:16M"], "nonsense"),
             (["--method", "dense", "--heads", 1], "need --attention pages"),
+            (["--method", "dense", "--index-on-disk"], "need --attention pages"),
+            (["--method", "pages", "--index-on-disk", "--look", 9], "goes without --look"),
             (["--flexgen", self.model, "--kv", "ram:16M"], "OPT-1.3B has 24 layers"),
         ]
         for args, text in cases:
