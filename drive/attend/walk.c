@@ -630,7 +630,9 @@ static bool next_stage(struct walk *w, uint64_t now_ns, bool *moved)
         *moved |= advance(w, false, &again);
         return think(w, now_ns);
     case STAGE_THINK:
-        *moved |= w->n_tasks ? advance(w, true, &again) : false;
+        *moved |= w->n_tasks != 0; // units that failed meanwhile are ended by the next collection
+        if (w->n_tasks)
+            advance(w, true, &again);
         if (again) // the device waits for what comes of it
             return think(w, now_ns);
         w->stage = STAGE_COLLECT;

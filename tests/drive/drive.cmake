@@ -43,6 +43,8 @@ inst_rig(interleave_rig SOURCES ${INTERLEAVE_SOURCES} LIBS drive_rig)
 inst_test(NAME drive/interleave SOURCES interleave.c LIBS interleave_rig)
 inst_test(NAME drive/interleave_faults SOURCES interleave_faults.c LIBS interleave_rig)
 inst_more(drive/interleave test_drive_interleave)
+# A unit that failed while it thought, its work taken back by another space: the drive fell asleep.
+add_test(NAME drive/interleave_found COMMAND test_drive_interleave --seed 93038 --seeds 1)
 inst_fast(drive/slot drive/time drive/oob drive/engine_model drive/select drive/commands drive/full drive/reclaim drive/engine drive/interleave
           drive/interleave_faults)
 # Of attention, sparf, pages and likely the cases that differ in threads.
