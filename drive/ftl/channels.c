@@ -264,28 +264,14 @@ struct row *channels_row(const struct space *space, const struct layer_state *la
     return row && row_placed(row) ? row : NULL;
 }
 
-// The entry of a group's row, to be written to; NULL: no memory. Entries before it exist then, too.
-static struct row *edit_entry(struct space *space, struct layer_state *layer, uint64_t group,
-                              uint32_t head)
-{
-    struct map_kind *kind = &space->maps[STREAM_CHANNELS].kind;
-    struct map *map = &state_of(layer)->rows;
-    while (map->n < index_of(space, group + 1, 0)) {
-        struct row *row = map_append(kind, map, NULL);
-        if (!row)
-            return NULL;
-        row->place.segment = PLACE_NONE;
-    }
-    return map_edit(kind, map, index_of(space, group, head), NULL);
-}
-
 // Gives the group's row of a head, whose pages are there, a place and programs it. False: there is
 // no room for it; the frames are free again.
 static bool program_row(struct space *space, struct layer_state *layer, uint64_t group,
                         uint32_t head, struct frame **pages)
 {
     const struct stream *stream = &space->streams[STREAM_CHANNELS];
-    struct row *row = edit_entry(space, layer, group, head);
+    struct row *row = row_edit(space, STREAM_CHANNELS, &state_of(layer)->rows,
+                               index_of(space, group, head), index_of(space, group + 1, 0));
     for (uint32_t page = 0; !row && page < stream->row_pages; page++)
         frames_give(space->frames, pages[page]);
     if (!row || row_program(space, layer, STREAM_CHANNELS, index_of(space, group, head), row,

@@ -23,12 +23,10 @@ enum {
 struct index {
     struct space *space;
     uint32_t piece;
-    struct index_shape shape;
+    struct index_maker maker;
     uint64_t bytes;       // of a summary
     uint32_t block;       // pieces whose summaries lie in an entry
     struct map_kind kind; // entries: [kv_heads][block] summaries
-    uint16_t *k, *v;      // a piece's tokens
-    float *scratch;
 };
 
 // Of a layer of a sequence.
@@ -405,8 +403,9 @@ static void round_value(const struct index_shape *shape, uint8_t *summary, float
     round_to(summary + index_value_at(shape), value, dim, bits, step);
 }
 
-void index_summarise(const struct index_shape *shape, uint8_t *summary, const uint16_t *k,
-                     const uint16_t *v, float *scratch)
+// Rows of head_dim; scratch: as many floats, and as many for keys.
+static void summarise(const struct index_shape *shape, uint8_t *summary, const uint16_t *k,
+                      const uint16_t *v, float *scratch)
 {
     const struct kernels *kernels = kernels_best();
     uint32_t n = shape->piece, dim = shape->head_dim;
@@ -432,6 +431,41 @@ void index_summarise(const struct index_shape *shape, uint8_t *summary, const ui
         index_turn(keys + i * dim, dim);
     round_middle(shape, summary, keys);
     round_keys(shape, summary, keys);
+}
+
+int index_maker_open(struct index_maker *maker, const struct space *space, struct inst_msg *msg)
+{
+    const struct space_config *c = &space->config;
+    const uint64_t values = (uint64_t)c->piece_tokens * c->head_dim;
+    struct budget *budget = space->budget;
+    maker->shape = index_shape(c);
+    maker->k = budget_alloc(budget, values, sizeof *maker->k, "the index", msg);
+    maker->v = budget_alloc(budget, values, sizeof *maker->v, "the index", msg);
+    maker->scratch = budget_alloc(budget, 2 * values, sizeof *maker->scratch, "the index", msg);
+    return maker->k && maker->v && maker->scratch ? 0 : INST_ENOMEM;
+}
+
+void index_maker_close(struct index_maker *maker, const struct space *space)
+{
+    budget_free(space->budget, maker->k);
+    budget_free(space->budget, maker->v);
+    budget_free(space->budget, maker->scratch);
+}
+
+uint64_t index_maker_bytes(const struct space_config *c)
+{
+    return (uint64_t)c->piece_tokens * c->head_dim * (2 * sizeof(uint16_t) + 2 * sizeof(float)) +
+           3 * (4096 + 64);
+}
+
+void index_make(const struct index_maker *maker, const struct space *space,
+                const struct layer_state *layer, uint32_t head, uint64_t piece, uint8_t *summary)
+{
+    const struct stream *kv = &space->streams[STREAM_KV];
+    const uint8_t *slot = layer->open->data + head * kv->slot_bytes;
+    const uint32_t n = maker->shape.piece;
+    slot_get(&kv->slot, slot, piece * n % kv->row_tokens, n, maker->k, maker->v);
+    summarise(&maker->shape, summary, maker->k, maker->v, maker->scratch);
 }
 
 // ---- the stream --------------------------------------------------------------------------------
@@ -533,9 +567,8 @@ static int index_plan(struct stream_plan *plan, const struct flash_geometry *g,
         !checked_add(full, least, &all) || all > INT64_MAX / 8 || more > INT64_MAX / 8)
         return inst_fail(msg, INST_EINVAL, "CONFIG: an index of %llu tokens overflows",
                          (unsigned long long)c->max_tokens);
-    plan->bytes = all + sizeof(struct index) +
-                  (uint64_t)c->piece_tokens * c->head_dim * (2 * sizeof(uint16_t) + 8) +
-                  4 * (4096 + 64) + (c->piece_look ? clusters_change_bytes(c) : 0);
+    plan->bytes = all + sizeof(struct index) + index_maker_bytes(c) + 4096 + 64 +
+                  (c->piece_look ? clusters_change_bytes(c) : 0);
     plan->more = more;
     return 0;
 }
@@ -549,7 +582,6 @@ static uint64_t index_rows(const struct space_config *config, const struct strea
 static int index_open(struct space *space, unsigned level, struct inst_msg *msg)
 {
     const struct space_config *c = &space->config;
-    uint64_t values = (uint64_t)c->piece_tokens * c->head_dim;
     struct index *own = budget_alloc(space->budget, 1, sizeof *own, "the index", msg);
     (void)level;
     if (!own)
@@ -557,15 +589,12 @@ static int index_open(struct space *space, unsigned level, struct inst_msg *msg)
     space->derived[STREAM_INDEX] = own;
     own->space = space;
     own->piece = c->piece_tokens;
-    own->shape = index_shape(c);
-    own->bytes = index_bytes(&own->shape);
     own->block = block_of(c);
     index_kind(&own->kind, c, space->budget);
     space->beside = &own->kind;
-    own->k = budget_alloc(space->budget, values, sizeof *own->k, "the index", msg);
-    own->v = budget_alloc(space->budget, values, sizeof *own->v, "the index", msg);
-    own->scratch = budget_alloc(space->budget, 2 * values, sizeof *own->scratch, "the index", msg);
-    return own->k && own->v && own->scratch ? 0 : INST_ENOMEM;
+    const int status = index_maker_open(&own->maker, space, msg);
+    own->bytes = index_bytes(&own->maker.shape);
+    return status;
 }
 
 static void index_close(struct space *space)
@@ -574,9 +603,7 @@ static void index_close(struct space *space)
     if (!own)
         return;
     space->beside = NULL;
-    budget_free(space->budget, own->k);
-    budget_free(space->budget, own->v);
-    budget_free(space->budget, own->scratch);
+    index_maker_close(&own->maker, space);
     budget_free(space->budget, own);
 }
 
@@ -624,14 +651,11 @@ static void index_append(struct space *space, struct layer_state *layer, uint32_
                          uint64_t first, const uint16_t *k, const uint16_t *v, uint64_t n)
 {
     struct index *own = index_of(space);
-    const struct stream *kv = &space->streams[STREAM_KV];
-    const uint8_t *slot = layer->open->data + head * kv->slot_bytes;
     (void)k, (void)v;
     for (uint64_t p = first / own->piece; (p + 1) * own->piece <= first + n; p++) {
         const uint64_t at = head * own->block + p % own->block;
         uint8_t *entry = map_at(&own->kind, &state_of(layer)->entries, p / own->block); // reserved
-        slot_get(&kv->slot, slot, p * own->piece % kv->row_tokens, own->piece, own->k, own->v);
-        index_summarise(&own->shape, entry + at * own->bytes, own->k, own->v, own->scratch);
+        index_make(&own->maker, space, layer, head, p, entry + at * own->bytes);
     }
 }
 

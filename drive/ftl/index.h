@@ -73,10 +73,19 @@ struct index_run index_held(const struct space *space, const struct map *held, u
 // What is kept of the clusters of a layer's keys (ftl/clusters.h).
 struct clusters_layer *index_clusters(const struct layer_state *layer);
 
-// Makes a summary of a piece's tokens, rows of head_dim; scratch: as many floats, and as many for
-// keys.
-void index_summarise(const struct index_shape *shape, uint8_t *summary, const uint16_t *k,
-                     const uint16_t *v, float *scratch);
+// What making summaries takes.
+struct index_maker {
+    struct index_shape shape;
+    uint16_t *k, *v; // a piece's tokens
+    float *scratch;
+};
+// INST_ENOMEM; to be closed then, too.
+int index_maker_open(struct index_maker *maker, const struct space *space, struct inst_msg *msg);
+void index_maker_close(struct index_maker *maker, const struct space *space);
+uint64_t index_maker_bytes(const struct space_config *config);
+// Makes the summary of a head's piece, whose tokens lie in the layer's group buffer.
+void index_make(const struct index_maker *maker, const struct space *space,
+                const struct layer_state *layer, uint32_t head, uint64_t piece, uint8_t *summary);
 
 // x[head_dim] times the Hadamard matrix, which is its own inverse.
 void index_turn(float *x, uint32_t head_dim);

@@ -7,8 +7,10 @@
 enum {
     COVER_MIN = 256, // tokens of a row
     COVER_MAX = 1024,
-    COVER_SHARE = 4, // but no more than this part of the context
-    BLOCKS_MORE = 8, // beside one for each layer: rows on their way to flash
+    COVER_SHARE = 4,     // but no more than this part of the context
+    ROW_BYTES = 2 << 20, // about as much at most, where that covers COVER_MIN tokens
+    ROW_PAGES = 1024,    // at most: all of them are programmed at once
+    BLOCKS_MORE = 8,     // beside one for each layer: rows on their way to flash
     PROGRAM_TRIES = 4,
     LEAF_BLOCKS = 16,
 };
@@ -39,14 +41,13 @@ struct rows_layer {
 // Of a space.
 struct index_rows {
     struct space *space;
-    struct index_shape shape;
+    struct index_maker maker;
     struct index_row row;
     struct map_kind blocks;
-    uint16_t *k, *v; // a piece's tokens
-    float *scratch;
     struct frame **pages; // of a row that is about to be programmed
     struct rows_layer *first, **last;
     uint64_t n_blocks;
+    bool starved; // all that are in the queue lack DRAM
 };
 
 static struct index_rows *index_of(const struct space *space)
@@ -89,7 +90,10 @@ static struct index_row row_of(const struct space_config *c, uint64_t most)
 
 struct index_row index_row(const struct space_config *c)
 {
-    return row_of(c, min_u64(COVER_MAX, c->max_tokens / COVER_SHARE));
+    uint64_t most = min_u64(COVER_MAX, c->max_tokens / COVER_SHARE);
+    while (most > COVER_MIN && row_of(c, most).bytes > ROW_BYTES)
+        most /= 2;
+    return row_of(c, most);
 }
 
 double index_row_share(const struct space_config *config)
@@ -116,10 +120,11 @@ static int rows_layout(struct stream *stream, const struct flash_geometry *g,
     stream->data_bytes = row.bytes;
     stream->row_pages = (uint32_t)div_round_up(stream->data_bytes, g->page_bytes);
     stream->row_bytes = (uint64_t)stream->row_pages * g->page_bytes;
-    if (!segment_capacity(g, stream->row_pages))
+    if (!segment_capacity(g, stream->row_pages) || stream->row_pages > ROW_PAGES)
         return inst_fail(msg, INST_EINVAL,
-                         "CONFIG: a row of the index of %u pages does not fit in a block of %u",
-                         stream->row_pages, g->pages_per_block);
+                         "CONFIG: a row of the index of %u pages, no more than %u fit, or a block "
+                         "of %u",
+                         stream->row_pages, ROW_PAGES, g->pages_per_block);
     return 0;
 }
 
@@ -182,8 +187,7 @@ static int rows_plan(struct stream_plan *plan, const struct flash_geometry *g,
     plan->pages = own->row_pages;
     plan->more = more;
     plan->bytes = map + blocks + BLOCKS_MORE * (block + extra) + sizeof(struct index_rows) +
-                  own->row_pages * sizeof(struct frame *) +
-                  (uint64_t)c->piece_tokens * c->head_dim * (2 * sizeof(uint16_t) + 8) + 5 * extra;
+                  own->row_pages * sizeof(struct frame *) + index_maker_bytes(c) + 2 * extra;
     return 0;
 }
 
@@ -196,25 +200,20 @@ static uint64_t rows_rows(const struct space_config *c, const struct stream *str
 
 static int rows_open(struct space *space, unsigned level, struct inst_msg *msg)
 {
-    const struct space_config *c = &space->config;
-    const uint64_t values = (uint64_t)c->piece_tokens * c->head_dim;
     struct index_rows *own = budget_alloc(space->budget, 1, sizeof *own, "the index", msg);
     (void)level;
     if (!own)
         return INST_ENOMEM;
     space->derived[STREAM_INDEX] = own;
     own->space = space;
-    own->shape = index_shape(c);
-    own->row = index_row(c);
+    own->row = index_row(&space->config);
     own->last = &own->first;
     own->blocks = blocks_kind(own);
     space->beside = &own->blocks;
-    own->k = budget_alloc(space->budget, values, sizeof *own->k, "the index", msg);
-    own->v = budget_alloc(space->budget, values, sizeof *own->v, "the index", msg);
-    own->scratch = budget_alloc(space->budget, 2 * values, sizeof *own->scratch, "the index", msg);
+    const int status = index_maker_open(&own->maker, space, msg);
     own->pages = budget_alloc(space->budget, space->streams[STREAM_INDEX].row_pages,
                               sizeof *own->pages, "the index", msg);
-    return own->k && own->v && own->scratch && own->pages ? 0 : INST_ENOMEM;
+    return status || !own->pages ? INST_ENOMEM : 0;
 }
 
 static void rows_close(struct space *space)
@@ -223,9 +222,7 @@ static void rows_close(struct space *space)
     if (!own)
         return;
     space->beside = NULL;
-    budget_free(space->budget, own->k);
-    budget_free(space->budget, own->v);
-    budget_free(space->budget, own->scratch);
+    index_maker_close(&own->maker, space);
     budget_free(space->budget, own->pages);
     budget_free(space->budget, own);
 }
@@ -326,6 +323,24 @@ struct index_part index_rows_part(const struct space *space, const struct map *h
 
 // ---- appending ---------------------------------------------------------------------------------
 
+static bool pending(const struct index_rows *own, const struct rows_layer *layer)
+{
+    return layer->layer->tokens / own->maker.shape.piece / own->row.pieces > layer->settled;
+}
+
+static void rows_appended(struct space *space, struct layer_state *layer)
+{
+    struct index_rows *own = index_of(space);
+    struct rows_layer *state = state_of(layer);
+    if (state->queued || !pending(own, state))
+        return;
+    state->queued = true;
+    own->starved = false;
+    state->next = NULL;
+    *own->last = state;
+    own->last = &state->next;
+}
+
 // The layer's own block of the run that its next tokens belong to.
 static int rows_reserve(struct space *space, struct layer_state *layer, uint64_t tokens,
                         struct inst_msg *msg)
@@ -334,7 +349,8 @@ static int rows_reserve(struct space *space, struct layer_state *layer, uint64_t
     struct map *blocks = &state_of(layer)->blocks;
     const uint64_t run = layer->tokens / own->row.tokens;
     struct entry *entry = NULL;
-    (void)tokens; // of the same run: a token group lies in one
+    (void)tokens;                // of the same run: a token group lies in one
+    rows_appended(space, layer); // a long WRITE may need what complete runs give back
     while (blocks->n <= run)
         if (!(entry = map_append(&own->blocks, blocks, msg)))
             return INST_ENOMEM;
@@ -348,7 +364,7 @@ static int rows_reserve(struct space *space, struct layer_state *layer, uint64_t
         return INST_ENOMEM;
     own->n_blocks++;
     block->refs = 1;
-    block->first = (uint32_t)(layer->tokens % own->row.tokens / own->shape.piece);
+    block->first = (uint32_t)(layer->tokens % own->row.tokens / own->maker.shape.piece);
     if (entry->block) {
         block->first = entry->block->first;
         memcpy(block->data, entry->block->data, own->row.bytes);
@@ -358,56 +374,23 @@ static int rows_reserve(struct space *space, struct layer_state *layer, uint64_t
     return 0;
 }
 
-// Summaries of the pieces that are complete now; their tokens lie in the group buffer.
+// Summaries of the pieces that are complete now.
 static void rows_append(struct space *space, struct layer_state *layer, uint32_t head,
                         uint64_t first, const uint16_t *k, const uint16_t *v, uint64_t n)
 {
     struct index_rows *own = index_of(space);
-    const struct stream *kv = &space->streams[STREAM_KV];
-    const uint32_t piece = own->shape.piece;
-    const uint8_t *slot = layer->open->data + head * kv->slot_bytes;
+    const uint32_t piece = own->maker.shape.piece;
     (void)k, (void)v;
     for (uint64_t p = first / piece; (p + 1) * piece <= first + n; p++) {
         struct block *block =
             block_at(own, &state_of(layer)->blocks, p / own->row.pieces); // reserved
         const uint64_t at =
             index_row_at(&own->row, head) + p % own->row.pieces * own->row.summary_bytes;
-        slot_get(&kv->slot, slot, p * piece % kv->row_tokens, piece, own->k, own->v);
-        index_summarise(&own->shape, block->data + at, own->k, own->v, own->scratch);
+        index_make(&own->maker, space, layer, head, p, block->data + at);
     }
-}
-
-static bool pending(const struct index_rows *own, const struct rows_layer *layer)
-{
-    return layer->layer->tokens / own->shape.piece / own->row.pieces > layer->settled;
-}
-
-static void rows_appended(struct space *space, struct layer_state *layer)
-{
-    struct index_rows *own = index_of(space);
-    struct rows_layer *state = state_of(layer);
-    if (state->queued || !pending(own, state))
-        return;
-    state->queued = true;
-    state->next = NULL;
-    *own->last = state;
-    own->last = &state->next;
 }
 
 // ---- to flash ----------------------------------------------------------------------------------
-
-// The entry of a run's row, to be written to; NULL: no memory. Entries before it exist then, too.
-static struct row *edit_row(struct space *space, struct rows_layer *layer, uint64_t run)
-{
-    struct map_kind *kind = &space->maps[STREAM_INDEX].kind;
-    while (layer->rows.n <= run) {
-        struct row *row = map_append(kind, &layer->rows, NULL);
-        if (!row)
-            return NULL;
-        row->place.segment = PLACE_NONE;
-    }
-    return map_edit(kind, &layer->rows, run, NULL);
-}
 
 static bool take_pages(struct space *space, struct frame **pages, uint32_t n)
 {
@@ -422,23 +405,28 @@ static bool take_pages(struct space *space, struct frame **pages, uint32_t n)
     return true;
 }
 
+// WAIT: it is on its way, or cannot be yet. DONE: flash has no room. FAILED: no DRAM now.
 static enum progress program_run(struct space *space, struct rows_layer *layer, uint64_t run,
                                  const struct block *block)
 {
     struct index_rows *own = index_of(space);
     const struct stream *stream = &space->streams[STREAM_INDEX];
     const uint64_t page = space->flash->geometry.page_bytes;
-    if (!frames_can_program(space->frames, 0, stream->row_pages))
-        return WAIT;
-    struct row *row = edit_row(space, layer, run);
-    if (!row || !take_pages(space, own->pages, stream->row_pages))
+    struct row *row = row_edit(space, STREAM_INDEX, &layer->rows, run, run + 1);
+    if (!row)
+        return FAILED;
+    if (!frames_can_program(space->frames, 0, stream->row_pages) ||
+        !take_pages(space, own->pages, stream->row_pages))
         return WAIT;
     for (uint32_t i = 0; i < stream->row_pages; i++) {
         const uint64_t n = min_u64(page, stream->data_bytes - i * page);
         memcpy(own->pages[i]->data, block->data + i * page, n);
         memset(own->pages[i]->data + n, 0, page - n);
     }
-    return row_program(space, layer->layer, STREAM_INDEX, run, row, own->pages);
+    const enum progress progress =
+        row_program(space, layer->layer, STREAM_INDEX, run, row, own->pages);
+    layer->tries += progress == DONE;
+    return progress == FAILED ? DONE : WAIT;
 }
 
 // Some page of the row is on its way.
@@ -456,7 +444,7 @@ static bool programming(const struct space *space, const struct rows_layer *laye
     return false;
 }
 
-// The next complete run of a layer. DONE: it is settled.
+// The next complete run of a layer. DONE: it is settled. FAILED: no DRAM now.
 static enum progress settle(struct space *space, struct rows_layer *layer)
 {
     struct index_rows *own = index_of(space);
@@ -464,19 +452,14 @@ static enum progress settle(struct space *space, struct rows_layer *layer)
     const struct block *block = block_at(own, &layer->blocks, run);
     const struct row *row = row_at(space, layer->layer, run);
     if (!block || block->first)
-        return DONE; // it is all in the row, or stays in two parts
-    if (!row || !row_placed(row)) {
-        if (layer->tries++ >= PROGRAM_TRIES)
-            return DONE; // stays where it is
-        const enum progress progress = program_run(space, layer, run, block);
-        layer->tries -= progress == WAIT;
-        return progress == FAILED ? DONE : WAIT;
-    }
+        return DONE;              // it is all in the row, or stays in two parts
+    if (!row || !row_placed(row)) // or stays where it is
+        return layer->tries == PROGRAM_TRIES ? DONE : program_run(space, layer, run, block);
     if (programming(space, layer, run, row))
         return WAIT;
     struct entry *entry = map_edit(&own->blocks, &layer->blocks, run, NULL);
     if (!entry)
-        return WAIT;
+        return FAILED;
     drop_block(own, entry);
     return DONE;
 }
@@ -484,7 +467,7 @@ static enum progress settle(struct space *space, struct rows_layer *layer)
 static bool rows_work(struct space *space, struct engine *engine, uint64_t now_ns)
 {
     struct index_rows *own = index_of(space);
-    bool moved = false;
+    bool moved = false, waits = false;
     (void)engine, (void)now_ns;
     for (struct rows_layer *next, *layer = own->first; layer; layer = next) {
         next = layer->next;
@@ -492,7 +475,8 @@ static bool rows_work(struct space *space, struct engine *engine, uint64_t now_n
             const uint32_t tries = layer->tries;
             const enum progress progress = settle(space, layer);
             moved |= progress == DONE || layer->tries != tries;
-            if (progress == WAIT)
+            waits |= progress == WAIT;
+            if (progress != DONE)
                 break;
             layer->settled++;
             layer->tries = 0;
@@ -502,12 +486,15 @@ static bool rows_work(struct space *space, struct engine *engine, uint64_t now_n
             moved = true;
         }
     }
+    own->starved = !moved && !waits;
     return moved;
 }
 
+// Those that lack DRAM alone go on when there is some: nobody is to wait for them meanwhile.
 static bool rows_working(const struct space *space)
 {
-    return index_of(space)->first != NULL;
+    const struct index_rows *own = index_of(space);
+    return own->first && !own->starved;
 }
 
 // A page of a row did not get there: all that refer to the row have its block, too, and will try
@@ -527,12 +514,10 @@ static void rows_truncate(struct space *space, struct layer_state *layer, uint64
 {
     struct index_rows *own = index_of(space);
     struct rows_layer *state = state_of(layer);
-    const uint64_t pieces = tokens / own->shape.piece, whole = pieces / own->row.pieces;
+    const uint64_t pieces = tokens / own->maker.shape.piece, whole = pieces / own->row.pieces;
     map_truncate(&space->maps[STREAM_INDEX].kind, &state->rows, rows_left(own, state, pieces));
     map_truncate(&own->blocks, &state->blocks, blocks_left(own, &state->blocks, pieces));
-    if (state->settled <= whole)
-        return;
-    state->settled = whole;
+    state->settled = min_u64(state->settled, whole);
     state->tries = 0;
 }
 
@@ -542,7 +527,7 @@ static int rows_fork(struct space *space, const struct layer_state *from, struct
     struct index_rows *own = index_of(space);
     const struct rows_layer *state = state_of(from);
     struct rows_layer *child = state_of(to);
-    const uint64_t pieces = tokens / own->shape.piece;
+    const uint64_t pieces = tokens / own->maker.shape.piece;
     int status = map_fork(&space->maps[STREAM_INDEX].kind, &state->rows, &child->rows,
                           rows_left(own, state, pieces), msg);
     if (!status)
@@ -572,7 +557,7 @@ static int rows_check(const struct space *space, const struct layer_state *layer
 {
     const struct index_rows *own = index_of(space);
     const struct rows_layer *state = state_of(layer);
-    const uint64_t pieces = layer->tokens / own->shape.piece;
+    const uint64_t pieces = layer->tokens / own->maker.shape.piece;
     if (pending(own, state) && !state->queued)
         return inst_fail(msg, INST_EINTERNAL, "rows of an index, settled: %llu and %llu",
                          (unsigned long long)(pieces / own->row.pieces),

@@ -438,6 +438,18 @@ void row_drop(struct space *space, uint32_t stream, struct row *row)
     row->place.segment = PLACE_NONE;
 }
 
+struct row *row_edit(struct space *space, uint32_t stream, struct map *map, uint64_t i, uint64_t n)
+{
+    struct map_kind *kind = &space->maps[stream].kind;
+    while (map->n < n) {
+        struct row *row = map_append(kind, map, NULL);
+        if (!row)
+            return NULL;
+        row->place.segment = PLACE_NONE;
+    }
+    return map_edit(kind, map, i, NULL);
+}
+
 enum progress row_program(struct space *space, struct layer_state *layer, uint32_t stream,
                           uint64_t index, struct row *row, struct frame **pages)
 {

@@ -251,6 +251,9 @@ bool row_maps_bytes(const struct stream *stream, uint32_t layers, uint64_t seque
 // Gives up references that nobody needs any more, a slice of them; true when there are more.
 bool space_sweep(struct space *space, uint64_t work);
 bool space_swept(const struct space *space);
+// Entry i of a derived stream's map, to be written to; it has `n` entries at least then, without a
+// place. NULL: no memory.
+struct row *row_edit(struct space *space, uint32_t stream, struct map *map, uint64_t i, uint64_t n);
 // Gives a row of a derived stream, whose pages are all there, a place and programs it. WAIT,
 // FAILED: nothing can be programmed now, there is no room for it; the pages are free again.
 enum progress row_program(struct space *space, struct layer_state *layer, uint32_t stream,

@@ -444,6 +444,18 @@ static void test_refused(void **state)
     msg = (struct inst_msg){0};
     assert_int_equal(drive_plan(&plan, &g, &c, 0, &msg), INST_EINVAL);
     assert_non_null(strstr(msg.text, "an index in place 2"));
+    // All pages of a row are programmed at once.
+    struct flash_geometry large = g;
+    large.pages_per_block = 65535;
+    struct space_config wide = c;
+    wide.piece_flash = 1;
+    wide.kv_heads = wide.q_heads = 4096;
+    wide.group_tokens = wide.piece_tokens = 16;
+    msg = (struct inst_msg){0};
+    assert_int_equal(drive_plan(&plan, &large, &wide, 0, &msg), INST_EINVAL);
+    assert_non_null(strstr(msg.text, "a row of the index of 4096 pages, no more than 1024"));
+    wide.kv_heads = wide.q_heads = 1024;
+    assert_int_equal(drive_plan(&plan, &large, &wide, 0, &msg), 0);
     c.piece_flash = 0;
     c.piece_tokens = 48;
     msg = (struct inst_msg){0};
