@@ -403,6 +403,42 @@ static void test_captures(void **state)
     scene_free(&s);
 }
 
+// ---- an index on flash in the least DRAM ------------------------------------------------------
+
+// One WRITE of more runs than DRAM has blocks for: complete ones go to flash while it goes on.
+static void test_long_write(void **state)
+{
+    (void)state;
+    enum { ROWS = 24, ROW = 1024 };
+    struct rig_options o = base;
+    struct drive_plan plan;
+    struct inst_msg msg = {0};
+    o.config = (struct space_config){.layers = 1,
+                                     .kv_heads = 8,
+                                     .head_dim = 64,
+                                     .group_tokens = 16,
+                                     .max_sequences = 1,
+                                     .max_tokens = ROWS * ROW + 64,
+                                     .q_heads = 8,
+                                     .method = METHOD_PAGES,
+                                     .piece_flash = 1};
+    o.q_heads = 8;
+    o.pages_per_block = 4096;
+    const struct flash_geometry g = rig_geometry(&o);
+    assert_int_equal(drive_plan(&plan, &g, &o.config, 0, &msg), 0);
+    o.dram_bytes = plan.min_dram_bytes;
+    struct rig rig;
+    rig_open(&rig, &o);
+    assert_int_equal(rig_write(&rig, 1, 1, 0, 0, ROWS * ROW, 0, 8), 0);
+    struct drive_stats stats;
+    rig_stats(&rig, &stats);
+    // Only the maps are left of it.
+    const uint64_t row = 8 * (ROW / 16) * 184;
+    assert_true(stats.flash_program_bytes > ROWS * (row + (uint64_t)ROW * 8 * 256));
+    assert_true(stats.pages_dram_bytes < plan.min_dram_bytes);
+    rig_close(&rig);
+}
+
 // ---- refusals ----------------------------------------------------------------------------------
 
 static void test_refused(void **state)
@@ -513,7 +549,7 @@ int main(void)
         cmocka_unit_test(test_bits_together), cmocka_unit_test(test_bits_flash),
         cmocka_unit_test(test_blocks),        cmocka_unit_test(test_dense),
         cmocka_unit_test(test_bytes),         cmocka_unit_test(test_captures),
-        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_long_write),    cmocka_unit_test(test_refused),
     };
     if (THREAD_SANITIZER)
         cmocka_set_test_filter("test_bits");
