@@ -243,6 +243,25 @@ INLINE void direct_step(uint32_t type, const size_t mr, const size_t jr, const u
     }
 }
 
+// The last columns of rows, fewer than a step, as a step takes them: filled up with zeros.
+struct last_columns {
+    uint8_t weights[16][4 * KERNEL_LANES];
+    const uint8_t *row[16];
+    float x[8 * KERNEL_LANES]; // rows of KERNEL_LANES
+};
+INLINE void take_last(struct last_columns *last, uint32_t type, const size_t mr, const size_t jr,
+                      const uint8_t *const *row, size_t at, size_t n, const float *x,
+                      size_t x_stride)
+{
+    for (size_t j = 0; j < jr; j++) {
+        weight_tail(type, row[j] + at, n, last->weights[j]);
+        last->row[j] = last->weights[j];
+    }
+    memset(last->x, 0, mr * KERNEL_LANES * sizeof last->x[0]);
+    for (size_t i = 0; i < mr; i++)
+        memcpy(last->x + i * KERNEL_LANES, x + i * x_stride, n * sizeof x[0]);
+}
+
 // out[i * jr + j] = dot16(x row i, weight row j); out has room for mr * jr rounded up to VN. What
 // lies `ahead` bytes after each weight is prefetched: the rows are short, and a hardware prefetcher
 // that has to find each of them anew leaves half of the memory's rate unused. Types that wait for
@@ -276,16 +295,10 @@ INLINE void direct_block(uint32_t type, const size_t mr, const size_t jr, const 
         sub = 16;
     }
     if (c < cols) {
-        uint8_t tail[16][4 * KERNEL_LANES];
-        const uint8_t *tail_row[16];
-        float x_tail[4 * KERNEL_LANES] = {0};
-        for (size_t j = 0; j < jr; j++) {
-            weight_tail(type, row[j] + at + bytes_of_32(type) / 32 * sub, cols - c, tail[j]);
-            tail_row[j] = tail[j];
-        }
-        for (size_t i = 0; i < mr; i++)
-            memcpy(x_tail + i * KERNEL_LANES, x + i * x_stride + c, (cols - c) * sizeof x[0]);
-        direct_step(type, mr, jr, tail_row, 0, 0, x_tail, KERNEL_LANES, acc);
+        struct last_columns last;
+        take_last(&last, type, mr, jr, row, at + bytes_of_32(type) / 32 * sub, cols - c, x + c,
+                  x_stride);
+        direct_step(type, mr, jr, last.row, 0, 0, last.x, KERNEL_LANES, acc);
     }
     reduce_all(acc, mr * jr, out);
 }

@@ -64,16 +64,10 @@ INLINE void wide_piece(uint32_t type, const size_t mr, const size_t jr, const ui
         sub = 16;
     }
     if (c < cols) {
-        uint8_t tail[4][4 * KERNEL_LANES];
-        const uint8_t *tail_row[4];
-        float x_tail[WIDE_MR * KERNEL_LANES] = {0};
-        for (size_t j = 0; j < jr; j++) {
-            weight_tail(type, row[j] + at + bytes_of_32(type) / 32 * sub, cols - c, tail[j]);
-            tail_row[j] = tail[j];
-        }
-        for (size_t i = 0; i < mr; i++)
-            memcpy(x_tail + i * KERNEL_LANES, x + i * x_stride + c, (cols - c) * sizeof x[0]);
-        wide_step(type, mr, jr, tail_row, 0, 0, x_tail, KERNEL_LANES, acc);
+        struct last_columns last;
+        take_last(&last, type, mr, jr, row, at + bytes_of_32(type) / 32 * sub, cols - c, x + c,
+                  x_stride);
+        wide_step(type, mr, jr, last.row, 0, 0, last.x, KERNEL_LANES, acc);
     }
     UNROLL
     for (size_t i = 0; i < mr * jr; i++)
