@@ -251,7 +251,6 @@ static void weigh_always(const struct pages_view *p, const struct likely *l, uin
 // What the means of their keys score for the queries that look together, for all slots there are.
 static void know_middles(const struct pages_view *p, struct likely *l, struct pages_scratch *own)
 {
-    enum { BLOCK = 18 }; // bytes of a row of Q4_0, for 32 channels
     const uint32_t bytes = p->shape.middle;
     const uint64_t at = index_middle_at(&p->shape);
     for (uint64_t n; l->known < l->n[0]; l->known += n) {
@@ -264,8 +263,8 @@ static void know_middles(const struct pages_view *p, struct likely *l, struct pa
             __builtin_prefetch(from[i] + bytes - 1);
         }
         for (uint64_t i = 0; i < n; i++)
-            for (uint32_t b = 0; b < bytes; b += BLOCK, row += BLOCK)
-                memcpy(row, from[i] + b, BLOCK);
+            for (uint32_t b = 0; b < bytes; b += INDEX_MIDDLE_BYTES, row += INDEX_MIDDLE_BYTES)
+                memcpy(row, from[i] + b, INDEX_MIDDLE_BYTES);
         const struct weight rows = {.data = l->middles,
                                     .rows = n,
                                     .cols = l->stride,

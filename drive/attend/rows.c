@@ -17,8 +17,7 @@ static void prepare_queries(const struct pages_view *p, struct pages_scratch *ow
     for (uint32_t i = 0; i < v->group; i++) {
         const uint64_t query = v->head * v->group + i;
         queries->factors[query] = pages_query(p, i, queries->tables + query * table, own->q);
-        if (middle)
-            pages_in_steps(p, queries->steps + query * middle, own->q, queries->factors[query]);
+        pages_in_steps(p, queries->steps + query * middle, own->q, queries->factors[query]);
     }
 }
 

@@ -13,8 +13,6 @@ enum {
     ROUNDS = 2,
     RUN_BYTES = 2048,       // of a head's summaries lie side by side: who chooses reads all of them
     BLOCK_BYTES = 32 << 10, // of all heads' together at most: each sequence has one to fill
-    MIDDLE_BLOCK = 32,
-    MIDDLE_BYTES = 18, // of a row of TENSOR_Q4_0
 };
 
 #define MIDDLE_MOST 500000.0f // of a channel: an eighth of it is a fp16 number
@@ -69,7 +67,7 @@ uint32_t index_piece(const struct space_config *config)
 struct index_shape index_shape(const struct space_config *config)
 {
     uint32_t piece = index_piece(config);
-    const uint32_t blocks = (config->head_dim + MIDDLE_BLOCK - 1) / MIDDLE_BLOCK;
+    const uint32_t blocks = (config->head_dim + INDEX_MIDDLE_BLOCK - 1) / INDEX_MIDDLE_BLOCK;
     return (struct index_shape){
         .piece = piece,
         .keys = config->piece_keys ? config->piece_keys : piece,
@@ -81,7 +79,7 @@ struct index_shape index_shape(const struct space_config *config)
                       : piece > INDEX_PIECE_MIN ? 2
                                                 : 1,
         .look = config->piece_look,
-        .middle = blocks * MIDDLE_BYTES,
+        .middle = blocks * INDEX_MIDDLE_BYTES,
     };
 }
 
@@ -244,7 +242,7 @@ uint64_t index_middle_at(const struct index_shape *shape)
 
 uint32_t index_middle_dim(const struct index_shape *shape)
 {
-    return shape->middle / MIDDLE_BYTES * MIDDLE_BLOCK;
+    return shape->middle / INDEX_MIDDLE_BYTES * INDEX_MIDDLE_BLOCK;
 }
 
 // The key that is nearest to x; ties go to the lower one.
@@ -324,7 +322,7 @@ static void middle_block(uint8_t *out, const float *x)
 {
     float far = 0;
     bool finite = true;
-    for (uint32_t i = 0; i < MIDDLE_BLOCK; i++) {
+    for (uint32_t i = 0; i < INDEX_MIDDLE_BLOCK; i++) {
         far = fabsf(x[i]) > fabsf(far) ? x[i] : far;
         finite = finite && isfinite(x[i]);
     }
@@ -332,8 +330,8 @@ static void middle_block(uint8_t *out, const float *x)
     const uint16_t step = kernel_f32_to_f16(finite ? far / -8 : 0);
     const float size = kernel_f16_to_f32(step);
     le_put16(out, step);
-    memset(out + 2, 0, MIDDLE_BYTES - 2);
-    for (uint32_t i = 0; i < MIDDLE_BLOCK; i++) {
+    memset(out + 2, 0, INDEX_MIDDLE_BYTES - 2);
+    for (uint32_t i = 0; i < INDEX_MIDDLE_BLOCK; i++) {
         const float at = size != 0 ? x[i] / size + 8.5f : 8;
         const uint32_t code = at >= 15 ? 15 : at >= 0 ? (uint32_t)at : 0;
         out[2 + i % 16] |= (uint8_t)(code << i / 16 * 4);
@@ -348,10 +346,10 @@ static void round_middle(const struct index_shape *shape, uint8_t *summary, floa
     const struct kernels *kernels = kernels_best();
     const uint32_t n = shape->keys, dim = shape->head_dim, all = index_middle_dim(shape);
     uint8_t *row = summary + index_middle_at(shape);
-    float middle[KERNEL_HEAD_DIM_MAX + MIDDLE_BLOCK] = {0};
+    float middle[KERNEL_HEAD_DIM_MAX + INDEX_MIDDLE_BLOCK] = {0};
     for (uint32_t i = 0; i < n; i++)
         kernels->axpy(middle, 1.0f / (float)n, keys + i * dim, dim);
-    for (uint32_t at = 0; at < all; at += MIDDLE_BLOCK, row += MIDDLE_BYTES)
+    for (uint32_t at = 0; at < all; at += INDEX_MIDDLE_BLOCK, row += INDEX_MIDDLE_BYTES)
         middle_block(row, middle + at);
     const struct weight w = {.data = summary + index_middle_at(shape),
                              .rows = 1,
@@ -494,7 +492,7 @@ static void index_kind(struct map_kind *kind, const struct space_config *c, stru
 uint64_t index_hold_bytes(const struct space_config *c)
 {
     if (c->piece_flash)
-        return index_rows_hold_bytes(c);
+        return index_rows_hold_bytes();
     struct map_kind kind;
     index_kind(&kind, c, NULL);
     return map_bytes(&kind, 1) + 4096;

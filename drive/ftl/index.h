@@ -30,6 +30,9 @@ enum {
     // Pages that pieces are to fill, whatever those of the flash are: a choice is the same
     // everywhere.
     INDEX_PAGE = 4096,
+    // The mean of keys: channels and bytes of a block of TENSOR_Q4_0.
+    INDEX_MIDDLE_BLOCK = 32,
+    INDEX_MIDDLE_BYTES = 18,
 };
 
 // How far the size of a rounded key's channels is from their mean size towards that which makes

@@ -157,10 +157,9 @@ static struct map_kind blocks_kind(struct index_rows *own)
                              .budget = own ? own->space->budget : NULL};
 }
 
-uint64_t index_rows_hold_bytes(const struct space_config *c)
+uint64_t index_rows_hold_bytes(void)
 {
     const struct map_kind kind = blocks_kind(NULL);
-    (void)c;
     return map_bytes(&kind, 1) + 4096;
 }
 
@@ -429,14 +428,17 @@ static enum progress program_run(struct space *space, struct rows_layer *layer, 
     return progress == FAILED ? DONE : WAIT;
 }
 
-// Some page of the row is on its way.
+// Some page of the row is on its way: the last ones longest, as a rule.
 static bool programming(const struct space *space, const struct rows_layer *layer, uint64_t run,
                         const struct row *row)
 {
     struct page_identity identity;
+    if (!frames_programming(space->frames))
+        return false;
     stream_identity(space, row, (uint32_t)(layer->layer - layer->layer->sequence->layers),
                     STREAM_INDEX, run, &identity);
-    for (uint32_t i = 0; i < space->streams[STREAM_INDEX].row_pages; i++, identity.page++) {
+    for (uint32_t i = space->streams[STREAM_INDEX].row_pages; i-- > 0;) {
+        identity.page = i; // a group is one row
         const struct frame *frame = frames_find_page(space->frames, row->place, i, &identity);
         if (frame && frame->state == FRAME_PROGRAM)
             return true;

@@ -33,7 +33,7 @@ double index_row_share(const struct space_config *config);
 int index_rows_hold(const struct space *space, const struct layer_state *layer, uint64_t pieces,
                     struct map *held);
 void index_rows_let_go(const struct space *space, struct map *held);
-uint64_t index_rows_hold_bytes(const struct space_config *config);
+uint64_t index_rows_hold_bytes(void);
 
 // What DRAM has of a run of pieces: summaries of a head, side by side, of which those from `first`
 // on count; NULL: none. What it has not is in the row.
