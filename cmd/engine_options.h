@@ -133,7 +133,7 @@ struct engine_options {
         {"--keys",   0,                                                                            \
          OPTION_U32, &(E).engine.pages_keys,                                                       \
          1,          64,                                                                           \
-         "N",        "of pages: keys in DRAM for each piece; default: one for each token"},        \
+         "N",        "of pages: keys kept of each piece; default: one for each token"},            \
         {"--bits",                                                                                 \
          0,                                                                                        \
          OPTION_U32,                                                                               \

@@ -88,9 +88,9 @@ struct inst_options {
     double pages_ratio;   // part of the bytes of dense attention that is read; 1/8, with a mass: 1
     double pages_mass;    // read only until this share of the softmax is predicted to be captured
     uint32_t pages_piece; // tokens of a piece: 16, 32 or 64; the least that fills pages of the disk
-    uint32_t pages_keys; // keys that stand for a piece in DRAM: fewer find less; one for each token
-    uint32_t pages_heads;  // neighbouring KV heads that choose the same tokens, and lie on one
-                           // drive; as many as make a piece of 16 tokens 16 KiB of fp16
+    uint32_t pages_keys;  // keys that stand for a piece: fewer find less; one for each token
+    uint32_t pages_heads; // neighbouring KV heads that choose the same tokens, and lie on one
+                          // drive; as many as make a piece of 16 tokens 16 KiB of fp16
     uint32_t pages_newest; // most recent tokens that are always read; 16 to 64, by the ratio
     uint32_t pages_look;   // keys that a query looks at, the likeliest, of sequences that have many
                            // times as many; all

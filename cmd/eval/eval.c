@@ -608,7 +608,7 @@ int command_eval(int argc, char **argv)
         {"--piece", 0, OPTION_U32, &v.piece, 16, 64, "N",
          "of pages: tokens chosen together, a power of two; default: what fills a page"},
         {"--keys", 0, OPTION_U32, &v.keys, 1, 64, "N",
-         "of pages: keys in DRAM for each piece; default: one for each token"},
+         "of pages: keys kept of each piece; default: one for each token"},
         {"--heads", 0, OPTION_U32, &v.heads, 1, 4096, "N",
          "of pages: KV heads that choose the same tokens; default: for pieces of 16 KiB"},
         {"--bits", 0, OPTION_U32, &v.bits, 1, 2, "N",
