@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-enum { FANOUT_BITS = 4, FANOUT = 1 << FANOUT_BITS };
+enum { FANOUT_BITS = 4, FANOUT = 1 << FANOUT_BITS, LINE = 64 };
 
 // A leaf (height 0) or an inner node; `used` entries or children follow it.
 struct map_node {
@@ -20,9 +20,16 @@ static struct map_node **children(struct map_node *node)
     return (struct map_node **)(node + 1);
 }
 
+// Entries that fill cache lines begin with one.
+static size_t entries_at(const struct map_kind *kind)
+{
+    _Static_assert(sizeof(struct map_node) <= LINE, "entries lie behind it");
+    return kind->entry_bytes % LINE ? sizeof(struct map_node) : LINE;
+}
+
 static void *entry(const struct map_kind *kind, struct map_node *leaf, uint64_t i)
 {
-    return (uint8_t *)(leaf + 1) + i * kind->entry_bytes;
+    return (uint8_t *)leaf + entries_at(kind) + i * kind->entry_bytes;
 }
 
 // Entries below a node of this height.
@@ -36,8 +43,8 @@ static uint64_t capacity(const struct map_kind *kind, uint32_t height)
 
 static size_t node_bytes(const struct map_kind *kind, uint32_t height)
 {
-    return sizeof(struct map_node) +
-           (height ? FANOUT * sizeof(struct map_node *) : kind->leaf_entries * kind->entry_bytes);
+    return height ? sizeof(struct map_node) + FANOUT * sizeof(struct map_node *)
+                  : entries_at(kind) + kind->leaf_entries * kind->entry_bytes;
 }
 
 uint64_t map_bytes(const struct map_kind *kind, uint64_t n)
@@ -96,8 +103,10 @@ static struct map_node *copy_node(struct map_kind *kind, struct map_node *node, 
     if (!copy)
         return NULL;
     copy->used = (uint16_t)keep;
-    memcpy(copy + 1, node + 1,
-           keep * (node->height ? sizeof(struct map_node *) : kind->entry_bytes));
+    if (node->height)
+        memcpy(children(copy), children(node), keep * sizeof(struct map_node *));
+    else
+        memcpy(entry(kind, copy, 0), entry(kind, node, 0), keep * kind->entry_bytes);
     for (uint32_t i = 0; i < keep; i++) {
         if (node->height)
             children(copy)[i]->refs++;

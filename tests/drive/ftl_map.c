@@ -12,10 +12,12 @@
 
 enum { VALUES = 1 << 16, ARRAYS = 12, LENGTH = 5000 };
 
+// The value stands at the end of an entry, too.
 struct entry {
     uint64_t value;
     uint8_t rest[24];
 };
+enum { LINE = 64 }; // entries that fill cache lines begin with one
 
 // References to each value, as the hooks tell.
 struct world {
@@ -81,10 +83,23 @@ static void close_world(struct world *w)
     free(w);
 }
 
+static uint64_t *last_of(const struct world *w, void *entry)
+{
+    return (uint64_t *)((uint8_t *)entry + w->kind.entry_bytes) - 1;
+}
+
+static void is(const struct world *w, void *entry, uint64_t value)
+{
+    assert_int_equal(((struct entry *)entry)->value, value);
+    assert_int_equal(*last_of(w, entry), value);
+    if (w->kind.entry_bytes % LINE == 0)
+        assert_int_equal((uintptr_t)entry % LINE, 0);
+}
+
 static void put(struct world *w, int a, struct entry *entry, uint64_t i)
 {
     uint64_t value = ++w->next % VALUES;
-    entry->value = value;
+    entry->value = *last_of(w, entry) = value;
     w->refs[value]++;
     w->model[a][i] = value;
 }
@@ -94,7 +109,7 @@ static bool append(struct world *w, int a)
     struct entry *entry = map_append(&w->kind, &w->map[a], NULL);
     if (!entry)
         return false;
-    assert_int_equal(entry->value, 0);
+    is(w, entry, 0);
     put(w, a, entry, w->n[a]++);
     return true;
 }
@@ -104,7 +119,7 @@ static bool edit(struct world *w, int a, uint64_t i)
     struct entry *entry = map_edit(&w->kind, &w->map[a], i, NULL);
     if (!entry)
         return false;
-    assert_int_equal(entry->value, w->model[a][i]);
+    is(w, entry, w->model[a][i]);
     drop(w, entry);
     put(w, a, entry, i);
     return true;
@@ -132,8 +147,7 @@ static void check(struct world *w)
     for (int a = 0; a < ARRAYS; a++) {
         assert_int_equal(w->map[a].n, w->n[a]);
         for (uint64_t i = 0; i < w->n[a]; i++)
-            assert_int_equal(((struct entry *)map_at(&w->kind, &w->map[a], i))->value,
-                             w->model[a][i]);
+            is(w, map_at(&w->kind, &w->map[a], i), w->model[a][i]);
         map_walk(&w->kind, &w->map[a], see, w);
     }
     for (int v = 0; v < VALUES; v++)
@@ -168,8 +182,10 @@ static bool step(struct world *w)
 static void test_like_copies(void **state)
 {
     (void)state;
-    for (uint32_t leaf = 1; leaf <= 16; leaf *= 4) {
+    for (uint32_t leaf = 1; leaf <= 16; leaf *= 2) {
         struct world *w = open_world(leaf);
+        if (leaf == 2 || leaf == 8)
+            w->kind.entry_bytes = 2 * LINE;
         for (int i = 0; i < 6000; i++) {
             uint64_t work = draw(w, 40);
             step(w);
