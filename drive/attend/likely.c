@@ -61,7 +61,8 @@ struct likely {
     float *tops;             // [group][blocks] of pieces that are always weighed
     float *turned;           // [group][stride]: queries, times the scale
     float *means;            // [group][coarse]: scores
-    float *score;            // [looked]
+    float *score;            // [looked]: of keys,
+    uint32_t *key_slot;      // and the slots of their pieces
     float *common;           // [queries][pieces]: what means of pieces score, by slot,
     uint64_t known;          // of so many of them,
     uint32_t first, queries; // for the queries that look together
@@ -107,6 +108,7 @@ static uint64_t carve(struct likely *l, const struct index_shape *shape, uint64_
     CARVE(turned, l->stride * group);
     CARVE(means, coarse * group);
     CARVE(score, looked);
+    CARVE(key_slot, looked);
     CARVE(common, pieces * min_u64(group, QUERIES));
     CARVE(middles, MIDDLES * (uint64_t)shape->middle);
 #define CARVE_CLUSTERS(field, number)                                                              \
@@ -195,6 +197,12 @@ static uint64_t take_best(struct likely_heap *heap)
     return heap_number(best);
 }
 
+// The cluster that was taken out i-th.
+static uint64_t taken_at(const struct likely_clusters *c, uint64_t i)
+{
+    return heap_number(c->heap.keys[c->n - 1 - i]);
+}
+
 // ---- slots -------------------------------------------------------------------------------------
 
 static uint32_t slot_of(const struct pages_view *p, const struct likely *l, uint64_t piece)
@@ -275,63 +283,46 @@ static void know_middles(const struct pages_view *p, struct likely *l, struct pa
     }
 }
 
-// Adds what the means of their pieces score to the scores of n keys. Several of a piece often lie
-// side by side.
-static void add_middles(const struct pages_view *p, struct likely *l, uint32_t query, uint64_t base,
-                        const uint16_t *piece, uint32_t n, float *scores, struct pages_scratch *own)
-{
-    const float *common = l->common + (query - l->first) * p->pieces;
-    uint32_t slot[CLUSTER_KEYS_MOST];
-    for (uint32_t i = 0; i < n; i++)
-        slot[i] = i && piece[i] == piece[i - 1] ? slot[i - 1] : slot_of(p, l, base + piece[i]);
-    know_middles(p, l, own);
-    for (uint32_t i = 0; i < n; i++)
-        scores[i] += common[slot[i]];
-}
-
-// Scores of the keys of a cluster that is opened. Returns how many these are.
-static uint64_t look_at(const struct pages_view *p, struct likely *l, uint32_t block,
+// Scores of the keys of a cluster that is opened, whose pieces have these slots. Returns how many
+// they are.
+static uint64_t look_at(const struct pages_view *p, const struct likely *l, uint32_t block,
                         uint32_t cluster, uint32_t query, const int8_t *table, float factor,
-                        float *out, struct pages_scratch *own)
+                        const uint32_t *slot, float *out, struct pages_scratch *own)
 {
     enum { LANES = KERNEL_LANES };
     const struct clusters_head *h = head_of(p, block);
+    const float *common = l->common + (query - l->first) * p->pieces;
     const uint64_t bytes = clusters_slice_bytes(&p->shape);
-    const uint32_t first = h->key_first[cluster], end = h->key_first[cluster + 1];
+    const uint32_t first = h->key_first[cluster], n = h->key_first[cluster + 1] - first;
     struct mass_pieces slices = pages_block(p);
     float scores[MASS_SLICES * LANES];
     slices.n = 0;
     slices.keys = LANES;
     slices.counted = 0;
     slices.softcap = 0;
-    for (uint32_t s = first / LANES; s * LANES < end; s++)
+    for (uint32_t s = first / LANES; s * LANES < first + n; s++)
         slices.summary[slices.n++] = h->slices + s * bytes;
     p->v.k->piece_scores(&slices, table, factor, scores, own->masses);
-    memcpy(out, scores + first % LANES, (end - first) * sizeof *out);
-    add_middles(p, l, query, p->v.u->clusters->block[block]->first, h->piece + first, end - first,
-                out, own);
+    for (uint32_t i = 0; i < n; i++)
+        out[i] = scores[first % LANES + i] + common[slot[i]];
     if (p->v.job->header.softcap != 0)
-        p->v.k->softcap(out, p->v.job->header.softcap, end - first);
-    return end - first;
+        p->v.k->softcap(out, p->v.job->header.softcap, n);
+    return n;
 }
 
 // Adds what its keys weigh to their pieces, unless these are always weighed, or a key weighs so
 // little that it makes no difference.
 static uint64_t add_weights(const struct pages_view *p, const struct likely *l, uint32_t block,
-                            uint32_t cluster, const float *weight, float *weights)
+                            uint32_t cluster, const uint32_t *slot, const float *weight,
+                            float *weights)
 {
     const struct clusters_head *h = head_of(p, block);
-    const uint64_t base = p->v.u->clusters->block[block]->first;
     const uint32_t first = h->key_first[cluster], n = h->key_first[cluster + 1] - first;
-    const uint16_t *piece = h->piece + first;
-    for (uint32_t i = 0; i < n; i++) {
-        if (weight[i] < WEIGHT_LEAST)
-            continue;
-        const uint32_t slot = slot_of(p, l, base + piece[i]);
-        if (slot >= l->n[1])
-            weights[(uint64_t)slot * p->v.group] +=
+    const uint32_t always = l->n[1];
+    for (uint32_t i = 0; i < n; i++)
+        if (weight[i] >= WEIGHT_LEAST && slot[i] >= always)
+            weights[(uint64_t)slot[i] * p->v.group] +=
                 h->count ? weight[i] * (float)h->count[first + i] : weight[i];
-    }
     return n;
 }
 
@@ -404,6 +395,44 @@ static void open_coarse(const struct pages_view *p, const struct likely *l,
     order(fine);
 }
 
+// What is read of a cluster's keys is asked for.
+static void call_keys(const struct pages_view *p, const struct clusters_head *h, uint32_t cluster)
+{
+    const uint32_t first = h->key_first[cluster], end = h->key_first[cluster + 1];
+    const uint64_t bytes = clusters_slice_bytes(&p->shape);
+    const uint8_t *slice = h->slices + first / KERNEL_LANES * bytes;
+    const uint8_t *slices_end = h->slices + div_round_up(end, KERNEL_LANES) * bytes;
+    for (uint32_t i = first; i < end; i += 64 / sizeof *h->piece)
+        __builtin_prefetch(h->piece + i);
+    for (; slice < slices_end; slice += 64)
+        __builtin_prefetch(slice);
+}
+
+// Opens the best of the fine ones until they hold as many keys as are to be looked at, and gives
+// the pieces of these slots. Returns how many keys they hold.
+static uint64_t open_fine(const struct pages_view *p, struct likely *l,
+                          struct likely_clusters *fine)
+{
+    uint64_t n = 0, at = 0;
+    while (fine->heap.n && n < p->v.u->look) {
+        const uint64_t best = take_best(&fine->heap);
+        const struct clusters_head *h = head_of(p, fine->block[best]);
+        const uint32_t cluster = fine->cluster[best];
+        n += h->key_first[cluster + 1] - h->key_first[cluster];
+        call_keys(p, h, cluster);
+    }
+    for (uint64_t i = 0; i < fine->n - fine->heap.n; i++) {
+        const uint64_t taken = taken_at(fine, i);
+        const struct clusters_head *h = head_of(p, fine->block[taken]);
+        const uint64_t base = p->v.u->clusters->block[fine->block[taken]]->first;
+        const uint16_t *piece = h->piece;
+        const uint32_t end = h->key_first[fine->cluster[taken] + 1];
+        for (uint32_t k = h->key_first[fine->cluster[taken]]; k < end; k++, at++)
+            l->key_slot[at] = slot_of(p, l, base + piece[k]);
+    }
+    return n;
+}
+
 // What the clusters weigh, as their means, that were not opened: in the end of the heap are those
 // that were.
 static float sum_of(const struct kernels *k, struct likely_clusters *c, float max)
@@ -426,26 +455,28 @@ static void weigh_query(const struct pages_view *p, struct likely *l, uint32_t q
     const float length = sqrtf(v->k->dot(q, q, v->dim));
     float *weights = l->weights + query, *tops = l->tops + query * p->blocks;
     struct likely_clusters *coarse = &l->coarse, *fine = &l->fine;
-    uint64_t n = 0, done = 0;
+    uint64_t at = 0, done = 0;
     fine->n = 0;
     order_coarse(p, l, coarse, query, length);
     open_coarse(p, l, coarse, fine, query, length, own);
-    while (fine->heap.n && n < v->u->look) {
-        const uint64_t best = take_best(&fine->heap);
-        n += look_at(p, l, fine->block[best], fine->cluster[best], query, table, factor,
-                     l->score + n, own);
+    const uint64_t n = open_fine(p, l, fine);
+    know_middles(p, l, own);
+    for (uint64_t i = 0; i < fine->n - fine->heap.n; i++) {
+        const uint64_t taken = taken_at(fine, i);
+        at += look_at(p, l, fine->block[taken], fine->cluster[taken], query, table, factor,
+                      l->key_slot + at, l->score + at, own);
     }
     float max = fmaxf(v->k->max(tops, blocks), v->k->max(coarse->nats, coarse->n));
     max = fine->n ? fmaxf(max, v->k->max(fine->nats, fine->n)) : max;
     max = n ? fmaxf(max, v->k->max(l->score, n)) : max;
     v->k->exp_sum(tops, blocks, max);
-    for (uint64_t at = 0; at < l->n[1]; at++)
-        weights[at * v->group] *= tops[at / each];
+    for (uint64_t slot = 0; slot < l->n[1]; slot++)
+        weights[slot * v->group] *= tops[slot / each];
     v->k->exp_sum(l->score, n, max);
-    for (uint64_t i = fine->n; i-- > fine->heap.n;) {
-        const uint64_t taken = heap_number(fine->heap.keys[i]);
-        done +=
-            add_weights(p, l, fine->block[taken], fine->cluster[taken], l->score + done, weights);
+    for (uint64_t i = 0; i < fine->n - fine->heap.n; i++) {
+        const uint64_t taken = taken_at(fine, i);
+        done += add_weights(p, l, fine->block[taken], fine->cluster[taken], l->key_slot + done,
+                            l->score + done, weights);
     }
     l->left[query] = sum_of(v->k, coarse, max) + sum_of(v->k, fine, max);
 }
