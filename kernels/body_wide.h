@@ -7,7 +7,7 @@
 enum {
     WIDE_MR = 8,
     WIDE_COLS = 1024,  // of a piece; whole blocks of every type
-    WIDE_GROUPS = 32,  // of rows of weights, whose sums wait
+    WIDE_GROUPS = 8,   // of rows of weights, whose sums wait
     WIDE_OUTPUTS = 24, // of a group
 };
 #define WIDE_JR(mr) ((mr) > 6 ? 3 : 4)
