@@ -75,7 +75,7 @@ void cpu_matmul(struct compute_cpu *cpu, const struct product *products, size_t 
     // Small enough that the slowest worker waits for little, large enough that a kernel call is
     // worth it; a multiple of the lanes so that kernels see whole column tiles. Few rows of x
     // wait for memory, where a worker falls behind easily.
-    enum { BLOCKS_PER_THREAD = 8, BLOCKS_FEW_ROWS = 16, FEW_ROWS = 3 };
+    enum { BLOCKS_PER_THREAD = 8, BLOCKS_FEW_ROWS = 16, FEW_ROWS = 9 };
     enum { BLOCK_MIN = 16, BLOCK_MAX = 256 };
     // Multiply-adds that take no longer than waking the workers.
     enum { ALONE = 128 * 1024 };
