@@ -74,9 +74,9 @@ struct pages_view pages_view_of(const struct unit *unit, uint32_t head)
 {
     struct pages_view p = {.v = sparf_view_of(unit, head)};
     const struct space_config *config = &p.v.s->space->config;
-    p.shape = index_shape(config);
+    p.shape = p.v.s->shape;
     p.tokens = p.shape.piece;
-    p.pieces = pieces_of(config, p.v.u->tokens);
+    p.pieces = p.v.u->tokens / p.tokens;
     p.blocks = blocks_of(&p.shape, p.pieces);
     p.weights = p.v.scores;
     p.tops = p.weights + p.v.group * p.pieces;
@@ -301,14 +301,14 @@ struct pages_budget pages_budget(const struct pages_view *p)
     return b;
 }
 
-// Chooses pieces: p->bits, the same for all heads that choose together. A head's total[i] is the
-// predicted mass of piece i, summed over the group.
+// The choice of the heads that choose together, of which this is the first: p->bits. A head's
+// total[i] is the predicted mass of piece i, summed over the group.
 static void choose_pieces(const struct pages_view *p)
 {
     const struct table_header *h = &p->v.job->header;
     const struct pages_budget budget = pages_budget(p);
     uint64_t least = budget.least, most = budget.most, local = budget.local;
-    memcpy(p->together, pages_view_of(p->v.unit, p->set).total, p->pieces * sizeof *p->together);
+    memcpy(p->together, p->total, p->pieces * sizeof *p->together);
     for (uint32_t head = p->set + 1; head < p->set_end; head++)
         p->v.k->axpy(p->together, 1, pages_view_of(p->v.unit, head).total, p->pieces);
     p->together[0] = INFINITY;                   // first of all
@@ -413,17 +413,22 @@ static void predict(const struct pages_view *p, uint8_t *scratch)
     pages_doubts(p, v->u->factor + v->head * v->group);
 }
 
-// Once that is known of all heads that choose together. Each makes the choice for itself.
+// Once that is known of all heads that choose together; for all of these.
 static void choose(const struct pages_view *p, uint8_t *scratch)
 {
-    const struct sparf_view *v = &p->v;
-    const float *doubt = v->u->factor + v->head * v->group;
     choose_pieces(p);
-    for (uint32_t i = 0; i < v->group; i++)
-        v->u->predicted[v->head * v->group + i] = (float)held(p, i, doubt[i]);
-    pages_choose_tokens(p);
-    if (v->job->header.pages_rest)
-        estimate_rest(p, (struct pages_scratch *)scratch);
+    for (uint32_t head = p->set; head < p->set_end; head++) {
+        const struct pages_view own = pages_view_of(p->v.unit, head);
+        const struct sparf_view *v = &own.v;
+        const float *doubt = v->u->factor + head * v->group;
+        if (head != p->set)
+            memcpy(own.bits, p->bits, (p->pieces / 64 + 1) * sizeof *p->bits);
+        for (uint32_t i = 0; i < v->group; i++)
+            v->u->predicted[head * v->group + i] = (float)held(&own, i, doubt[i]);
+        pages_choose_tokens(&own);
+        if (v->job->header.pages_rest)
+            estimate_rest(&own, (struct pages_scratch *)scratch);
+    }
 }
 
 // ---- pieces -------------------------------------------------------------------------------------
@@ -521,10 +526,10 @@ static void pages_think(const struct unit_task *task, uint8_t *scratch)
             else
                 predict(&p, scratch);
         }
-        if (phase == SPARF_SELECT && !likely)
-            choose(&p, scratch);
-        else if (phase == SPARF_SELECT && head == p.set) // for all of the set
+        if (phase == SPARF_SELECT && head == p.set && likely)
             likely_choose(&p);
+        else if (phase == SPARF_SELECT && head == p.set)
+            choose(&p, scratch);
         if (phase == SPARF_FINISH)
             finish(&p);
     }

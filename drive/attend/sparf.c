@@ -152,6 +152,7 @@ int sparf_open(struct method_state **out, struct walk *walk, unsigned level, str
         return INST_ENOMEM;
     s->space = space;
     s->env = walk->env;
+    s->shape = index_shape(&space->config);
     int status =
         sparf_size(&s->size, &space->flash->geometry, &space->config, space->streams, level, msg);
     if (status)

@@ -19,6 +19,7 @@
 
 #include "drive/attend/walk.h"
 #include "drive/ftl/channels.h"
+#include "drive/ftl/index.h"
 
 enum sparf_phase { SPARF_PREPARE, SPARF_RANK, SPARF_SELECT, SPARF_TOKENS, SPARF_FINISH };
 
@@ -98,6 +99,7 @@ struct method_state {
     struct space *space;
     struct attend_env *env;
     struct sparf_size size;
+    struct index_shape shape; // pages: of the index
     uint64_t bytes;
     struct pieces pieces;
     struct sparf_unit *units, *free_units;
