@@ -163,7 +163,7 @@ struct engine_options {
         {"--newest", 0,                                                                            \
          OPTION_U32, &(E).engine.pages_newest,                                                     \
          1,          4294967295.0,                                                                 \
-         "N",        "of pages: newest tokens that are always read; default: 16 to 64"},           \
+         "N",        "of pages: newest tokens that are always read; default: 16"},                 \
         {"--rest", 0, OPTION_FLAG, &(E).engine.pages_rest,                                         \
          0,        0, NULL,        "of pages: estimate what is not read"},                         \
         {"--index-on-disk",                                                                        \

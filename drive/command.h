@@ -153,7 +153,7 @@ struct table_header {
     // ATTEND, METHOD_PAGES: how much is read, of the bytes that dense attention would.
     float pages_ratio;    // at most this part; 0 = 1/8, with a pages_mass 1
     float pages_mass;     // not 0: only until this share of the softmax is predicted to be captured
-    uint32_t pages_local; // so many most recent tokens are read whatever their rank; 0: by ratio
+    uint32_t pages_local; // so many most recent tokens are read whatever their rank; 0: 16
     uint32_t pages_rest;  // 1: what is not read is estimated; 0: it counts for nothing
 };
 

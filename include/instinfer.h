@@ -91,7 +91,7 @@ struct inst_options {
     uint32_t pages_keys;  // keys that stand for a piece: fewer find less; one for each token
     uint32_t pages_heads; // neighbouring KV heads that choose the same tokens, and lie on one
                           // drive; as many as make a piece of 16 tokens 16 KiB of fp16
-    uint32_t pages_newest; // most recent tokens that are always read; 16 to 64, by the ratio
+    uint32_t pages_newest; // most recent tokens that are always read; default: 16
     uint32_t pages_look;   // keys that a query looks at, the likeliest, of sequences that have many
                            // times as many; all
     uint32_t pages_bits;   // that are kept of each channel of these keys: 1 finds less; 2, with

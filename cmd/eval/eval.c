@@ -618,7 +618,7 @@ int command_eval(int argc, char **argv)
          "of pages: keys that a query looks at, the likeliest, where there are many more; default: "
          "all"},
         {"--newest", 0, OPTION_U32, &v.newest, 1, UINT32_MAX, "N",
-         "of pages: newest tokens that are always read; default: a part of the budget"},
+         "of pages: newest tokens that are always read; default: 16"},
         {"--rest", 0, OPTION_FLAG, &v.rest, 0, 0, NULL,
          "of pages: what is not read is estimated; default: it counts for nothing"},
         {"--index-on-disk", 0, OPTION_FLAG, &v.flash, 0, 0, NULL,

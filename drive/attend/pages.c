@@ -22,8 +22,8 @@
 #include <math.h>
 #include <string.h>
 
-// Newest tokens where ATTEND says nothing: an eighth of what may be read, but from 16 to 64.
-enum { LOCAL_LEAST = 16, LOCAL_MOST = 64, LOCAL_PART = 8 };
+// Newest tokens where ATTEND says nothing. More of them found less (docs/decisions/0016-pages.md).
+enum { NEWEST = 16 };
 #define DOUBT_MOST 80.0f // nats
 // What rounding to signs loses of the variance of a channel that is normal, by the square of the
 // size a that it is rounded to: a = m sqrt(2 / pi) deviations with m = 1 + INDEX_SHARPER (pi / 2 -
@@ -567,13 +567,6 @@ static int pages_check(struct method_state *s, struct table_header *h,
     return 0;
 }
 
-static uint64_t local_tokens(const struct table_header *h, uint64_t tokens)
-{
-    double ratio = h->pages_ratio != 0 ? (double)h->pages_ratio : 1;
-    uint64_t part = (uint64_t)(ratio * (double)tokens) / LOCAL_PART;
-    return min_u64(LOCAL_MOST, max_u64(LOCAL_LEAST, part));
-}
-
 // Clusters that the unit's heads lack are its to make. False: somebody else is about to.
 static bool take_clusters(const struct unit *unit, struct clusters *clusters, bool *make)
 {
@@ -633,7 +626,7 @@ static bool pages_begin(struct unit *unit)
     u->index = held;
     u->clusters = clusters;
     u->look = look;
-    u->local = h->pages_local ? h->pages_local : local_tokens(h, item->end);
+    u->local = h->pages_local ? h->pages_local : NEWEST;
     for (uint32_t i = 0; i < unit->n_heads * unit->group; i++)
         partial_clear(partial_at(u->rest, i, dim));
     if (u->all)

@@ -32,7 +32,7 @@ enum sparf_piece {
 };
 
 // Pieces, at most, by which it is judged how far scores are off.
-enum { PAGES_SAMPLES = 64 };
+enum { PAGES_SAMPLES = 16 };
 
 // What weighing pieces needs of each query, where that is done row by row.
 struct pages_queries {

@@ -463,8 +463,8 @@ static void compare(const struct rig *rig, const struct setting *set, const stru
                                    .look = set->look,
                                    .blocks = c->n,
                                    .block = blocks};
-        if (!p.pages.local) // an eighth of what may be read
-            p.pages.local = (uint32_t)fmax(16, fmin(64, floor(p.pages.ratio * n / 8)));
+        if (!p.pages.local)
+            p.pages.local = 16;
         assert_true(likely_looked(&p) > 0);
         struct likely_answer a = {.pages = {.token = token, .out = out, .captured = captured},
                                   .predicted = predicted};

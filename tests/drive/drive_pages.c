@@ -106,8 +106,8 @@ static void compare(const struct scene *s, uint32_t layer, uint64_t pos,
                                   .q = q,
                                   .k = k,
                                   .v = v};
-        if (!p.local) // an eighth of what may be read
-            p.local = (uint32_t)fmax(16, fmin(64, floor(p.ratio * n / 8)));
+        if (!p.local)
+            p.local = 16;
         if (c->piece_flash && (knobs->ratio != 0 || knobs->mass == 0))
             p.ratio = fmax(p.ratio / 3, p.ratio - index_share(c, 1024));
         struct pages_answer a = {.token = token, .out = out, .captured = captured};

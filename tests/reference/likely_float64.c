@@ -246,7 +246,7 @@ static double promise(struct head *h, uint32_t g, const bool *chosen)
     double sum[2] = {h->unseen[g], 0};
     for (uint32_t i = 0; i < h->pieces; i++)
         sum[chosen[i]] += fmax(h->mass[(size_t)g * h->pieces + i], 0);
-    for (uint32_t i = 0; i < h->pieces; i += h->pieces / 64 + 1)
+    for (uint32_t i = 0; i < h->pieces; i += h->pieces / 16 + 1)
         summary(h, i);
     sum[0] *= exp(pages_deviation(&h->p, h->summaries, h->pieces, g));
     return sum[1] / (sum[0] + sum[1]);

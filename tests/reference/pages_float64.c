@@ -238,7 +238,7 @@ double pages_deviation(const struct pages_problem *p, const struct pages_summary
                        uint32_t pieces, uint32_t g)
 {
     const double *q = p->q + g * p->head_dim;
-    uint32_t every = pieces / 64 + 1, n = 0;
+    uint32_t every = pieces / 16 + 1, n = 0;
     const double pi = acos(-1), mean = sqrt(2 / pi), a = 0.625 * mean + 0.375 / mean;
     const double lost = p->bits == 1 ? (1 - 2 * a * mean + a * a) / (a * a) : 0.1188535;
     double squares = 0;
