@@ -471,11 +471,15 @@ static bool drop_bad(struct walk *w)
 {
     size_t kept = 0;
     bool dropped = false;
+    const struct piece *good = NULL; // tasks of a piece lie side by side
     for (size_t i = 0; i < w->n_tasks; i++) {
         struct unit_task *task = &w->tasks[i];
         struct piece *piece = task->piece;
         uint64_t index = 0;
-        int status = piece->acquired ? piece_read_status(piece, &index) : INST_EIO;
+        int status = 0;
+        if (piece != good)
+            status = piece->acquired ? piece_read_status(piece, &index) : INST_EIO;
+        good = status ? NULL : piece;
         if (!status && !task->unit->job->items[task->unit->item].status) {
             w->tasks[kept++] = *task;
             continue;
