@@ -4,10 +4,12 @@
 // dense attention reads, time and what choosing takes of it, and the softmax weight that was
 // captured.
 //
-// One drive per line group (shape, context, channels per page), and one more for pages. Every
-// method runs its steps on it in turn: those of sparf and pages append a token each, as decode
-// does, those of dense do not, so that both see the same cache. Captured mass is measured in steps
-// of its own, which are not timed.
+// A run is a drive and the methods that a space of it serves: sparf and dense, or pages. Steps of
+// sparf and pages append a token each, as decode does, those of dense do not, so that both see the
+// same cache. With one round runs come one after the other; with more they are all open and take
+// turns, since a disk is not the same from one minute to the next, and how many times as fast as
+// dense each is is said round by round. Captured mass is measured in steps of its own, which are
+// not timed.
 #include "bench/attend.h"
 #include "bench/chart.h"
 #include "bench/measure.h"
@@ -22,7 +24,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SHAPES_MAX = 8, RESULTS_MAX = 512, FILTERS = 5 };
+enum { SHAPES_MAX = 8, RESULTS_MAX = 512, RUNS_MAX = 64 };
 
 struct shape {
     uint32_t q_heads, kv_heads, head_dim;
@@ -31,13 +33,15 @@ struct shape {
 struct result {
     struct shape shape;
     uint64_t context;
-    uint32_t method;
+    uint32_t method, kv_type;
     uint32_t asked_channels, page_channels, group, page_bytes; // asked: 0 = the drive's choice
     uint64_t steps;
-    struct drive_stats d; // what the steps added
-    double read, dense;   // bytes of a step
-    double seconds;       // of a step, median
-    double choosing;      // share of the steps' time in which the drive chose, and nothing else
+    struct drive_stats d;  // what the steps added
+    double read, dense;    // bytes of a step
+    struct measure rounds; // of each the median step
+    double seconds;        // of a step, median of rounds
+    double all, chose;     // of all steps, and the part in which the drive only chose
+    double choosing;       // share of the steps' time in which the drive chose, and nothing else
     double captured, worst;
     double waf, amplification; // of the drive, filling included
     double written;            // bytes programmed beside those of K and V
@@ -49,11 +53,12 @@ struct bench {
     struct sparf_option sparf;
     struct option_list shapes, methods;
     struct option_numbers contexts, page_channels;
-    uint64_t memory, budget;
-    uint32_t steps, audits, threads;
+    uint64_t budget;
+    uint32_t steps, audits, rounds;
     const char *kv, *kv_type, *ratio;
     double part; // of --ratio
     struct output_file csv, svg;
+    bool types[KV_TYPES];
     struct shape shape[SHAPES_MAX];
     size_t n_shapes;
     bool dense, with_sparf, pages;
@@ -137,38 +142,46 @@ static struct table_header header_of(const struct bench *bench, const struct att
     return header;
 }
 
-static int measure_method(struct bench *bench, struct attend_bench *b, struct result *r)
+// One round of steps.
+static int measure_round_of(const struct bench *bench, struct attend_bench *b, struct result *r)
 {
     struct measure times = {0};
     struct drive_stats before, after;
     const struct table_header header = header_of(bench, b, r->method);
-    const bool sparf = r->method == METHOD_SPARF, append = r->method != METHOD_DENSE;
-    double choosing = attend_bench_choosing(b), all = 0;
+    const double choosing = attend_bench_choosing(b);
     int code = read_stats(b, &before);
     for (uint32_t i = 0; i < bench->steps && !code; i++) {
         double seconds;
-        code = step(b, &header, append, &seconds, NULL);
-        all += seconds;
-        times.seconds[times.rounds % MEASURE_ROUNDS_MAX] = seconds;
-        times.rounds += times.rounds < MEASURE_ROUNDS_MAX - 1;
+        code = step(b, &header, r->method != METHOD_DENSE, &seconds, NULL);
+        r->all += seconds;
+        if (times.rounds < MEASURE_ROUNDS_MAX)
+            times.seconds[times.rounds++] = seconds;
     }
     if (!code)
         code = read_stats(b, &after);
     if (code)
         return code;
     add_stats(&r->d, &after, &before);
-    r->steps = bench->steps;
-    r->seconds = measure_median(&times);
-    r->choosing = append && all > 0 ? (attend_bench_choosing(b) - choosing) / all : 0;
+    r->steps += bench->steps;
+    r->chose += attend_bench_choosing(b) - choosing;
+    r->rounds.seconds[r->rounds.rounds++] = measure_median(&times);
+    return 0;
+}
+
+// What follows from the rounds; audits.
+static int conclude(const struct bench *bench, struct attend_bench *b, struct result *r)
+{
+    const bool sparf = r->method == METHOD_SPARF, dense = r->method == METHOD_DENSE;
+    const double steps = (double)r->steps;
+    r->seconds = measure_median(&r->rounds);
+    r->choosing = !dense && r->all > 0 ? r->chose / r->all : 0;
+    r->read = (double)(sparf ? sparf_bytes(&r->d) : r->d.flash_read_bytes) / steps;
+    r->dense = (double)(sparf   ? r->d.dense_bytes
+                        : dense ? r->d.flash_read_bytes
+                                : r->d.pages_dense_bytes) /
+               steps;
     r->captured = r->worst = 1;
-    if (append && bench->audits)
-        code = audit(bench, b, header, r);
-    r->read = (double)(sparf ? sparf_bytes(&r->d) : r->d.flash_read_bytes) / (double)r->steps;
-    r->dense = (double)(sparf                       ? r->d.dense_bytes
-                        : r->method == METHOD_PAGES ? r->d.pages_dense_bytes
-                                                    : r->d.flash_read_bytes) /
-               (double)r->steps;
-    return code;
+    return dense || !bench->audits ? 0 : audit(bench, b, header_of(bench, b, r->method), r);
 }
 
 static const char header_line[] =
@@ -185,14 +198,23 @@ static const char *name_of(const struct result *r)
     return r->method == METHOD_SPARF ? "sparf" : r->method == METHOD_PAGES ? "pages" : "dense";
 }
 
+// "pages", "pages q8"
+static const char *title_of(const struct result *r, char out[16])
+{
+    bool plain = r->kv_type == KV_F16;
+    snprintf(out, 16, "%s%s%s", name_of(r), plain ? "" : " ",
+             plain ? "" : kv_type_name(r->kv_type));
+    return out;
+}
+
 static void print_result(const struct result *r)
 {
-    char heads[32];
+    char heads[32], title[16];
     const struct drive_stats *d = &r->d;
     double steps = (double)r->steps * 1e6, of_dense = r->dense > 0 ? r->read / r->dense : 0;
     snprintf(heads, sizeof heads, "%u/%ux%u", r->shape.q_heads, r->shape.kv_heads,
              r->shape.head_dim);
-    printf("%-10s %7llu  %-8s", heads, (unsigned long long)r->context, name_of(r));
+    printf("%-10s %7llu  %-8s", heads, (unsigned long long)r->context, title_of(r, title));
     if (r->method != METHOD_SPARF)
         printf("        -  %7.2f     %5.3f        -        -        -        -           %5.3f"
                "     -  ",
@@ -228,63 +250,160 @@ static void print_drive(const struct attend_bench *b, const struct drive_stats *
            b->fill_seconds);
 }
 
-// Every method that a space of this one serves.
-static int measure_drive(struct bench *bench, const struct shape *shape, uint64_t context,
-                         uint32_t page_channels, uint32_t space_method)
-{
-    const bool pages = space_method == METHOD_PAGES;
-    const uint32_t methods[] = {pages ? METHOD_PAGES : METHOD_SPARF, METHOD_DENSE};
-    const bool wanted[] = {pages ? bench->pages : bench->with_sparf, !pages && bench->dense};
-    struct inst_msg msg = {0};
-    struct attend_options o = bench->o;
+struct run {
     struct attend_bench *b;
+    size_t first, end; // its results
+};
+
+static int open_run(struct bench *bench, const struct shape *shape, uint64_t context,
+                    const struct attend_options *variant, struct run *run)
+{
+    const bool pages = variant->method == METHOD_PAGES;
+    const uint32_t methods[] = {pages ? METHOD_PAGES : METHOD_SPARF, METHOD_DENSE};
+    const bool wanted[] = {pages || variant->method == METHOD_SPARF, !pages && bench->dense};
+    struct inst_msg msg = {0};
+    struct attend_options o = *variant;
     o.q_heads = shape->q_heads;
     o.kv_heads = shape->kv_heads;
     o.head_dim = shape->head_dim;
     o.context = context;
-    o.room = bench->steps + bench->audits;
-    o.method = space_method;
-    o.page_channels = page_channels;
-    if (attend_bench_open(&b, &o, &msg))
+    o.room = (uint64_t)bench->steps * bench->rounds + bench->audits;
+    o.memory = system_memory_available();
+    if (attend_bench_open(&run->b, &o, &msg))
         return fail(EXIT_FAILED, "bench drive: %s", msg.text);
-    int code = 0;
-    struct drive_stats stats = {0};
-    for (int i = 0; i < 2 && !code; i++) {
+    run->first = bench->n_results;
+    for (int i = 0; i < 2; i++) {
         if (!wanted[i] || bench->n_results == RESULTS_MAX)
             continue;
-        struct result *r = &bench->results[bench->n_results++];
-        *r = (struct result){.shape = *shape,
-                             .context = context,
-                             .method = methods[i],
-                             .asked_channels = page_channels,
-                             .page_channels = methods[i] == METHOD_SPARF ? b->page_channels : 0,
-                             .group = b->group,
-                             .page_bytes = b->geometry.page_bytes};
-        code = measure_method(bench, b, r);
-        if (!code && attend_bench_flush(b, &msg))
-            code = fail(EXIT_FAILED, "bench drive: %s", msg.text);
-        if (!code)
-            code = read_stats(b, &stats);
+        bench->results[bench->n_results++] =
+            (struct result){.shape = *shape,
+                            .context = context,
+                            .method = methods[i],
+                            .kv_type = o.kv_type,
+                            .asked_channels = o.page_channels,
+                            .page_channels = methods[i] == METHOD_SPARF ? run->b->page_channels : 0,
+                            .group = run->b->group,
+                            .page_bytes = run->b->geometry.page_bytes};
+    }
+    run->end = bench->n_results;
+    return 0;
+}
+
+static int round_of_run(struct bench *bench, const struct run *run)
+{
+    int code = 0;
+    for (size_t i = run->first; i < run->end && !code; i++)
+        code = measure_round_of(bench, run->b, &bench->results[i]);
+    return code;
+}
+
+static int finish_run(struct bench *bench, const struct run *run)
+{
+    struct drive_stats stats;
+    struct inst_msg msg = {0};
+    int code = 0;
+    for (size_t i = run->first; i < run->end && !code; i++)
+        code = conclude(bench, run->b, &bench->results[i]);
+    if (!code && attend_bench_flush(run->b, &msg))
+        code = fail(EXIT_FAILED, "bench drive: %s", msg.text);
+    if (!code)
+        code = read_stats(run->b, &stats);
+    if (code)
+        return code;
+    for (size_t i = run->first; i < run->end; i++) {
+        struct result *r = &bench->results[i];
         r->waf = share(stats.flash_program_bytes, stats.stream_bytes);
         r->amplification = share(stats.allocated_bytes, stats.live_bytes);
-        r->written = (double)stats.flash_program_bytes / kv_bytes(b);
-        r->dram = b->dram;
+        r->written = (double)stats.flash_program_bytes / kv_bytes(run->b);
+        r->dram = run->b->dram;
         r->dram_peak = stats.dram_peak_bytes;
         r->dram_sparf = stats.sparf_dram_bytes;
         r->dram_pages = stats.pages_dram_bytes;
-        if (!code)
-            print_result(r);
+        print_result(r);
     }
-    if (!code)
-        print_drive(b, &stats);
-    attend_bench_close(b);
+    print_drive(run->b, &stats);
+    return 0;
+}
+
+// How many times as fast as dense with the same K and V each was, and as dense with fp16.
+static void print_speedups(const struct bench *bench, size_t first)
+{
+    const struct result *f16 = NULL, *same;
+    char title[16], text[48];
+    for (size_t i = first; i < bench->n_results; i++) {
+        const struct result *r = &bench->results[i];
+        same = NULL;
+        for (size_t j = first; j < bench->n_results; j++) {
+            const struct result *d = &bench->results[j];
+            if (d->method == METHOD_DENSE && d->kv_type == KV_F16 && !f16)
+                f16 = d;
+            if (d->method == METHOD_DENSE && d->kv_type == r->kv_type && !same)
+                same = d;
+        }
+        const struct result *beside[] = {r->method == METHOD_DENSE ? NULL : same, f16};
+        for (int k = 0; k < 2; k++)
+            if (beside[k] && r != beside[k] && (k == 0 || beside[0] != f16))
+                printf("# %-8s %s times as fast as %s\n", title_of(r, title),
+                       measure_text(measure_speedup(&r->rounds, &beside[k]->rounds), 2, text),
+                       k || r->kv_type == KV_F16 ? "dense" : "dense of the same type");
+    }
+    fflush(stdout);
+}
+
+// The runs of a shape and a context, one for each type of K and V and what a space has to be.
+static size_t variants_of(const struct bench *bench, struct attend_options *out)
+{
+    static uint64_t any = 0;
+    const struct option_numbers p = bench->page_channels.n && bench->with_sparf
+                                        ? bench->page_channels
+                                        : (struct option_numbers){&any, 1};
+    size_t n = 0;
+    for (uint32_t type = 0; type < KV_TYPES; type++) {
+        if (!bench->types[type])
+            continue;
+        const bool sparf = bench->with_sparf && type == KV_F16;
+        for (size_t j = 0; j < p.n && (sparf || (bench->dense && !j)) && n < RUNS_MAX; j++) {
+            out[n] = bench->o;
+            out[n].kv_type = type;
+            out[n].page_channels = (uint32_t)p.items[j];
+            out[n++].method = sparf ? METHOD_SPARF : METHOD_DENSE;
+        }
+        if (bench->pages && n < RUNS_MAX) {
+            out[n] = bench->o;
+            out[n].kv_type = type;
+            out[n++].method = METHOD_PAGES;
+        }
+    }
+    return n;
+}
+
+static int measure_context(struct bench *bench, const struct shape *shape, uint64_t context)
+{
+    struct attend_options variants[RUNS_MAX];
+    struct run runs[RUNS_MAX] = {{0}};
+    const size_t n = variants_of(bench, variants), first = bench->n_results;
+    const size_t together = bench->rounds > 1 ? n : 1;
+    int code = 0;
+    for (size_t at = 0; at < n && !code; at += together) {
+        for (size_t i = at; i < at + together && !code; i++)
+            code = open_run(bench, shape, context, &variants[i], &runs[i]);
+        for (uint32_t round = 0; round < bench->rounds && !code; round++)
+            for (size_t i = at; i < at + together && !code; i++)
+                code = round_of_run(bench, &runs[i]);
+        for (size_t i = at; i < at + together; i++) {
+            code = code ? code : finish_run(bench, &runs[i]);
+            attend_bench_close(runs[i].b);
+        }
+    }
+    if (!code && bench->rounds > 1)
+        print_speedups(bench, first);
     return code;
 }
 
 static int write_csv(struct bench *bench)
 {
     FILE *f = bench->csv.stream;
-    fputs("q_heads,kv_heads,head_dim,context,method,page_channels,page_bytes,group,steps,"
+    fputs("q_heads,kv_heads,head_dim,context,method,kv_type,page_channels,page_bytes,group,steps,"
           "read_bytes,dense_bytes,seconds,captured,worst,written_of_kv,waf,space_amplification,"
           "dram_bytes,dram_peak_bytes,sparf_dram_bytes,pages_dram_bytes,choosing",
           f);
@@ -293,15 +412,16 @@ static int write_csv(struct bench *bench)
     fputc('\n', f);
     for (size_t i = 0; i < bench->n_results; i++) {
         const struct result *r = &bench->results[i];
-        fprintf(
-            f,
-            "%u,%u,%u,%llu,%s,%u,%u,%u,%llu,%.0f,%.0f,%.9g,%.6f,%.6f,%.5f,%.5f,%.4f,%llu,%llu,%llu,"
-            "%llu,%.4f",
-            r->shape.q_heads, r->shape.kv_heads, r->shape.head_dim, (unsigned long long)r->context,
-            name_of(r), r->page_channels, r->page_bytes, r->group, (unsigned long long)r->steps,
-            r->read, r->dense, r->seconds, r->captured, r->worst, r->written, r->waf,
-            r->amplification, (unsigned long long)r->dram, (unsigned long long)r->dram_peak,
-            (unsigned long long)r->dram_sparf, (unsigned long long)r->dram_pages, r->choosing);
+        fprintf(f,
+                "%u,%u,%u,%llu,%s,%s,%u,%u,%u,%llu,%.0f,%.0f,%.9g,%.6f,%.6f,%.5f,%.5f,%.4f,%llu,%"
+                "llu,%llu,"
+                "%llu,%.4f",
+                r->shape.q_heads, r->shape.kv_heads, r->shape.head_dim,
+                (unsigned long long)r->context, name_of(r), kv_type_name(r->kv_type),
+                r->page_channels, r->page_bytes, r->group, (unsigned long long)r->steps, r->read,
+                r->dense, r->seconds, r->captured, r->worst, r->written, r->waf, r->amplification,
+                (unsigned long long)r->dram, (unsigned long long)r->dram_peak,
+                (unsigned long long)r->dram_sparf, (unsigned long long)r->dram_pages, r->choosing);
         for (size_t row = 0; row < STAT_ROWS; row++)
             fprintf(f, ",%lld", (long long)stat_of(&r->d, row)); // some go down
         fputc('\n', f);
@@ -325,7 +445,7 @@ static size_t lines_of(const struct bench *bench, const struct shape *shape, str
         if (memcmp(&r->shape, shape, sizeof *shape))
             continue;
         char name[48];
-        snprintf(name, sizeof name, "%s", name_of(r));
+        title_of(r, name);
         if (r->asked_channels && r->method == METHOD_SPARF)
             snprintf(name, sizeof name, "sparf, %u channels/page", r->asked_channels);
         size_t at = 0;
@@ -400,6 +520,22 @@ static bool read_shape(struct bench *bench, const char *text)
     return true;
 }
 
+static bool read_types(struct bench *bench)
+{
+    char text[64], *rest = text;
+    if (!bench->kv_type)
+        return bench->types[KV_F16] = true;
+    if (snprintf(text, sizeof text, "%s", bench->kv_type) >= (int)sizeof text)
+        return false;
+    for (char *name; (name = strsep(&rest, ","));) {
+        uint32_t type = kv_type_named(name);
+        if (type == KV_TYPES)
+            return false;
+        bench->types[type] = true;
+    }
+    return true;
+}
+
 static int check_options(struct bench *bench)
 {
     static const char *const shapes[] = {"40/40x128", "32/8x128", "32/8x64"};
@@ -451,16 +587,14 @@ static int check_options(struct bench *bench)
         o->nand = bench->kv + 5;
     else if (bench->kv && strcmp(bench->kv, "ram:"))
         o->directory = bench->kv;
-    o->memory = system_memory_available();
     if (o->group & (o->group - 1))
         return fail(EXIT_USAGE, "bench drive: --group: '%u' is not a power of two", o->group);
-    o->kv_type = kv_type_named(bench->kv_type);
-    if (o->kv_type == KV_TYPES)
-        return fail(EXIT_USAGE, "bench drive: --kv-type: '%s' is not f16, q8 or q4",
+    if (!read_types(bench))
+        return fail(EXIT_USAGE, "bench drive: --kv-type: '%s' is not like f16,q8,q4",
                     bench->kv_type);
-    if (o->kv_type != KV_F16 && bench->with_sparf && bench->methods.n)
+    if (!bench->types[KV_F16] && bench->with_sparf && bench->methods.n)
         return fail(EXIT_USAGE, "bench drive: sparf needs K and V as f16");
-    if (o->kv_type != KV_F16)
+    if (!bench->types[KV_F16])
         bench->with_sparf = false;
     if (o->clusters.topics > 65535 || o->clusters.focus > o->clusters.topics)
         return fail(EXIT_USAGE, "bench drive: --focus is more than --topics");
@@ -482,12 +616,9 @@ static int look_at_place(const struct bench *bench)
 
 static int measure_all(struct bench *bench)
 {
-    static uint64_t contexts[] = {2048, 4096, 8192, 16384, 32768, 65536}, any = 0;
+    static uint64_t contexts[] = {2048, 4096, 8192, 16384, 32768, 65536};
     const struct option_numbers c =
         bench->contexts.n ? bench->contexts : (struct option_numbers){contexts, 6};
-    const struct option_numbers p = bench->page_channels.n && bench->with_sparf
-                                        ? bench->page_channels
-                                        : (struct option_numbers){&any, 1};
     const struct clusters_options *k = &bench->o.clusters;
     char cpu[128], sparf[64];
     int code = look_at_place(bench);
@@ -495,23 +626,17 @@ static int measure_all(struct bench *bench)
         return code;
     measure_cpu_name(cpu, sizeof cpu);
     sparf_option_text(&bench->sparf, sparf, sizeof sparf);
-    printf("# %s, %u threads; K and V as %s; %u sequences, %u layers; %u steps; sparf %s\n"
+    printf("# %s, %u threads; %u sequences, %u layers; %u rounds of %u steps; sparf %s\n"
            "# K: segments of %u tokens, %u topics, cohesion %.2f, query on %u topics, "
            "each for %u tokens, with sharpness %.1f, channel sizes of sigma %.2f, seed %llu "
            "(bench/clusters.h)\n",
-           cpu, bench->o.threads, kv_type_name(bench->o.kv_type), bench->o.sequences,
-           bench->o.layers, bench->steps, sparf, k->segment, k->topics, (double)k->cohesion,
-           k->focus, k->stay ? k->stay : 1, (double)k->sharpness, (double)k->outliers,
-           (unsigned long long)k->seed);
+           cpu, bench->o.threads, bench->o.sequences, bench->o.layers, bench->rounds, bench->steps,
+           sparf, k->segment, k->topics, (double)k->cohesion, k->focus, k->stay ? k->stay : 1,
+           (double)k->sharpness, (double)k->outliers, (unsigned long long)k->seed);
     fputs(header_line, stdout);
     for (size_t s = 0; s < bench->n_shapes && !code; s++)
-        for (size_t i = 0; i < c.n && !code; i++) {
-            for (size_t j = 0; j < p.n && !code && (bench->with_sparf || bench->dense); j++)
-                code = measure_drive(bench, &bench->shape[s], c.items[i], (uint32_t)p.items[j],
-                                     bench->with_sparf ? METHOD_SPARF : METHOD_DENSE);
-            if (bench->pages && !code)
-                code = measure_drive(bench, &bench->shape[s], c.items[i], 0, METHOD_PAGES);
-        }
+        for (size_t i = 0; i < c.n && !code; i++)
+            code = measure_context(bench, &bench->shape[s], c.items[i]);
     if (!code && bench->csv.stream)
         code = write_csv(bench);
     if (!code && bench->svg.stream)
@@ -521,7 +646,7 @@ static int measure_all(struct bench *bench)
 
 int bench_drive(int argc, char **argv)
 {
-    static struct bench b;
+    static struct bench b = {.steps = 16, .rounds = 1, .audits = 4};
     b.o = (struct attend_options){.layers = 1,
                                   .sequences = 1,
                                   .page_bytes = 4096,
@@ -530,8 +655,6 @@ int bench_drive(int argc, char **argv)
                                   .dram_limit = 512 << 20,
                                   .threads = 4,
                                   .clusters = clusters_usual};
-    b.steps = 16;
-    b.audits = 4;
     const struct option rows[] = {
         {"The KV cache", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},
         {"--kv", 0, OPTION_TEXT, &b.kv, 0, 0, "WHERE",
@@ -571,8 +694,8 @@ int bench_drive(int argc, char **argv)
          "of the drive; default: what it asks for, up to 512M"},
         {"--group", 0, OPTION_U32, &b.o.group, 16, 1024, "T",
          "token group; default: one page of K on ram:, chosen by the drive on disk"},
-        {"--kv-type", 0, OPTION_TEXT, &b.kv_type, 0, 0, "TYPE",
-         "how K and V are stored: f16, q8 or q4; default: f16"},
+        {"--kv-type", 0, OPTION_TEXT, &b.kv_type, 0, 0, "TYPE,...",
+         "how K and V are stored: f16, q8, q4, or several, as f16,q8; default: f16"},
         {"--page-channels", 0, OPTION_NUMBERS, &b.page_channels, 0, 16, "N,N,...",
          "channels of K in a page; default: chosen by the drive"},
         {"--threads", 't', OPTION_U32, &b.o.threads, 1, 1024, "N", "default 4"},
@@ -599,6 +722,8 @@ int bench_drive(int argc, char **argv)
          "pages: keys lie on flash, not in DRAM, and reading them counts in --ratio"},
         SPARF_OPTION_ROW(b.sparf),
         {"--steps", 'n', OPTION_U32, &b.steps, 1, 1e6, "N", "tokens decoded; default 16"},
+        {"--rounds", 0, OPTION_U32, &b.rounds, 1, MEASURE_ROUNDS_MAX, "N",
+         "of steps, in which all that is compared takes turns; default 1"},
         {"--audits", 0, OPTION_U32, &b.audits, 0, 1e6, "N",
          "steps that measure the captured mass; default 4"},
         {"Reports", 0, OPTION_HEADING, NULL, 0, 0, NULL, NULL},

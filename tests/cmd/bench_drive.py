@@ -5,6 +5,7 @@
 bench_drive.py INSTINFER"""
 import csv
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,7 @@ class BenchDrive(unittest.TestCase):
             rows = list(csv.DictReader(f))
         for row in rows:
             for name in row:
-                if name != "method":
+                if name not in ("method", "kv_type"):
                     row[name] = float(row[name])
         return rows, r.stdout, xml.dom.minidom.parse(paths[1])
 
@@ -129,12 +130,36 @@ class BenchDrive(unittest.TestCase):
             self.assertLessEqual(part, 1.1 / 8, (shape, kind))
             self.assertGreater(part, 0.6 / 8, (shape, kind))
 
+    def test_turns(self):
+        """Rounds of all methods and types in one run, and how they compare, round by round."""
+        rows, out, svg = self.bench("--contexts", "2048", "--shape", "8/2x64", "--method", "dense",
+                                    "--method", "pages", "--kv-type", "q8,f16", "-n", 2, "--rounds",
+                                    3, "--kv", self.dir)
+        self.assertEqual([(row["method"], row["kv_type"]) for row in rows],
+                         [("dense", "f16"), ("pages", "f16"), ("dense", "q8"), ("pages", "q8")])
+        f16, _, q8, pages = rows
+        self.assertAlmostEqual(q8["read_bytes"] / f16["read_bytes"], 0.5, delta=0.1)
+        self.assertLess(pages["read_bytes"], 0.2 * q8["read_bytes"])
+        self.assertEqual(pages["steps_pages_steps"] / pages["steps"], 1)
+        self.assertEqual(pages["steps"], 3 * 2)
+        said = re.findall(r"^# (\S+(?: q8)?) +([\d.]+) \(([\d.]+) to ([\d.]+)\) times as fast as (.*)",
+                          out, re.M)
+        self.assertEqual([(one, other) for one, _, _, _, other in said],
+                         [("pages", "dense"), ("dense q8", "dense"),
+                          ("pages q8", "dense of the same type"), ("pages q8", "dense")])
+        for _, median, least, most, _ in said:
+            self.assertTrue(0 < float(least) <= float(median) <= float(most))
+        names = [text.firstChild.data for text in svg.getElementsByTagName("text")]
+        self.assertIn("pages q8", names)
+
     def test_refusals(self):
         for args in (["--shape", "4x128"], ["--shape", "5/4x128"], ["--method", "magic"],
                      ["--sparf", "r=0"], ["--sparf", "k=1/"], ["--sparf", "r=4,"],
                      ["--group", 48], ["--contexts", "12,x"], ["--focus", 70],
                      ["--kv", "ram:1G"], ["--sparf", "r=65"], ["--ratio", "1/8"],
-                     ["--method", "pages", "--ratio", "2"],
+                     ["--method", "pages", "--ratio", "2"], ["--kv-type", "f16,q5"],
+                     ["--kv-type", ""], ["--kv-type", "q8", "--method", "sparf"],
+                     ["--rounds", 0], ["--rounds", 1000],
                      ["--method", "pages", "--ratio", "1/8", "--budget", "1M"]):
             r = subprocess.run([INSTINFER, "bench", "drive", *map(str, args)], capture_output=True,
                                text=True)
