@@ -49,6 +49,7 @@ static void queue_items(struct space *space, const struct job *job, uint32_t lea
 
 void ahead_expect(struct space *space, const struct job *job, bool scans)
 {
+    const uint64_t lost = frames_counters(space->frames)->ahead_lost;
     uint32_t layers = space->config.layers, least = layers;
     space->ahead.clock++;
     for (uint32_t i = 0; i < job->count; i++) {
@@ -61,8 +62,10 @@ void ahead_expect(struct space *space, const struct job *job, bool scans)
             a->round_before = a->round;
             a->round = space->ahead.clock;
         }
-        bool expected = a->distance > 1 && job->layer == (a->layer + 1) % layers;
+        // Where frames went to somebody else the cursor may have left rows behind that are gone.
+        bool expected = a->distance > 1 && a->lost == lost && job->layer == (a->layer + 1) % layers;
         a->layer = job->layer;
+        a->lost = lost;
         ahead_forget(space, sequence);
         if (!scans) { // what it reads depends on q
             a->distance = 0;

@@ -4,6 +4,9 @@
 // FILE_SLOTS requests at a time; neighbours in the file are joined into one request. An operation
 // that overlaps one in flight (and one of them is no read), or a SYNC behind programs and erases,
 // holds the queue until that is done: orders inside a block are kept without a table of blocks.
+// Of much that is to be moved only half is on its way at a time. The disk of a virtual machine may
+// tell of nothing before it has done all that it was given; then it goes on with the other half
+// while the first one is computed on.
 // Opens no existing file and leaves none behind.
 #include "drive/flash/file.h"
 #include "base/checked.h"
@@ -18,8 +21,9 @@
 #include <unistd.h>
 
 enum {
-    RETRIES_MAX = 1000,       // of a request without progress
-    DROP_ALL_BYTES = 32 << 20 // page cache that programs may leave behind on the buffered path
+    RETRIES_MAX = 1000,        // of a request without progress
+    DROP_ALL_BYTES = 32 << 20, // page cache that programs may leave behind on the buffered path
+    MOVING_LEAST = 2 << 20     // on its way at a time: keeps a disk of 14 GB/s busy for 150 us
 };
 
 struct flash_file {
@@ -35,6 +39,8 @@ struct flash_file {
     uint64_t outstanding; // operations accepted and not yet in `done`
     unsigned writers;     // programs and erases in flight
     unsigned in_flight;   // requests
+    uint64_t moving;      // bytes of reads and programs in flight
+    uint64_t waiting;     // of those that are pending or to be tried again
     uint64_t dirty_bytes; // programmed since the page cache was dropped as a whole
     struct file_request *free;
     struct file_request *slots; // (FILE_SLOTS)
@@ -95,6 +101,19 @@ static void io_range(const struct flash_geometry *geometry, const struct flash_i
     }
 }
 
+// Bytes that an operation moves from or to the file.
+static uint64_t io_moves(const struct flash_file *self, const struct flash_io *io)
+{
+    bool moves = io->op == FLASH_READ || io->op == FLASH_PROGRAM;
+    return moves ? flash_io_bytes(&self->flash.geometry, io) : 0;
+}
+
+// Enough is on its way.
+static bool must_stay(const struct flash_file *self)
+{
+    return self->moving >= max_u64(MOVING_LEAST, (self->moving + self->waiting) / 2);
+}
+
 static bool must_wait(const struct flash_file *self, const struct flash_io *io)
 {
     if (self->writers == 0 && io->op != FLASH_ERASE)
@@ -116,9 +135,11 @@ static bool must_wait(const struct flash_file *self, const struct flash_io *io)
 static void request_append(struct flash_file *self, struct file_request *request,
                            struct flash_io *io)
 {
-    uint64_t start;
+    uint64_t start, moves = io_moves(self, io);
     io_range(&self->flash.geometry, io, &start, &request->end);
     request->bytes = request->end - request->start;
+    self->moving += moves;
+    self->waiting -= moves;
     if (io->op != FLASH_READ && io->op != FLASH_PROGRAM)
         return;
     struct iovec *last = request->iov_count ? &request->iovecs[request->iov_count - 1] : NULL;
@@ -171,9 +192,16 @@ static void start_what_can(struct flash_file *self)
     // Retried operations were started once: nothing pending may overtake them.
     while (self->free && self->retry.head)
         request_start(self, &self->retry, false);
-    while (self->free && self->pending.head && !must_wait(self, self->pending.head))
+    while (self->free && self->pending.head && !must_stay(self) &&
+           !must_wait(self, self->pending.head))
         request_start(self, &self->pending, true);
     self->engine->ops->flush(self->engine);
+}
+
+static void queue_io(struct flash_file *self, struct flash_queue *queue, struct flash_io *io)
+{
+    self->waiting += io_moves(self, io);
+    flash_queue_push(queue, io);
 }
 
 // ---- finishing ----------------------------------------------------------------------------------
@@ -256,9 +284,10 @@ static void request_done(struct flash_file *self, struct file_request *request, 
     request->ios = NULL;
     for (struct flash_io *io = list, *next; io; io = next) {
         next = io->next;
+        self->moving -= io_moves(self, io);
         // One bad sector or the last free bytes must not fail the neighbours' operations too.
         if (error && joined)
-            flash_queue_push(&self->retry, io);
+            queue_io(self, &self->retry, io);
         else
             io_done(self, io, status_of_errno(error), now_ns);
     }
@@ -282,7 +311,7 @@ static void file_submit(struct flash *flash, struct flash_io *list, uint64_t now
         if (rc || erased) // nothing to do, or nothing that may be done
             io_done(self, io, rc, now_ns);
         else
-            flash_queue_push(&self->pending, io);
+            queue_io(self, &self->pending, io);
     }
     start_what_can(self);
 }

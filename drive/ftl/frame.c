@@ -428,13 +428,14 @@ static bool steal_ahead(struct frames *f)
     struct frame *frame = f->held_ahead.newest;
     if (frame) {
         drop_held(f, frame);
-        return true;
+    } else {
+        frame = f->ahead.newest;
+        while (frame && frame->state != FRAME_READY)
+            frame = frame->older;
+        if (frame)
+            drop(f, frame);
     }
-    frame = f->ahead.newest;
-    while (frame && frame->state != FRAME_READY)
-        frame = frame->older;
-    if (frame)
-        drop(f, frame);
+    f->counters.ahead_lost += frame != NULL;
     return frame != NULL;
 }
 

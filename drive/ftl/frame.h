@@ -167,6 +167,7 @@ void frames_census(const struct frames *frames, struct frame_census *out);
 
 struct frame_counters {
     uint64_t read_bytes, program_bytes, ahead_rows, ahead_hits;
+    uint64_t ahead_lost;   // rows read ahead, or to be, whose frames somebody else needed
     uint64_t hit_bytes;    // found in DRAM instead of being read
     uint64_t cached_bytes; // of the row cache, now
 };

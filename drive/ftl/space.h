@@ -57,6 +57,7 @@ struct ahead_cursor {
     uint32_t layer;    // of the last ATTEND
     uint32_t distance; // layers after it: of the row read next; 1 to layers - 1, 0 = not expected
     uint64_t group;    // of that row
+    uint64_t lost;     // rows read ahead that others had taken by the last ATTEND, of all sequences
     uint64_t round, round_before; // clock when the last two passes through the layers began
     bool queued;
     struct sequence *next, *before; // in the queue

@@ -125,6 +125,8 @@ static void test_budgets(void **state)
 
 // ---- a whole drive's DRAM ----------------------------------------------------------------------
 
+enum { WHOLE_STEPS = 6 };
+
 // A model of 1 B parameters at 8K tokens, 256 MiB of KV, in a drive of so much DRAM for everything,
 // group buffers and what keeps the device busy included. Bytes read by a few decode steps.
 static uint64_t whole_drive(uint64_t dram, bool row_cache)
@@ -170,7 +172,7 @@ static uint64_t whole_drive(uint64_t dram, bool row_cache)
     free(data);
     static float out[SHAPE_HEADS * SHAPE_DIM], lse[SHAPE_HEADS];
     uint64_t start = read_bytes(&rig);
-    for (uint64_t i = 0; i < 6; i++)
+    for (uint64_t i = 0; i < WHOLE_STEPS; i++)
         for (uint32_t l = 0; l < SHAPE_LAYERS; l++) {
             struct rig_query query = {.seq = 1, .content = 1, .pos = CONTEXT + i, .append = true};
             assert_int_equal(rig_attend(&rig, l, &query, 1, out, lse), 0);
@@ -186,11 +188,16 @@ static void test_whole_drive(void **state)
     if (SANITIZED)
         leave_out("a row cache of real size: a sanitizer is too slow");
     const uint64_t kv = 256 << 20;
-    double off = (double)whole_drive(kv / 2, false);
-    double half = (double)whole_drive(kv / 2, true) / off;
-    double eighth = (double)whole_drive(kv / 8, true) / off;
-    print_message("DRAM of half the KV: %.3f of the bytes; of an eighth: %.3f\n", half, eighth);
-    assert_true(half <= 0.6 && eighth <= 0.95);
+    const double needed = (double)kv * WHOLE_STEPS;
+    double off = (double)whole_drive(kv / 2, false) / needed;
+    double half = (double)whole_drive(kv / 2, true) / needed;
+    double eighth = (double)whole_drive(kv / 8, true) / needed;
+    print_message("read of all KV: without a cache %.3f, with DRAM of half the KV %.3f, of an "
+                  "eighth %.3f\n",
+                  off, half, eighth);
+    // Reading ahead gives its rows up where frames are short, and begins where the next ones lie.
+    assert_true(off <= 1.02);
+    assert_true(half <= 0.62 && eighth <= 0.99);
 }
 
 // ---- reading ahead -----------------------------------------------------------------------------

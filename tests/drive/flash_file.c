@@ -381,12 +381,67 @@ static unsigned refusals;
 int __real_io_uring_submit(struct io_uring *ring);
 int __wrap_io_uring_submit(struct io_uring *ring);
 
+// Requests that went to the kernel together, of the largest submission since this was 0.
+static unsigned together;
+
 int __wrap_io_uring_submit(struct io_uring *ring)
 {
-    if (!refusals)
+    if (!refusals) {
+        unsigned ready = io_uring_sq_ready(ring);
+        together = ready > together ? ready : together;
         return __real_io_uring_submit(ring);
+    }
     refusals--;
     return refusals % 2 ? -ENOMEM : -EAGAIN;
+}
+
+// Reads `n` single pages that lie apart; returns how many of them went to the kernel together.
+static unsigned read_apart(struct flash *flash, struct flash_io *ios, unsigned char *data, size_t n)
+{
+    const uint32_t page_bytes = flash->geometry.page_bytes;
+    for (size_t i = 0; i < n; i++)
+        ios[i] = (struct flash_io){
+            .op = FLASH_READ, .block = i, .pages = 1, .data = data + i * page_bytes};
+    together = 0;
+    run_all(flash, ios, n);
+    for (size_t i = 0; i < n; i++) {
+        assert_int_equal(ios[i].status, 0);
+        assert_true(page_is(data + i * page_bytes, page_bytes, i));
+    }
+    return together;
+}
+
+// Of much that is to be read half is on its way at a time, of little all.
+static void test_half_at_a_time(void **state)
+{
+    (void)state;
+    enum { N = 64, PAGE = 256 << 10, LITTLE = 8 };
+    const struct flash_geometry g = {.page_bytes = PAGE,
+                                     .read_bytes = PAGE,
+                                     .pages_per_block = 2,
+                                     .blocks = N,
+                                     .dies = 1,
+                                     .channels = 1};
+    const struct flash_file_options options = {.directory = work_directory(), .geometry = g};
+    struct flash *flash;
+    assert_int_equal(flash_file_open(&flash, &options, NULL), 0);
+    if (!strstr(flash->path, "io_uring, ")) {
+        flash_close(flash);
+        leave_out("io_uring: this system refuses it");
+    }
+    unsigned char *data = pages_new((size_t)N * PAGE);
+    struct flash_io *ios = calloc(N, sizeof *ios);
+    for (size_t i = 0; i < N; i++) {
+        page_fill(data + i * PAGE, PAGE, i);
+        ios[i] =
+            (struct flash_io){.op = FLASH_PROGRAM, .block = i, .pages = 1, .data = data + i * PAGE};
+    }
+    run_all(flash, ios, N);
+    assert_int_equal(read_apart(flash, ios, data, N), N / 2);
+    assert_int_equal(read_apart(flash, ios, data, LITTLE), LITTLE);
+    free(ios);
+    free(data);
+    flash_close(flash);
 }
 
 // A ring that is refused for a while loses nothing, however often that happens.
@@ -506,6 +561,7 @@ int main(void)
         cmocka_unit_test(test_uring_refused_later),
 #ifdef HAVE_LIBURING
         cmocka_unit_test(test_uring_refused_for_a_while),
+        cmocka_unit_test(test_half_at_a_time),
 #endif
     };
     return cmocka_run_group_tests_name("flash_file", tests, NULL, NULL);
