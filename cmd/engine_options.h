@@ -41,6 +41,15 @@ struct engine_options {
      0,                                                                                            \
      "SIZE",                                                                                       \
      "for everything but weights and ram: drives; default: a quarter of what is available"},       \
+        {"--no-mmap",                                                                              \
+         0,                                                                                        \
+         OPTION_FLAG,                                                                              \
+         &(E).engine.read_weights,                                                                 \
+         0,                                                                                        \
+         0,                                                                                        \
+         NULL,                                                                                     \
+         "weights are read into memory of their own instead of mapping the file: decode may be "   \
+         "faster, and nothing else can push them out"},                                            \
         {"--kv",                                                                                   \
          0,                                                                                        \
          OPTION_LIST,                                                                              \

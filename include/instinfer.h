@@ -56,7 +56,7 @@ struct inst_options {
                            // written; 0: all that nothing else needs; INST_NO_ROW_CACHE: none
     uint64_t request_cost; // bytes whose reading costs as much as a request to the disk: of single
                            // pages, gaps that cost less are read; 0: measured
-    uint64_t memory;       // bytes for everything but mapped weights and "ram:" drives;
+    uint64_t memory;       // bytes for everything but weights and "ram:" drives;
                            // 0: a quarter of what is available to the process
     uint64_t context;      // tokens per session; 0: the model's trained length
     uint32_t max_sessions; // sessions alive at a time; 0: 1
@@ -106,6 +106,7 @@ struct inst_options {
     // How the drive stores K and V: "f16" (NULL), or rounded to blocks of 8 or 4 bits: "q8", "q4".
     // Not with sparf.
     const char *kv_type;
+    bool read_weights; // into memory of their own instead of mapping the file
 };
 
 // What can be said of options alone, without looking at model or machine. inst_engine_open does.

@@ -102,7 +102,8 @@ static int rope_frequencies(inst_engine *e, struct inst_msg *msg)
 
 static int load_model(inst_engine *e, const struct inst_options *o, struct inst_msg *msg)
 {
-    int err = gguf_open(&e->gguf, o->model, &e->budget, msg);
+    int err = o->read_weights ? gguf_open_read(&e->gguf, o->model, &e->available, &e->budget, msg)
+                              : gguf_open(&e->gguf, o->model, &e->budget, msg);
     if (!err)
         err = model_config_read(e->gguf, &e->config, msg);
     if (!err)

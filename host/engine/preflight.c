@@ -33,11 +33,6 @@ int preflight_place(struct inst_engine *e, const struct inst_options *o, struct 
 {
     e->available = system_memory_available();
     e->memory = o->memory ? o->memory : max_u64(e->available / 4, MEMORY_LEAST);
-    if (o->memory > e->available) {
-        char asked[24], have[24];
-        engine_note(e, "--memory %s: only %s are available to this process",
-                    size_text(o->memory, asked), size_text(e->available, have));
-    }
     int err = 0;
     for (uint32_t i = 0; i < e->n_places && !err; i++) {
         const char *directory = store_where_directory(&e->where[i]);
@@ -56,10 +51,15 @@ void preflight_model(struct inst_engine *e, const struct inst_options *o)
             "a context of %llu tokens: the model was trained for %u, beyond them its text may be "
             "worthless",
             (unsigned long long)e->context, c->context);
+    if (o->memory > e->available) {
+        char asked[24], have[24];
+        engine_note(e, "--memory %s: only %s are available to this process",
+                    size_text(o->memory, asked), size_text(e->available, have));
+    }
     uint32_t in_memory = 0;
     for (uint32_t i = 0; i < e->n_places; i++)
         in_memory += e->place[i].memory;
-    if (!in_memory || o->memory)
+    if ((!in_memory && !o->read_weights) || o->memory)
         return;
     uint64_t kv =
         (uint64_t)c->layers * c->kv_heads * kv_token_bytes(kv_type_named(o->kv_type), c->head_dim);

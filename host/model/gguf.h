@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Read-only view of a GGUF file (version 2 and 3). The file is mapped; strings, arrays and tensor
-// data are pointers into the map and weights are never copied. Opening walks every key and tensor
-// once and checks all of it, so nothing that comes out of here can point outside the file. What is
-// wrong is one line that names the key or tensor and its offset in the file.
-// A model in parts (NAME-00001-of-0000N.gguf) is opened by its first file and looks like one.
-// Not done: version 1, big-endian files, arrays of arrays, overlapping or reordered
+// Read-only view of a GGUF file (version 2 and 3). The file is mapped, or read into memory as it
+// is; strings, arrays and tensor data are pointers into that and weights are not copied again.
+// Opening walks every key and tensor once and checks all of it, so nothing that comes out of here
+// can point outside the file. What is wrong is one line that names the key or tensor and its offset
+// in the file. A model in parts (NAME-00001-of-0000N.gguf) is opened by its first file and looks
+// like one. Not done: version 1, big-endian files, arrays of arrays, overlapping or reordered
 // tensor data. A file that somebody truncates while it is mapped raises SIGBUS where it is used, as
 // mmap does; cmd/process.c turns that into a line.
 #ifndef INST_HOST_MODEL_GGUF_H
@@ -64,6 +64,10 @@ struct gguf;
 
 // The index of keys and tensors comes from the budget; the file itself is file-backed memory.
 int gguf_open(struct gguf **out, const char *path, struct budget *budget, struct inst_msg *msg);
+// The same, but the file is read into memory of its own, in large pages where the system gives
+// them. At most *room bytes of that, which are none of the budget's; what is taken is subtracted.
+int gguf_open_read(struct gguf **out, const char *path, uint64_t *room, struct budget *budget,
+                   struct inst_msg *msg);
 // The same over bytes that outlive the result (8-byte aligned). `name` stands in messages.
 int gguf_open_memory(struct gguf **out, const void *bytes, uint64_t size, const char *name,
                      struct budget *budget, struct inst_msg *msg);

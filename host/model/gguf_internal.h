@@ -5,6 +5,7 @@
 #ifndef INST_HOST_MODEL_GGUF_INTERNAL_H
 #define INST_HOST_MODEL_GGUF_INTERNAL_H
 
+#include "base/mapping.h"
 #include "host/model/gguf.h"
 
 // Open addressing over the names of a table; `slot` holds row + 1, 0 = free.
@@ -16,7 +17,8 @@ struct gguf_index {
 struct gguf {
     const uint8_t *base;
     uint64_t size;
-    void *map; // to unmap, NULL for memory of the caller
+    void *map;           // to unmap, or NULL
+    struct mapping copy; // what was read, or nothing; neither: memory of the caller
     struct budget *budget;
     char name[96];
     uint32_t version;

@@ -378,6 +378,22 @@ class Cli(unittest.TestCase):
         self.assertEqual(r.returncode, 0)
         self.assertIn(b"meaningless", r.stderr)
 
+    def test_weights_in_memory(self):
+        """--no-mmap: the same text; the weights are then memory of the process."""
+        model, seen = self.path("large.gguf"), []
+        r = run("synth", "--layers", 4, "--width", 256, "--heads", 4, "--kv-heads", 2, "--head-dim",
+                64, "--ffn", 1024, "-c", 400, "-o", model)
+        self.assertEqual(r.returncode, 0, r.stderr)
+        for more in ([], ["--no-mmap"]):
+            path = self.path("weights.json")
+            r = run("run", "-m", model, "-p", "abc", "-n", 8, "--temp", 0, "--ignore-eos", "--kv",
+                    "ram:16M", "--memory", "64M", "--stats", path, *more)
+            self.assertEqual(r.returncode, 0, r.stderr)
+            seen.append((r.stdout, json.loads(read(path))["peak_memory_bytes"]))
+        self.assertEqual(seen[0][0], seen[1][0])
+        if not SANITIZED:
+            self.assertGreater(seen[1][1] - seen[0][1], 0.8 * os.path.getsize(model))
+
     def test_store_leaves_nothing_behind(self):
         store = self.path("store")
         os.mkdir(store)

@@ -84,6 +84,17 @@ static void write_parts(const struct part *parts)
         write_part(&parts[i], i);
 }
 
+// The same read into memory, of which there are `room` bytes; what is left of it.
+static int read_first(const char *name, uint64_t *room, struct gguf **g, struct budget *budget,
+                      struct inst_msg *msg)
+{
+    char path[128];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    budget_init(budget, 1 << 20);
+    msg->text[0] = 0;
+    return gguf_open_read(g, path, room, budget, msg);
+}
+
 static int open_first(const char *name, struct gguf **g, struct budget *budget,
                       struct inst_msg *msg)
 {
@@ -123,6 +134,38 @@ static void test_whole(void **state)
     gguf_fail_tensor(g, gguf_tensor_at(g, 5), -1, &msg, "x");
     assert_non_null(strstr(msg.text, "m-00003-of-00003.gguf: tensor 'tensor.5' at offset"));
     gguf_close(g);
+    assert_int_equal(budget.used, 0);
+}
+
+// Read, parts are what they are mapped; what there is no memory for is told before it is taken.
+static void test_read(void **state)
+{
+    (void)state;
+    const char *name = "m-00001-of-00003.gguf";
+    struct gguf *g, *mapped;
+    struct budget budget, other;
+    struct inst_msg msg;
+    write_parts(good);
+    assert_int_equal(open_first(name, &mapped, &other, &msg), 0);
+    uint64_t bytes = gguf_bytes(mapped), room = bytes + 5;
+    if (read_first(name, &room, &g, &budget, &msg))
+        fail_msg("%s", msg.text);
+    assert_int_equal(room, 5);
+    assert_int_equal(gguf_tensor_count(g), TENSORS);
+    for (uint64_t i = 0; i < TENSORS; i++) {
+        const struct gguf_tensor *a = gguf_tensor_at(g, i), *b = gguf_tensor_at(mapped, i);
+        assert_int_equal(a->bytes, b->bytes);
+        assert_ptr_not_equal(a->data, b->data);
+        assert_memory_equal(a->data, b->data, a->bytes);
+    }
+    assert_int_equal(budget.peak, other.peak); // memory of the file is none of the budget's
+    gguf_close(mapped);
+    gguf_close(g);
+    room = bytes - 1;
+    assert_int_equal(read_first(name, &room, &g, &budget, &msg), INST_ENOMEM);
+    assert_non_null(strstr(msg.text, "m-00003-of-00003.gguf: "));
+    assert_non_null(strstr(msg.text, " do not fit into the memory that is available, "));
+    assert_null(g);
     assert_int_equal(budget.used, 0);
 }
 
@@ -323,9 +366,9 @@ int main(void)
     if (!mkdtemp(folder))
         return 1;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_whole),       cmocka_unit_test(test_wrong),
-        cmocka_unit_test(test_other_parts), cmocka_unit_test(test_foreign),
-        cmocka_unit_test(test_names),
+        cmocka_unit_test(test_whole),   cmocka_unit_test(test_read),
+        cmocka_unit_test(test_wrong),   cmocka_unit_test(test_other_parts),
+        cmocka_unit_test(test_foreign), cmocka_unit_test(test_names),
     };
     int rc = cmocka_run_group_tests(tests, NULL, NULL);
     snprintf(command, sizeof command, "rm -r %s", folder);
