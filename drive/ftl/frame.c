@@ -818,6 +818,7 @@ bool frames_ahead_room(struct frames *f, uint64_t stamp)
         struct frame *frame = f->ahead.n ? f->ahead.oldest : f->held_ahead.oldest;
         if (!frame || frame->stamp >= stamp)
             return false;
+        f->counters.ahead_lost++;
         if (frame->held) {
             drop_held(f, frame);
             continue;
