@@ -45,17 +45,17 @@ int preflight_place(struct inst_engine *e, const struct inst_options *o, struct 
 void preflight_model(struct inst_engine *e, const struct inst_options *o)
 {
     const struct model_config *c = &e->config;
+    if (o->memory > e->available) {
+        char asked[24], have[24];
+        engine_note(e, "--memory %s: only %s are available to this process",
+                    size_text(o->memory, asked), size_text(e->available, have));
+    }
     if (e->context > c->context)
         engine_note(
             e,
             "a context of %llu tokens: the model was trained for %u, beyond them its text may be "
             "worthless",
             (unsigned long long)e->context, c->context);
-    if (o->memory > e->available) {
-        char asked[24], have[24];
-        engine_note(e, "--memory %s: only %s are available to this process",
-                    size_text(o->memory, asked), size_text(e->available, have));
-    }
     uint32_t in_memory = 0;
     for (uint32_t i = 0; i < e->n_places; i++)
         in_memory += e->place[i].memory;
