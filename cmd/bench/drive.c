@@ -325,27 +325,32 @@ static int finish_run(struct bench *bench, const struct run *run)
     return 0;
 }
 
-// How many times as fast as dense with the same K and V each was, and as dense with fp16.
+// Dense attention among the results from `first` on, NULL: was not asked for.
+static const struct result *dense_of(const struct bench *bench, size_t first, uint32_t kv_type)
+{
+    for (size_t i = first; i < bench->n_results; i++)
+        if (bench->results[i].method == METHOD_DENSE && bench->results[i].kv_type == kv_type)
+            return &bench->results[i];
+    return NULL;
+}
+
+static void print_speedup(const struct result *r, const struct result *beside, const char *name)
+{
+    char title[16], text[48];
+    if (beside && beside != r)
+        printf("# %-8s %s times as fast as %s\n", title_of(r, title),
+               measure_text(measure_speedup(&r->rounds, &beside->rounds), 2, text), name);
+}
+
+// Round by round: beside dense over the same K and V, and beside dense over fp16.
 static void print_speedups(const struct bench *bench, size_t first)
 {
-    const struct result *f16 = NULL, *same;
-    char title[16], text[48];
+    const struct result *f16 = dense_of(bench, first, KV_F16);
     for (size_t i = first; i < bench->n_results; i++) {
         const struct result *r = &bench->results[i];
-        same = NULL;
-        for (size_t j = first; j < bench->n_results; j++) {
-            const struct result *d = &bench->results[j];
-            if (d->method == METHOD_DENSE && d->kv_type == KV_F16 && !f16)
-                f16 = d;
-            if (d->method == METHOD_DENSE && d->kv_type == r->kv_type && !same)
-                same = d;
-        }
-        const struct result *beside[] = {r->method == METHOD_DENSE ? NULL : same, f16};
-        for (int k = 0; k < 2; k++)
-            if (beside[k] && r != beside[k] && (k == 0 || beside[0] != f16))
-                printf("# %-8s %s times as fast as %s\n", title_of(r, title),
-                       measure_text(measure_speedup(&r->rounds, &beside[k]->rounds), 2, text),
-                       k || r->kv_type == KV_F16 ? "dense" : "dense of the same type");
+        if (r->kv_type != KV_F16)
+            print_speedup(r, dense_of(bench, first, r->kv_type), "dense of the same type");
+        print_speedup(r, f16, "dense");
     }
     fflush(stdout);
 }
@@ -413,9 +418,8 @@ static int write_csv(struct bench *bench)
     for (size_t i = 0; i < bench->n_results; i++) {
         const struct result *r = &bench->results[i];
         fprintf(f,
-                "%u,%u,%u,%llu,%s,%s,%u,%u,%u,%llu,%.0f,%.0f,%.9g,%.6f,%.6f,%.5f,%.5f,%.4f,%llu,%"
-                "llu,%llu,"
-                "%llu,%.4f",
+                "%u,%u,%u,%llu,%s,%s,%u,%u,%u,%llu,%.0f,%.0f,%.9g,%.6f,%.6f,%.5f,%.5f,%.4f,"
+                "%llu,%llu,%llu,%llu,%.4f",
                 r->shape.q_heads, r->shape.kv_heads, r->shape.head_dim,
                 (unsigned long long)r->context, name_of(r), kv_type_name(r->kv_type),
                 r->page_channels, r->page_bytes, r->group, (unsigned long long)r->steps, r->read,

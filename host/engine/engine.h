@@ -67,7 +67,7 @@ struct inst_engine {
     struct store_where *where;  // [n_places]
     struct kv_place *place;     // [n_places], of directories
     char *kv_places, *kv_paths; // for people
-    uint64_t available; // memory for this process when the engine was opened, less weights read
+    uint64_t available;         // memory for this process at opening, less weights that are read
     struct engine_plan plan;
     const char *note[NOTES_MAX]; // what preflight.c has to say
     char note_text[NOTES_MAX][256];
@@ -96,7 +96,7 @@ struct inst_engine {
     double *rope_freq;  // angle per position of pair i; of both sets where there are two
     uint64_t row_cache; // bytes, as in inst_options
     uint64_t memory, context, kv_limit;
-    struct table_header attend; // method and its knobs, for every ATTEND
+    struct table_header attend;        // method and its knobs, for every ATTEND
     struct audit audit;
     const struct guest *guest;         // attends in the engine's place (guest.h), or NULL
     struct compute_buffer *guest_rows; // q of the host's rows, and outputs of one
@@ -112,12 +112,11 @@ struct inst_engine {
     uint32_t n_sequences;
     uint64_t clock; // of uses of sequences
     struct scratch scratch;
-    uint64_t call;           // calls that named sessions, counted
-    struct inst_stats stats; // what the drive does not count
-    struct inst_counter
-        counter[STAT_ROWS + AUDIT_COUNTERS]; // of the method, for whoever asked last
-    uint64_t prefill_read_bytes;             // flash read while prefilling
-    struct drive_stats counted;              // by all drives, as inst_engine_stats last told
+    uint64_t call;                          // calls that named sessions, counted
+    struct inst_stats stats;                // what the drive does not count
+    struct inst_counter counter[STAT_ROWS + AUDIT_COUNTERS]; // of the method, for whoever asked last
+    uint64_t prefill_read_bytes;            // flash read while prefilling
+    struct drive_stats counted;             // by all drives, as inst_engine_stats last told
     bool has_counted;
 };
 
